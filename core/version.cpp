@@ -58,9 +58,13 @@ std::string cblas() {
 
 }  // namespace
 
-const char* version() { return MACGRAD_VERSION; }
+const char* version() {
+  return MACGRAD_VERSION;
+}
 
-const char* commit() { return MACGRAD_COMMIT; }
+const char* commit() {
+  return MACGRAD_COMMIT;
+}
 
 std::vector<std::pair<std::string, std::string>> build_facts() {
   std::string build = MACGRAD_BUILD_TYPE;
@@ -74,8 +78,8 @@ std::vector<std::pair<std::string, std::string>> build_facts() {
           {"vector maths", vectors.empty() ? "none" : vectors},
           {"oneDNN", onednn()},
           {"CBLAS", cblas()},
-          {"fmt",
-           fmt::format("{}.{}.{}", FMT_VERSION / 10000, FMT_VERSION / 100 % 100, FMT_VERSION % 100)},
+          {"fmt", fmt::format("{}.{}.{}", FMT_VERSION / 10000, FMT_VERSION / 100 % 100,
+                              FMT_VERSION % 100)},
           {"CUDA", MACGRAD_CUDA_STATUS}};
 }
 

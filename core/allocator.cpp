@@ -1,0 +1,210 @@
+#include "core/allocator.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <bit>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+namespace macgrad {
+namespace {
+
+constexpr size_t kAlignment = 64;
+constexpr size_t kGuardBytes = 64;
+constexpr unsigned char kGuardByte = 0xA5;
+// A quiet NaN as float32 and as float64, and a wild value as int64.
+constexpr uint32_t kPoisonWord = 0x7fdeadbeu;
+
+std::atomic<int> poison_depth{0};
+std::atomic<uint64_t> violations{0};
+
+#ifndef MACGRAD_EXACT_ALLOC
+#define MACGRAD_EXACT_ALLOC 0
+#endif
+
+void* allocate_host(size_t bytes, Device) {
+  return std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
+}
+void release_host(void* block, size_t, Device) {
+  std::free(block);
+}
+void copy_host(void* to, Device, const void* from, Device, size_t bytes) {
+  std::memcpy(to, from, bytes);
+}
+
+// Powers of two in eighths: at most 12.5 % is lost to rounding, and few classes exist.
+size_t size_class(size_t bytes) {
+  if (bytes <= 512) return (bytes + 63) / 64 * 64;
+  const size_t step = std::bit_floor(bytes) / 8;
+  return (bytes + step - 1) / step * step;
+}
+
+class Pool {
+ public:
+  void* take(size_t bytes, Device device, const RawMemory& raw) {
+    const size_t want = size_class(std::max<size_t>(bytes, 1) + kGuardBytes);
+    std::lock_guard lock(mutex_);
+    void* block = nullptr;
+    if (auto it = free_.find(want); it != free_.end() && !it->second.empty()) {
+      block = it->second.back();
+      it->second.pop_back();
+      stats_.cached_bytes -= want;
+    } else {
+      block = raw.allocate(want, device);
+      if (block == nullptr) {
+        trim_locked(device, raw);
+        block = raw.allocate(want, device);
+      }
+      if (block == nullptr) {
+        throw Error(
+            "out of memory on {}: {} bytes asked, {} in use, {} cached; use a smaller batch or "
+            "shorter sequences",
+            text(device), bytes, stats_.current_bytes, stats_.cached_bytes);
+      }
+    }
+    stats_.current_bytes += want;
+    stats_.peak_bytes = std::max(stats_.peak_bytes, stats_.current_bytes);
+    ++stats_.allocations;
+    return block;
+  }
+
+  void give(void* block, size_t bytes, Device) {
+    const size_t want = size_class(std::max<size_t>(bytes, 1) + kGuardBytes);
+    std::lock_guard lock(mutex_);
+    stats_.current_bytes -= want;
+    stats_.cached_bytes += want;
+    free_[want].push_back(block);
+  }
+
+  void trim(Device device, const RawMemory& raw) {
+    std::lock_guard lock(mutex_);
+    trim_locked(device, raw);
+  }
+  MemoryStats stats() {
+    std::lock_guard lock(mutex_);
+    return stats_;
+  }
+  void reset_peak() {
+    std::lock_guard lock(mutex_);
+    stats_.peak_bytes = stats_.current_bytes;
+  }
+  // With exact allocation only the counters are used.
+  void count(int64_t bytes) {
+    std::lock_guard lock(mutex_);
+    stats_.current_bytes = static_cast<size_t>(static_cast<int64_t>(stats_.current_bytes) + bytes);
+    stats_.peak_bytes = std::max(stats_.peak_bytes, stats_.current_bytes);
+    if (bytes > 0) ++stats_.allocations;
+  }
+
+ private:
+  void trim_locked(Device device, const RawMemory& raw) {
+    for (auto& [size, blocks] : free_) {
+      for (void* block : blocks) raw.release(block, size, device);
+      stats_.cached_bytes -= size * blocks.size();
+      blocks.clear();
+    }
+  }
+
+  std::mutex mutex_;
+  std::unordered_map<size_t, std::vector<void*>> free_;
+  MemoryStats stats_;
+};
+
+struct Backends {
+  std::array<RawMemory, kDeviceTypes> raw{RawMemory{allocate_host, release_host, copy_host}};
+  std::array<Pool, kDeviceTypes> pool;
+};
+
+// Leaked on purpose: tensors with static lifetime may be released after other statics.
+Backends& backends() {
+  static auto* b = new Backends;
+  return *b;
+}
+
+RawMemory& raw_of(Device device) {
+  RawMemory& raw = backends().raw[static_cast<size_t>(device.type)];
+  require(raw.allocate != nullptr,
+          "no {} backend in this program: build with -DMACGRAD_CUDA=ON on a machine with the CUDA "
+          "toolkit, or use --device cpu",
+          name(device.type));
+  return raw;
+}
+
+Pool& pool_of(Device device) {
+  return backends().pool[static_cast<size_t>(device.type)];
+}
+
+constexpr bool kExact = MACGRAD_EXACT_ALLOC != 0;
+
+}  // namespace
+
+void set_raw_memory(DeviceType type, RawMemory functions) {
+  backends().raw[static_cast<size_t>(type)] = functions;
+}
+
+void* allocate(size_t bytes, Device device) {
+  const RawMemory& raw = raw_of(device);
+  if (kExact && device.type == DeviceType::cpu) {
+    // Exactly `bytes`, so that the address sanitizer sees every overrun.
+    void* block = nullptr;
+    if (posix_memalign(&block, kAlignment, std::max<size_t>(bytes, 1)) != 0)
+      throw Error("out of memory on cpu: {} bytes asked", bytes);
+    pool_of(device).count(static_cast<int64_t>(bytes));
+    if (poison_depth > 0) std::memset(block, 0xff, bytes);
+    return block;
+  }
+  void* block = pool_of(device).take(bytes, device, raw);
+  if (device.type == DeviceType::cpu && poison_depth > 0) {
+    auto* words = static_cast<uint32_t*>(block);
+    std::fill_n(words, bytes / 4, kPoisonWord);
+    std::memset(static_cast<char*>(block) + bytes / 4 * 4, 0xff, bytes % 4);
+  }
+  if (device.type == DeviceType::cpu)
+    std::memset(static_cast<char*>(block) + bytes, kGuardByte, kGuardBytes);
+  return block;
+}
+
+void release(void* block, size_t bytes, Device device) noexcept {
+  if (kExact && device.type == DeviceType::cpu) {
+    std::free(block);
+    pool_of(device).count(-static_cast<int64_t>(bytes));
+    return;
+  }
+  if (device.type == DeviceType::cpu) {
+    const auto* guard = static_cast<unsigned char*>(block) + bytes;
+    if (!std::all_of(guard, guard + kGuardBytes, [](unsigned char c) { return c == kGuardByte; }))
+      ++violations;
+  }
+  pool_of(device).give(block, bytes, device);
+}
+
+void copy_bytes(void* to, Device to_device, const void* from, Device from_device, size_t bytes) {
+  const Device other = to_device.type == DeviceType::cpu ? from_device : to_device;
+  raw_of(other).copy(to, to_device, from, from_device, bytes);
+}
+
+MemoryStats memory_stats(Device device) {
+  return pool_of(device).stats();
+}
+void reset_peak(Device device) {
+  pool_of(device).reset_peak();
+}
+void trim_cache(Device device) {
+  pool_of(device).trim(device, raw_of(device));
+}
+
+PoisonScope::PoisonScope() {
+  ++poison_depth;
+}
+PoisonScope::~PoisonScope() {
+  --poison_depth;
+}
+uint64_t guard_violations() {
+  return violations;
+}
+
+}  // namespace macgrad

@@ -1,0 +1,55 @@
+// Caching allocators, one a device: blocks are 64-byte aligned, rounded to size classes and kept
+// for the next request, because a training step asks for the same sizes again and again.
+// Tools of the memory live here: NaN poison, guard words, counters of current and peak bytes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "core/dtype.h"
+
+namespace macgrad {
+
+struct MemoryStats {
+  size_t current_bytes = 0;  // held by live tensors
+  size_t peak_bytes = 0;     // largest value of current_bytes since reset_peak
+  size_t cached_bytes = 0;   // kept for reuse
+  uint64_t allocations = 0;  // requests since the start
+};
+
+/// Where a backend puts its memory functions; the CPU's are built in, CUDA's come with
+/// register_cuda_kernels().
+struct RawMemory {
+  void* (*allocate)(size_t bytes, Device device) = nullptr;  // nullptr result = out of memory
+  void (*release)(void* block, size_t bytes, Device device) = nullptr;
+  void (*copy)(void* to, Device to_device, const void* from, Device from_device,
+               size_t bytes) = nullptr;
+};
+void set_raw_memory(DeviceType type, RawMemory functions);
+
+/// Block of at least `bytes` (0 gives a valid pointer). Out of memory throws an Error saying how
+/// much was asked, used and cached.
+void* allocate(size_t bytes, Device device);
+void release(void* block, size_t bytes, Device device) noexcept;
+/// Copies bytes between devices; waits until the data is there.
+void copy_bytes(void* to, Device to_device, const void* from, Device from_device, size_t bytes);
+
+MemoryStats memory_stats(Device device = kCpu);
+void reset_peak(Device device = kCpu);
+/// Returns cached blocks to the system.
+void trim_cache(Device device = kCpu);
+
+/// While alive, CPU blocks are handed out filled with NaN bit patterns, and guard words after each
+/// block are checked on release: an unwritten output or an overrun shows in the tests.
+class PoisonScope {
+ public:
+  PoisonScope();
+  ~PoisonScope();
+  PoisonScope(const PoisonScope&) = delete;
+  PoisonScope& operator=(const PoisonScope&) = delete;
+};
+/// Overruns found by guard words since the start of the process.
+uint64_t guard_violations();
+
+}  // namespace macgrad

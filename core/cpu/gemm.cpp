@@ -1,0 +1,181 @@
+// Matrix products: float32 by oneDNN's dnnl_sgemm, float64 by CBLAS (oneDNN has no float64). On the
+// reference machine oneDNN is twice as fast as OpenBLAS in float32 and keeps its rate down to
+// 64×64×64 (CONTRIBUTING.md). Without oneDNN, CBLAS serves both. bfloat16 operands are converted to
+// float32 a call.
+
+#include "core/cpu/gemm.h"
+
+#include <cblas.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "core/cpu/parallel.h"
+#include "core/kernels.h"
+
+#ifndef MACGRAD_WITH_ONEDNN
+#define MACGRAD_WITH_ONEDNN 0
+#endif
+#if MACGRAD_WITH_ONEDNN
+#include <dnnl.h>
+#endif
+
+namespace macgrad::cpu {
+namespace {
+
+CBLAS_TRANSPOSE blas_flag(bool transpose) {
+  return transpose ? CblasTrans : CblasNoTrans;
+}
+
+// op(A)·op(B) is empty in K: C = beta·C.
+template <class T>
+void scale_only(int64_t m, int64_t n, T beta, T* c, int64_t ldc) {
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t j = 0; j < n; ++j) c[i * ldc + j] = beta == T(0) ? T(0) : beta * c[i * ldc + j];
+}
+
+}  // namespace
+
+void gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha,
+          const float* a, int64_t lda, const float* b, int64_t ldb, float beta, float* c,
+          int64_t ldc) {
+  if (m == 0 || n == 0) return;
+  if (k == 0) return scale_only(m, n, beta, c, ldc);
+#if MACGRAD_WITH_ONEDNN
+  const dnnl_status_t status = dnnl_sgemm(transpose_a ? 'T' : 'N', transpose_b ? 'T' : 'N', m, n, k,
+                                          alpha, a, lda, b, ldb, beta, c, ldc);
+  require(status == dnnl_success, "[matmul] dnnl_sgemm failed with status {} at m={} n={} k={}",
+          static_cast<int>(status), m, n, k);
+#else
+  cblas_sgemm(CblasRowMajor, blas_flag(transpose_a), blas_flag(transpose_b), static_cast<int>(m),
+              static_cast<int>(n), static_cast<int>(k), alpha, a, static_cast<int>(lda), b,
+              static_cast<int>(ldb), beta, c, static_cast<int>(ldc));
+#endif
+}
+
+void gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, double alpha,
+          const double* a, int64_t lda, const double* b, int64_t ldb, double beta, double* c,
+          int64_t ldc) {
+  if (m == 0 || n == 0) return;
+  if (k == 0) return scale_only(m, n, beta, c, ldc);
+  cblas_dgemm(CblasRowMajor, blas_flag(transpose_a), blas_flag(transpose_b), static_cast<int>(m),
+              static_cast<int>(n), static_cast<int>(k), alpha, a, static_cast<int>(lda), b,
+              static_cast<int>(ldb), beta, c, static_cast<int>(ldc));
+}
+
+const char* gemm_libraries() {
+  static const std::string text = [] {
+    std::string s;
+#if MACGRAD_WITH_ONEDNN
+    const dnnl_version_t* v = dnnl_version();
+    s = fmt::format("oneDNN {}.{}.{}, ", v->major, v->minor, v->patch);
+#endif
+#ifdef OPENBLAS_VERSION
+    s += OPENBLAS_VERSION;
+#else
+    s += "CBLAS";
+#endif
+    while (!s.empty() && s.back() == ' ') s.pop_back();
+    return s;
+  }();
+  return text.c_str();
+}
+
+namespace {
+
+// A matrix operand as GEMM wants it: row-major with a leading dimension, maybe transposed.
+struct Layout {
+  bool transpose = false;
+  int64_t ld = 1;
+};
+
+Layout layout_of(const Tensor& t, const char* role) {
+  const int64_t rows = t.size(-2), columns = t.size(-1);
+  const int64_t sr = t.stride(-2), sc = t.stride(-1);
+  if (sc == 1 || columns <= 1) {
+    if (rows <= 1) return {false, std::max<int64_t>(1, columns)};
+    if (sr >= std::max<int64_t>(1, columns)) return {false, sr};
+  }
+  if (sr == 1 || rows <= 1) {
+    if (columns <= 1) return {true, std::max<int64_t>(1, rows)};
+    if (sc >= std::max<int64_t>(1, rows)) return {true, sc};
+  }
+  throw Error("[matmul] {} of shape {} with strides {} has no unit stride; make it contiguous",
+              role, t.shape(), t.strides());
+}
+
+// Offsets of every batch entry of `t`, in row-major order of the batch dimensions.
+std::vector<int64_t> batch_offsets(const Tensor& t, int64_t batches) {
+  std::vector<int64_t> offsets(static_cast<size_t>(batches));
+  for (int64_t b = 0; b < batches; ++b) {
+    int64_t rest = b, at = 0;
+    for (int d = t.rank() - 3; d >= 0; --d) {
+      at += rest % t.shape()[d] * t.strides()[d];
+      rest /= t.shape()[d];
+    }
+    offsets[static_cast<size_t>(b)] = at;
+  }
+  return offsets;
+}
+
+template <class T>
+void matmul_typed(const Tensor& a, const Tensor& b, const Tensor& c, T alpha, T beta) {
+  const int64_t m = a.size(-2), k = a.size(-1), n = b.size(-1);
+  int64_t batches = 1;
+  for (int d = 0; d < c.rank() - 2; ++d) batches *= c.shape()[d];
+  if (batches == 0) return;
+  const Layout la = layout_of(a, "left operand");
+  const Layout lb = layout_of(b, "right operand");
+  const Layout lc = layout_of(c, "result");
+  const T* pa = a.data<T>();
+  const T* pb = b.data<T>();
+  T* pc = c.data<T>();
+  const auto oa = batch_offsets(a, batches);
+  const auto ob = batch_offsets(b, batches);
+  const auto oc = batch_offsets(c, batches);
+  const auto one = [&](int64_t i) {
+    const auto at = static_cast<size_t>(i);
+    if (lc.transpose) {
+      // Cᵀ = op(B)ᵀ·op(A)ᵀ.
+      gemm(!lb.transpose, !la.transpose, n, m, k, alpha, pb + ob[at], lb.ld, pa + oa[at], la.ld,
+           beta, pc + oc[at], lc.ld);
+    } else {
+      gemm(la.transpose, lb.transpose, m, n, k, alpha, pa + oa[at], la.ld, pb + ob[at], lb.ld, beta,
+           pc + oc[at], lc.ld);
+    }
+  };
+  // Many small products go side by side on one thread each; few large ones use all threads.
+  const bool side_by_side = batches >= 2 * omp_get_max_threads();
+  if (!side_by_side) {
+    for (int64_t i = 0; i < batches; ++i) one(i);
+    return;
+  }
+  parallel_blocks(batches, std::max<int64_t>(1, (1 << 18) / std::max<int64_t>(1, m * n * k)),
+                  [&](int64_t first, int64_t last) {
+                    for (int64_t i = first; i < last; ++i) one(i);
+                  });
+}
+
+}  // namespace
+
+void matmul(In a, In b, Out c, double alpha, double beta) {
+  switch (a->dtype()) {
+    case DType::float32:
+      return matmul_typed<float>(a, b, c, static_cast<float>(alpha), static_cast<float>(beta));
+    case DType::float64:
+      return matmul_typed<double>(a, b, c, alpha, beta);
+    case DType::bfloat16: {
+      const Tensor result = beta == 0.0 ? Tensor::empty(c->shape()) : c->to(DType::float32);
+      matmul_typed<float>(a->to(DType::float32), b->to(DType::float32), result,
+                          static_cast<float>(alpha), static_cast<float>(beta));
+      c->copy_from(result);
+      return;
+    }
+    default:
+      throw Error("[matmul] needs a floating dtype, got {}; cast first", name(a->dtype()));
+  }
+}
+
+}  // namespace macgrad::cpu

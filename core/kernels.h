@@ -1,0 +1,268 @@
+// Every compute kernel of macgrad, in one list: the contents page of both backends. A slot starts
+// with its CPU function (core/cpu/); register_cuda_kernels() fills the CUDA column (cuda/ mirrors
+// core/cpu/ by file name).
+//
+// Shape letters: B batch, H heads, T query length, S key length, d head dimension, dv value
+// dimension, P projections, M features with a projection, R rows, N columns, V vocabulary.
+// "(A, R, N)" is any tensor seen as three dimensions with the middle one worked on. Unless said
+// otherwise operands are contiguous and of one floating dtype.
+#pragma once
+
+#include <vector>
+
+#include "core/generator.h"
+#include "core/kernel.h"
+#include "core/scalar_ops.h"
+
+namespace macgrad {
+
+/// Softmax attention: key j is visible to query i when key_valid and, if causal, j <= i + S - T.
+struct SoftmaxAttentionArgs {
+  double scale = 1.0;  // multiplies q·k
+  bool causal = false;
+  double dropout = 0.0;  // on the normalised weights; kept ones are scaled by 1/(1-dropout)
+  DrawKey key{};         // element ((b·H + h)·T + i)·S + j decides
+};
+
+/// Random Maclaurin feature attention (nn/README.md): phi(x) = [sqrt(linear) x, w_m Π_l (x Ω_l)_m];
+/// level l has levels[l] features (descending); columns of Ω are level after level.
+struct RmfaArgs {
+  std::vector<int64_t> levels;  // levels[0] = M, sum = P
+  double constant = 0.0;        // c_0²: what all degree-0 features add to every kernel value
+  double linear = 0.0;          // weight of the exact degree-1 block x·y (0: none)
+  double floor = 0.0;           // den is floored at floor·(visible keys); 0: not floored
+  bool causal = false;          // as in SoftmaxAttentionArgs
+};
+
+/// preSBN: statistics over batch and valid positions (batch), given ones (fixed), or a row (row).
+enum class SbnStatistics { batch, fixed, row };
+
+struct AdamArgs {
+  double lr = 1e-3;
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double eps = 1e-8;
+  double weight_decay = 0.0;
+  bool decoupled = true;    // AdamW; false adds weight_decay·p to the gradient
+  double grad_scale = 1.0;  // multiplies the gradient first (clipping, averaging)
+  int64_t step = 1;         // counted from 1, for the bias correction
+};
+
+// The CPU functions, in the order of the files that hold them.
+namespace cpu {
+
+// elementwise.cpp: any strides, all operands of one shape (broadcast = stride 0).
+#define MACGRAD_DECLARE(op) void op(In x, Out y);
+MACGRAD_UNARY_OPS(MACGRAD_DECLARE)
+#undef MACGRAD_DECLARE
+#define MACGRAD_DECLARE(op) void op(In a, In b, Out y);
+MACGRAD_BINARY_OPS(MACGRAD_DECLARE)
+MACGRAD_COMPARE_OPS(MACGRAD_DECLARE)
+#undef MACGRAD_DECLARE
+void where(In condition, In a, In b, Out y);
+
+// copy.cpp
+void copy(In x, Out y);
+void fill(Out y, double value);
+
+// reduce.cpp
+void sum(In x, Out y);
+void max(In x, Out y, Out index);
+void min(In x, Out y, Out index);
+void cumsum(In x, Out y, bool reverse);
+
+// gemm.cpp
+void matmul(In a, In b, Out c, double alpha, double beta);
+
+// index.cpp
+void gather(In x, In index, Out y);
+void scatter_add(In index, In source, InOut y);
+void index_select(In x, In index, Out y);
+void index_add(In index, In source, InOut y);
+
+// random.cpp
+void random_uniform(Out y, DrawKey key);
+void random_normal(Out y, DrawKey key);
+void random_signs(Out y, DrawKey key);
+void dropout(In x, Out y, double p, DrawKey key);
+
+// softmax.cpp
+void softmax_forward(In x, Out y);
+void softmax_backward(In y, In grad, Out dx);
+void log_softmax_forward(In x, Out y);
+void log_softmax_backward(In y, In grad, Out dx);
+void cross_entropy_forward(In logits, In target, double smoothing, int64_t ignore, Out loss,
+                           Out lse);
+void cross_entropy_backward(In logits, In target, In lse, In grad, double smoothing, int64_t ignore,
+                            Out dlogits);
+
+// layer_norm.cpp
+void layer_norm_forward(In x, In weight, In bias, double eps, Out y, Out mean, Out rstd);
+void layer_norm_backward(In x, In weight, In mean, In rstd, In grad, Out dx, Out dweight,
+                         Out dbias);
+
+// sbn.cpp
+void pre_sbn_forward(In x, In valid, SbnStatistics statistics, double eps, InOut mean, InOut var,
+                     Out y);
+void pre_sbn_backward(In x, In valid, In mean, In var, In grad, SbnStatistics statistics,
+                      double eps, Out dx);
+void post_sbn_forward(In x, In gamma, In beta, double eps, Out y);
+void post_sbn_backward(In x, In gamma, In beta, In grad, double eps, Out dx, Out dgamma, Out dbeta);
+
+// attention.cpp
+void softmax_attention_forward(In q, In k, In v, In key_valid, In query_valid,
+                               const SoftmaxAttentionArgs& args, Out out, Out lse, Scratch scratch);
+void softmax_attention_backward(In q, In k, In v, In key_valid, In query_valid, In out, In lse,
+                                In grad, const SoftmaxAttentionArgs& args, Out dq, Out dk, Out dv,
+                                Scratch scratch);
+Support softmax_attention_forward_supports(In q, In k, In v, In key_valid, In query_valid,
+                                           const SoftmaxAttentionArgs& args, Out out, Out lse,
+                                           Scratch scratch);
+size_t softmax_attention_forward_scratch(In q, In k, In v, In key_valid, In query_valid,
+                                         const SoftmaxAttentionArgs& args, Out out, Out lse,
+                                         Scratch scratch);
+size_t softmax_attention_backward_scratch(In q, In k, In v, In key_valid, In query_valid, In out,
+                                          In lse, In grad, const SoftmaxAttentionArgs& args, Out dq,
+                                          Out dk, Out dv, Scratch scratch);
+
+// rmfa.cpp
+void rmfa_forward(In q, In k, In v, In key_valid, In query_valid, In omega, In weight,
+                  const RmfaArgs& args, Out out, Out den, Out stats, Scratch scratch);
+void rmfa_backward(In q, In k, In v, In key_valid, In query_valid, In omega, In weight, In out,
+                   In den, In grad, const RmfaArgs& args, Out dq, Out dk, Out dv, Scratch scratch);
+Support rmfa_forward_supports(In q, In k, In v, In key_valid, In query_valid, In omega, In weight,
+                              const RmfaArgs& args, Out out, Out den, Out stats, Scratch scratch);
+size_t rmfa_forward_scratch(In q, In k, In v, In key_valid, In query_valid, In omega, In weight,
+                            const RmfaArgs& args, Out out, Out den, Out stats, Scratch scratch);
+size_t rmfa_backward_scratch(In q, In k, In v, In key_valid, In query_valid, In omega, In weight,
+                             In out, In den, In grad, const RmfaArgs& args, Out dq, Out dk, Out dv,
+                             Scratch scratch);
+
+// optimizer.cpp
+void adam(InOutList params, InList grads, InOutList first, InOutList second, const AdamArgs& args);
+void sum_of_squares(InList tensors, Out total);
+
+}  // namespace cpu
+
+namespace kernels {
+
+#define MACGRAD_SLOT(op) inline constinit Kernel<void(In, Out)> op{#op, {cpu::op}};
+MACGRAD_UNARY_OPS(MACGRAD_SLOT)
+#undef MACGRAD_SLOT
+#define MACGRAD_SLOT(op) inline constinit Kernel<void(In, In, Out)> op{#op, {cpu::op}};
+MACGRAD_BINARY_OPS(MACGRAD_SLOT)
+/// y is bool.
+MACGRAD_COMPARE_OPS(MACGRAD_SLOT)
+#undef MACGRAD_SLOT
+/// condition is bool.
+inline constinit Kernel<void(In, In, In, Out)> where{"where", {cpu::where}};
+
+/// Any strides on both sides, any pair of dtypes (casts round to nearest), one shape.
+inline constinit Kernel<void(In, Out)> copy{"copy", {cpu::copy}};
+/// Any strides, any dtype.
+inline constinit Kernel<void(Out, double)> fill{"fill", {cpu::fill}};
+
+/// x (A, R, N) -> y (A, N).
+inline constinit Kernel<void(In, Out)> sum{"sum", {cpu::sum}};
+/// x (A, R, N) -> y (A, N), index (A, N) int64: the first place of the extremum. R >= 1. NaN wins.
+inline constinit Kernel<void(In, Out, Out)> max{"max", {cpu::max}};
+inline constinit Kernel<void(In, Out, Out)> min{"min", {cpu::min}};
+/// x, y (A, R, N): running sums along R, from the end when reverse.
+inline constinit Kernel<void(In, Out, bool)> cumsum{"cumsum", {cpu::cumsum}};
+
+/// c = alpha·a·b + beta·c over batches: a (…, M, K), b (…, K, N), c (…, M, N) with equal batch
+/// dimensions (expanded ones have stride 0). In a, b and c one of the last two strides is 1.
+/// K = 0 gives beta·c.
+inline constinit Kernel<void(In, In, Out, double, double)> matmul{"matmul", {cpu::matmul}};
+
+/// x (A, R, N), index (A, K, N) int64 in [0, R) -> y (A, K, N): y[a,k,n] = x[a, index[a,k,n], n].
+inline constinit Kernel<void(In, In, Out)> gather{"gather", {cpu::gather}};
+/// index, source (A, K, N), y (A, R, N): y[a, index[a,k,n], n] += source[a,k,n], in order of k.
+inline constinit Kernel<void(In, In, InOut)> scatter_add{"scatter_add", {cpu::scatter_add}};
+/// x (A, R, N), index (K) int64 in [0, R) -> y (A, K, N).
+inline constinit Kernel<void(In, In, Out)> index_select{"index_select", {cpu::index_select}};
+/// index (K), source (A, K, N), y (A, R, N): y[a, index[k], n] += source[a,k,n], in order of k.
+inline constinit Kernel<void(In, In, InOut)> index_add{"index_add", {cpu::index_add}};
+
+/// Uniform in [0, 1): float32 and bfloat16 from one 32-bit number an element, float64 from two.
+inline constinit Kernel<void(Out, DrawKey)> random_uniform{"random_uniform", {cpu::random_uniform}};
+/// Standard normal by Box-Muller: element pair (2i, 2i+1) from numbers 4i … 4i+3.
+inline constinit Kernel<void(Out, DrawKey)> random_normal{"random_normal", {cpu::random_normal}};
+/// -1 or +1: the top bit of number `element`, 1 meaning +1.
+inline constinit Kernel<void(Out, DrawKey)> random_signs{"random_signs", {cpu::random_signs}};
+/// y = x/(1-p) where uniform(element) >= p, else 0.
+inline constinit Kernel<void(In, Out, double, DrawKey)> dropout{"dropout", {cpu::dropout}};
+
+/// x, y (R, N), over N.
+inline constinit Kernel<void(In, Out)> softmax_forward{"softmax_forward", {cpu::softmax_forward}};
+inline constinit Kernel<void(In, In, Out)> softmax_backward{"softmax_backward",
+                                                            {cpu::softmax_backward}};
+inline constinit Kernel<void(In, Out)> log_softmax_forward{"log_softmax_forward",
+                                                           {cpu::log_softmax_forward}};
+inline constinit Kernel<void(In, In, Out)> log_softmax_backward{"log_softmax_backward",
+                                                                {cpu::log_softmax_backward}};
+/// logits (R, V), target (R) int64 -> loss (R), lse (R). With smoothing s the target distribution
+/// is (1-s) on the target plus s/V everywhere; rows whose target is `ignore` have loss 0.
+inline constinit Kernel<void(In, In, double, int64_t, Out, Out)> cross_entropy_forward{
+    "cross_entropy_forward", {cpu::cross_entropy_forward}};
+/// grad (R) -> dlogits (R, V).
+inline constinit Kernel<void(In, In, In, In, double, int64_t, Out)> cross_entropy_backward{
+    "cross_entropy_backward", {cpu::cross_entropy_backward}};
+
+/// x, y (R, N), weight, bias (N), mean, rstd (R); biased variance.
+inline constinit Kernel<void(In, In, In, double, Out, Out, Out)> layer_norm_forward{
+    "layer_norm_forward", {cpu::layer_norm_forward}};
+inline constinit Kernel<void(In, In, In, In, In, Out, Out, Out)> layer_norm_backward{
+    "layer_norm_backward", {cpu::layer_norm_backward}};
+
+/// x (B, H, T, d) with unit last stride, any others; valid (B, T) bool or absent; mean, var (H, d)
+/// written by `batch` (biased), read by `fixed`, absent for `row`. y, of x's shape: centred,
+/// divided by sqrt(var + eps), then each row divided by its L2 norm; rows below 1e-12 and invalid
+/// rows are 0 (math of ppSBN: nn/README.md).
+inline constinit Kernel<void(In, In, SbnStatistics, double, InOut, InOut, Out)> pre_sbn_forward{
+    "pre_sbn_forward", {cpu::pre_sbn_forward}};
+/// `batch` differentiates through the statistics; `fixed` treats them as constants.
+inline constinit Kernel<void(In, In, In, In, In, SbnStatistics, double, Out)> pre_sbn_backward{
+    "pre_sbn_backward", {cpu::pre_sbn_backward}};
+/// y = s·(s² + eps²)^((beta-1)/2), s = gamma·x; x (…, d) with unit last stride, gamma and beta (1)
+/// or (d).
+inline constinit Kernel<void(In, In, In, double, Out)> post_sbn_forward{"post_sbn_forward",
+                                                                        {cpu::post_sbn_forward}};
+inline constinit Kernel<void(In, In, In, In, double, Out, Out, Out)> post_sbn_backward{
+    "post_sbn_backward", {cpu::post_sbn_backward}};
+
+/// q (B, H, T, d), k (B, H, S, d), v (B, H, S, dv), out (B, H, T, dv): last stride 1, others any.
+/// key_valid (B, S), query_valid (B, T): bool, true = visible, contiguous, or absent. lse
+/// (B, H, T): log of the sum of exponentials, -inf where no key is visible (out is 0 there).
+/// Never holds a T×S matrix.
+inline constinit Kernel<void(In, In, In, In, In, const SoftmaxAttentionArgs&, Out, Out, Scratch)>
+    softmax_attention_forward{
+        "softmax_attention_forward",
+        {cpu::softmax_attention_forward, cpu::softmax_attention_forward_supports,
+         cpu::softmax_attention_forward_scratch}};
+/// grad and the results have the shapes of out, q, k, v.
+inline constinit Kernel<void(In, In, In, In, In, In, In, In, const SoftmaxAttentionArgs&, Out, Out,
+                             Out, Scratch)>
+    softmax_attention_backward{
+        "softmax_attention_backward",
+        {cpu::softmax_attention_backward, nullptr, cpu::softmax_attention_backward_scratch}};
+
+/// Operands as in softmax_attention_forward. omega (d, P), or (H, d, P) for draws a head; weight
+/// (M). den (B, H, T): denominators before flooring. stats (2) float64: how many denominators were
+/// floored, and the smallest den/count (count = visible keys times the kernel's value at 0 is in
+/// args.floor's unit: here plain visible keys) over rows with a visible key.
+inline constinit Kernel<void(In, In, In, In, In, In, In, const RmfaArgs&, Out, Out, Out, Scratch)>
+    rmfa_forward{"rmfa_forward",
+                 {cpu::rmfa_forward, cpu::rmfa_forward_supports, cpu::rmfa_forward_scratch}};
+inline constinit Kernel<void(In, In, In, In, In, In, In, In, In, In, const RmfaArgs&, Out, Out, Out,
+                             Scratch)>
+    rmfa_backward{"rmfa_backward", {cpu::rmfa_backward, nullptr, cpu::rmfa_backward_scratch}};
+
+/// Every tensor contiguous; one entry of each list a parameter. Moments have the parameter's dtype.
+inline constinit Kernel<void(InOutList, InList, InOutList, InOutList, const AdamArgs&)> adam{
+    "adam", {cpu::adam}};
+/// total (1) float64: sum of squares of all elements of all tensors.
+inline constinit Kernel<void(InList, Out)> sum_of_squares{"sum_of_squares", {cpu::sum_of_squares}};
+
+}  // namespace kernels
+}  // namespace macgrad
