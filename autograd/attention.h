@@ -1,0 +1,53 @@
+// Attention and ppSBN as fused ops: softmax attention, RMFA, preSBN and postSBN. Shape letters: B
+// batch, H heads, T queries, S keys, d head dimension, dv value dimension, P projections, M
+// features with a projection. Definitions: nn/README.md.
+#pragma once
+
+#include "autograd/variable.h"
+#include "core/kernels.h"
+
+namespace macgrad {
+
+/// Who is visible. true = visible; undefined tensors mean "all".
+struct AttentionMask {
+  Tensor key_valid;     // (B, S) bool
+  Tensor query_valid;   // (B, T) bool; outputs and gradients at invalid queries are 0
+  bool causal = false;  // key j visible to query i when j <= i + S - T
+};
+
+/// The bool Tensor (B|1, 1, T, S) of what a mask shows; undefined when everything is visible.
+Tensor visible(const AttentionMask& mask, int64_t T, int64_t S);
+
+/// softmax(scale·q·kᵀ)·v: q (B,H,T,d), k (B,H,S,d), v (B,H,S,dv) -> (B,H,T,dv); memory
+/// O((T+S)·d). Dropout acts on the weights and is replayed from `key`.
+Variable softmax_attention(const Variable& q, const Variable& k, const Variable& v,
+                           const AttentionMask& mask, double scale, double dropout = 0.0,
+                           const DrawKey& key = {});
+
+/// Denominators of one RMFA call.
+struct RmfaStatistics {
+  int64_t floored = 0;        // rows whose denominator was floored (without a floor: den <= 0)
+  double smallest_ratio = 0;  // min over rows of den / visible keys
+};
+/// Random Maclaurin feature attention: q, k, v, mask as above; omega (d, P) or (H, d, P), weight
+/// (M), both constants. Writes the statistics when asked (reads two numbers back).
+Variable rmfa(const Variable& q, const Variable& k, const Variable& v, const AttentionMask& mask,
+              const Tensor& omega, const Tensor& weight, const RmfaArgs& args,
+              RmfaStatistics* statistics = nullptr);
+/// phi(x) without the constant part: x (B,H,T,d) -> (B,H,T, M or d+M), in primitive ops.
+Variable maclaurin_features(const Variable& x, const Tensor& omega, const Tensor& weight,
+                            const RmfaArgs& args);
+
+/// preSBN statistics (H, d): set by batch mode, read by fixed mode.
+struct SbnMoments {
+  Tensor mean;
+  Tensor var;
+};
+/// preSBN (paper, Algorithm 1): x (B,H,T,d), valid (B,T) bool or undefined -> rows of unit norm.
+Variable pre_sbn(const Variable& x, const Tensor& valid, SbnStatistics statistics, double eps,
+                 SbnMoments* moments);
+/// postSBN: s·(s² + eps²)^((beta-1)/2), s = gamma·x; gamma, beta (1) or (d), x (…, d).
+Variable post_sbn(const Variable& x, const Variable& gamma, const Variable& beta,
+                  double eps = 1e-6);
+
+}  // namespace macgrad

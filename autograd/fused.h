@@ -1,0 +1,48 @@
+// FusedOp: an op with its own kernels and a mandatory composite in primitive ops. The composite is
+// test oracle, fallback, and the way to higher derivatives: the backward kernel is itself a FusedOp
+// whose composite is derived by differentiating the forward composite.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "autograd/node.h"
+#include "core/kernel.h"
+
+namespace macgrad {
+
+struct FusedOp {
+  struct Forward {
+    Tensors outputs;  // of the op
+    Tensors saved;    // statistics for the backward kernel; no gradients
+  };
+  std::string name;
+  Attributes attributes;
+  /// Whether the kernels take these operands; absent: yes.
+  std::function<Support(const Tensors& inputs)> supports;
+  std::function<Forward(const Tensors& inputs)> forward;
+  /// Gradients of the inputs; entries not in `needs` may stay undefined. Absent: the composite is
+  /// differentiated.
+  std::function<Tensors(const Tensors& inputs, const Forward& result, const Tensors& cotangents,
+                        const std::vector<bool>& needs)>
+      backward;
+  /// The same outputs from primitive ops.
+  std::function<Variables(const Variables& inputs)> composite;
+};
+
+/// Runs the op: its kernels where they serve the operands, else its composite on the same device
+/// (the reason is logged once; an Error with MACGRAD_FUSED=strict). Inside Unfused, always the
+/// composite.
+Variables apply(const FusedOp& op, const Variables& inputs);
+
+/// While alive, fused ops of this thread record their composites, so that inner values and their
+/// gradients can be seen.
+class Unfused {
+ public:
+  Unfused();
+  ~Unfused();
+  Unfused(const Unfused&) = delete;
+  Unfused& operator=(const Unfused&) = delete;
+};
+
+}  // namespace macgrad

@@ -1,0 +1,125 @@
+// Node: one recorded op. record() is the choke point where every op enters the graph.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "autograd/variable.h"
+
+namespace macgrad {
+
+/// Printable settings of an op: {"dim", "1"}.
+using Attributes = std::vector<std::pair<std::string, std::string>>;
+
+/// A Variable kept for a gradient rule, with the version it had. Reading it after its memory was
+/// overwritten is an error that names it.
+class Saved {
+ public:
+  /// With needed = false nothing is kept (and reading is a bug).
+  explicit Saved(const Variable& v, bool needed = true);
+  const Variable& operator()() const;
+
+ private:
+  Variable variable_;
+  uint64_t version_ = 0;
+};
+
+/// What a gradient rule sees.
+class VjpContext {
+ public:
+  /// Gradient of the loss with respect to output i; zeros when nothing came.
+  const Variable& cotangent(int i = 0) const;
+  /// Output i, as a Variable of the node (so the rule can be differentiated again).
+  Variable output(int i = 0) const;
+  /// Whether the gradient of input i is asked for.
+  bool needs(int i) const;
+  const std::vector<bool>& needs() const { return needs_; }
+  /// Whether this backward pass is itself recorded (second order).
+  bool create_graph() const { return create_graph_; }
+
+ private:
+  friend class Engine;
+  std::shared_ptr<Node> node_;
+  mutable Variables cotangents_;
+  std::vector<bool> needs_;
+  bool create_graph_ = false;
+};
+
+/// Gradient rule: cotangents of the outputs to gradients of the inputs (undefined = zero), written
+/// in Variable ops. A gradient of broadcast shape is summed to the input's shape by the engine.
+using Vjp = std::function<Variables(const VjpContext&)>;
+/// Rule for one input.
+using InputRule = std::function<Variable(const Variable& cotangent, const VjpContext&)>;
+/// Rule made of one function an input; only those asked for are called. An empty function means
+/// that the input is not differentiable: recording it with requires_grad is an error.
+struct Rules {
+  Rules(std::initializer_list<InputRule> list) : each(list) {}
+  std::vector<InputRule> each;
+};
+
+class Node : public std::enable_shared_from_this<Node> {
+ public:
+  struct Input {
+    std::shared_ptr<Node> node;            // maker of the input, null for leaves
+    int output = 0;                        // which output of the maker
+    std::shared_ptr<Variable::Meta> meta;  // of leaves that ask for a gradient
+    Shape shape;
+    DType dtype{};
+    Device device;
+    bool requires_grad = false;
+    uint64_t version = 0;  // of the storage when recorded
+  };
+  struct Output {
+    Shape shape;
+    DType dtype{};
+    Device device;
+    std::shared_ptr<Variable::Meta> meta;
+    Tensor value;  // kept only when the rule reads it
+    uint64_t version = 0;
+  };
+
+  ~Node();
+
+  std::string op;
+  Attributes attributes;
+  std::vector<Input> inputs;
+  std::vector<Output> outputs;
+  Vjp vjp;
+  uint64_t id = 0;           // grows in order of recording: parents have smaller ids
+  uint64_t backward_of = 0;  // id of the node whose rule recorded this one, 0: forward
+  std::shared_ptr<const std::string> scope;
+  bool released = false;
+
+  /// "scope/op#id".
+  std::string text() const;
+  /// Drops the rule and what it saved.
+  void release();
+};
+
+/// Enters an op into the graph and returns its outputs as Variables. Without recording (NoGrad, or
+/// no input asks for a gradient) they are plain values. `keep_outputs`: the rule reads output(i).
+Variables record(const char* op, const Variables& inputs, const Tensors& outputs, Vjp vjp,
+                 Attributes attributes = {}, bool keep_outputs = false);
+/// One output, one function an input.
+Variable record(const char* op, const Variables& inputs, const Tensor& output, Rules rules,
+                Attributes attributes = {}, bool keep_outputs = false);
+
+/// While alive, every recorded value and every gradient of this thread is checked for NaN and
+/// infinity; the first one found is an Error naming op, scope and inputs.
+class AnomalyMode {
+ public:
+  AnomalyMode();
+  ~AnomalyMode();
+  AnomalyMode(const AnomalyMode&) = delete;
+  AnomalyMode& operator=(const AnomalyMode&) = delete;
+  static bool active();
+};
+
+/// Id of the node whose gradient rule runs in this thread, else 0 (set by the engine).
+uint64_t& current_backward_of();
+
+}  // namespace macgrad

@@ -1,0 +1,35 @@
+#include "autograd/scope.h"
+
+namespace macgrad {
+namespace {
+
+std::shared_ptr<const std::string>& path() {
+  thread_local auto p = std::make_shared<const std::string>();
+  return p;
+}
+
+}  // namespace
+
+Scope::Scope(const std::string& name) : previous_(path()) {
+  if (name.empty()) return;
+  path() = std::make_shared<const std::string>(previous_->empty() ? name : *previous_ + "." + name);
+}
+Scope::~Scope() {
+  path() = std::move(previous_);
+}
+const std::shared_ptr<const std::string>& Scope::current() {
+  return path();
+}
+
+ReplaceScope::ReplaceScope(std::shared_ptr<const std::string> p) : previous_(std::move(path())) {
+  path() = std::move(p);
+}
+ReplaceScope::~ReplaceScope() {
+  path() = std::move(previous_);
+}
+
+std::string scope_suffix() {
+  return path()->empty() ? "" : ", in " + *path();
+}
+
+}  // namespace macgrad
