@@ -20,10 +20,13 @@ macgrad_missing() {
       nlohmann-json3-dev zlib1g-dev
   else
     set --
+    macgrad_machine=$("$macgrad_cxx" -dumpmachine)
     macgrad_ifs=$IFS
     IFS=':;'
     for macgrad_prefix in ${CMAKE_PREFIX_PATH:-}; do
-      set -- "$@" "-I$macgrad_prefix/include"
+      macgrad_prefix=$macgrad_prefix/include
+      set -- "$@" "-I$macgrad_prefix" "-I$macgrad_prefix/$macgrad_machine" \
+        "-I$macgrad_prefix/$macgrad_machine/openblas-openmp"
     done
     IFS=$macgrad_ifs
     "$macgrad_cxx" -E -P -x c++ "$@" - <<'HEADERS' 2>/dev/null | sed -n 's/^MISSING //p' | tr -d ' '
