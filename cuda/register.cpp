@@ -13,8 +13,8 @@ CudaStatus cuda_status() {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess) {
-    status.reason =
-        fmt::format("cudaGetDeviceCount: {} ({})", cudaGetErrorString(error), cudaGetErrorName(error));
+    status.reason = fmt::format("cudaGetDeviceCount: {} ({})", cudaGetErrorString(error),
+                                cudaGetErrorName(error));
     return status;
   }
   if (count == 0) {
