@@ -1,0 +1,58 @@
+// What attention a model uses, as one value that programs fill from their options.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "nn/feature_map.h"
+
+namespace macgrad::nn {
+
+enum class AttentionKind { softmax, exact, rmfa };
+/// "softmax", "exact", "rmfa"; an Error lists them.
+AttentionKind parse_attention(const std::string& name);
+
+/// Statistics of preSBN: over batch and positions, or a row's own. `automatic` is batch in
+/// self-attention without a causal mask and row elsewhere, where batch statistics would let a
+/// position see later ones.
+enum class PreSbnMode { automatic, batch, row };
+/// "auto", "batch", "row"; an Error lists them.
+PreSbnMode parse_pre_sbn(const std::string& name);
+
+/// Where an attention stands in a model.
+enum class AttentionRole { self, causal_self, cross };
+
+/// Denominator of RMFA: floored at δ·(visible keys)·f(0), or as it comes.
+enum class Denominator { floor, none };
+/// "floor", "none"; an Error lists them.
+Denominator parse_denominator(const std::string& name);
+
+struct AttentionSettings {
+  AttentionKind kind = AttentionKind::softmax;
+  std::string kernel = "exp";  // exact and rmfa: a name of nn/dot_product_kernels.h
+
+  // Logits are logit_scale·q·k/√d.
+  double logit_scale = 1.0;
+  bool train_logit_scale = false;
+
+  // rmfa
+  DrawMethod draws = DrawMethod::iid;
+  int64_t features = 128;
+  double p = 2.0;
+  bool draws_per_head = false;
+  RedrawPolicy redraw;
+  int eval_draws = 1;
+  Denominator denominator = Denominator::floor;
+  double floor = 1e-3;  // δ
+
+  // ppSBN
+  bool ppsbn = false;
+  PreSbnMode pre_sbn = PreSbnMode::automatic;
+  double sbn_eps = 1e-13;
+  bool post_sbn_per_dim = false;  // γ and β a head dimension; else two scalars
+  bool qk_norm = false;           // rows of q and k to unit norm, without ppSBN
+
+  double dropout = 0.0;  // on the weights of softmax attention
+};
+
+}  // namespace macgrad::nn

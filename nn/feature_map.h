@@ -1,0 +1,66 @@
+// RandomMaclaurinFeatures: a feature map phi with E[phi(q)·phi(k)] = f(τ·q·k/√d) (nn/README.md). It
+// owns the draw: when it is renewed in training, which draws evaluation uses, and its fixed-size
+// state. The draws themselves are made by nn/maclaurin_draw.h.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "nn/dot_product_kernels.h"
+#include "nn/maclaurin_draw.h"
+#include "nn/module.h"
+
+namespace macgrad::nn {
+
+/// When training draws anew: every step (Macformer), every epoch, every K steps, or never.
+struct RedrawPolicy {
+  enum class Kind { step, epoch, every, never };
+  Kind kind = Kind::step;
+  int64_t interval = 1;  // K of `every`
+
+  /// "step", "epoch", "every:K", "never"; an Error lists them.
+  static RedrawPolicy parse(const std::string& text);
+  std::string text() const;
+  /// Number of the draw that `step` of `epoch` uses: equal numbers mean the same draw.
+  int64_t draw_number(int64_t step, int64_t epoch) const;
+};
+
+class RandomMaclaurinFeatures : public Module {
+ public:
+  /// settings.logit_scale is the scale of the first draw, which is made at once (number 0).
+  RandomMaclaurinFeatures(Module* parent, std::string name, DotProductKernel kernel,
+                          const FeatureSettings& settings, RedrawPolicy redraw, int eval_draws,
+                          ModelRandom& random);
+
+  const DotProductKernel& kernel() const { return kernel_; }
+  const RedrawPolicy& redraw_policy() const { return redraw_; }
+  int eval_draws() const { return eval_draws_; }
+
+  /// The draw in force: in training the policy's, in evaluation mode the chosen one of the
+  /// eval_draws that the seed fixes. Its settings.logit_scale is the τ it stands for.
+  const FeatureDraw& current(DType dtype = DType::float32, Device device = kCpu) const;
+  /// Tells the τ of the step about to begin, before begin_step: the next draw is made for it. When
+  /// it is more than 5 % from the one that the columns were allocated for, they are allocated and
+  /// drawn anew at once (a host search for `optimal`).
+  void set_logit_scale(double scale);
+
+ protected:
+  void on_begin_step(uint32_t step, int64_t epoch) override;
+  void on_eval_draw(int index) override;
+  void on_load() override;
+
+ private:
+  void redraw(const FeatureSettings& settings, const FeaturePlan& plan, uint32_t number);
+  void fit(FeatureDraw& draw, DType dtype, Device device) const;
+
+  DotProductKernel kernel_;
+  RedrawPolicy redraw_;
+  int eval_draws_;
+  int eval_index_ = 0;
+  double next_scale_;
+  mutable FeatureDraw draw_;               // of training
+  mutable std::vector<FeatureDraw> eval_;  // each made when first asked for
+  Buffer record_;  // int64 (kRecordHeader + D): the training draw, of the same shape whatever it is
+};
+
+}  // namespace macgrad::nn

@@ -1,0 +1,20 @@
+// Losses of token sequences.
+#pragma once
+
+#include "autograd/variable.h"
+
+namespace macgrad::nn {
+
+/// The summed loss of a batch and the number of tokens in it; sum/tokens is the loss a token.
+struct TokenLoss {
+  Variable sum;  // 0-dimensional
+  int64_t tokens = 0;
+  Variable mean() const;
+};
+
+/// Cross entropy with label smoothing (Szegedy et al. 2016): logits (B, T, V), targets (B, T)
+/// int64. Places whose target is `pad` count nothing.
+TokenLoss token_loss(const Variable& logits, const Tensor& targets, int64_t pad,
+                     double smoothing = 0.0);
+
+}  // namespace macgrad::nn

@@ -1,0 +1,173 @@
+// Module: a named tree of parameters, buffers and children. Registration is declaration: members
+// are constructed with their parent and name, `Linear q_proj{this, "q_proj", C, C, random}`, in
+// the order in which they are listed, and their dotted path is the name that state dicts, errors,
+// records and gradients show. Modules do not move or copy, because children know their parents.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "autograd/scope.h"
+#include "autograd/variable.h"
+#include "core/generator.h"
+
+namespace macgrad::nn {
+
+class Module;
+
+/// What the optimizer has to know of a parameter.
+struct ParameterOptions {
+  bool decay = true;                  // weight decay applies (not to norms, biases, gamma, beta)
+  std::optional<double> lower_bound;  // kept >= this after every update
+};
+
+/// A trained Variable, named by its path.
+class Parameter : public Variable {
+ public:
+  Parameter(Module* parent, const std::string& name, Tensor value, ParameterOptions options = {});
+  Parameter(const Parameter&) = delete;
+  Parameter& operator=(const Parameter&) = delete;
+
+  const ParameterOptions& options() const { return options_; }
+
+ private:
+  ParameterOptions options_;
+};
+
+/// A Tensor of fixed shape and dtype that is state but not trained (running statistics, a draw).
+class Buffer {
+ public:
+  /// Floating buffers follow Module::to(dtype) unless `keeps_dtype`.
+  Buffer(Module* parent, const std::string& name, Tensor value, bool keeps_dtype = false);
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  const Tensor& value() const { return value_; }
+  /// Overwrites the contents (broadcast, cast).
+  void set(const Tensor& value) const { value_.copy_from(value); }
+
+ private:
+  friend class Module;
+  Tensor value_;
+  bool keeps_dtype_;
+};
+
+/// Random streams of one model: initialisation, dropout, and one stream a feature map. Modules keep
+/// a pointer to it; begin_step makes every draw of a step a function of (seed, step) alone.
+class ModelRandom {
+ public:
+  explicit ModelRandom(uint64_t seed = 0);
+
+  uint64_t seed() const { return seed_; }
+  Generator& init() { return init_; }
+  Generator& dropout() { return dropout_; }
+  /// A stream of its own for each feature map, in order of construction.
+  uint32_t next_feature_stream() { return kFeatures + feature_maps_++; }
+  /// Dropout draws of `step` are counted from 0 again.
+  void begin_step(uint32_t step) { dropout_.begin_step(step); }
+
+  // Streams of a seed; feature map n has kFeatures + n.
+  static constexpr uint32_t kInit = 0x1001;
+  static constexpr uint32_t kDropout = 0x1002;
+  static constexpr uint32_t kFeatures = 0x2000;
+
+ private:
+  uint64_t seed_;
+  Generator init_;
+  Generator dropout_;
+  uint32_t feature_maps_ = 0;
+};
+
+class Module {
+ public:
+  /// A root has no parent and may have no name.
+  explicit Module(Module* parent = nullptr, std::string name = "");
+  virtual ~Module() = default;
+  Module(const Module&) = delete;
+  Module& operator=(const Module&) = delete;
+
+  const std::string& name() const { return name_; }
+  /// "encoder.layers.0.self_attention"; "" for a root without a name.
+  std::string path() const;
+  const std::vector<Module*>& children() const { return children_; }
+  /// This module and all below it, parents first, in order of declaration.
+  std::vector<Module*> modules();
+
+  bool training() const { return training_; }
+  /// Sets the mode of this module and all below it. Modules start in training mode.
+  void train(bool on = true);
+  void eval() { train(false); }
+
+  /// Trained parameters in order of declaration, each once.
+  std::vector<Parameter*> parameters();
+  std::vector<std::pair<std::string, Parameter*>> named_parameters();
+  /// Number of trained values.
+  int64_t parameter_count();
+  void zero_grad();
+
+  /// Parameters and buffers by path relative to this module. The Tensors share the model's memory:
+  /// clone what must not follow it.
+  std::map<std::string, Tensor> state_dict();
+  /// Copies every entry in (casting, between devices if need be). Throws one Error that lists all
+  /// missing, unexpected and misshapen names; nothing is changed then.
+  void load_state_dict(const std::map<std::string, Tensor>& state);
+
+  /// Moves or casts parameters and buffers. Make optimizers afterwards: gradients and moments do
+  /// not follow.
+  void to(Device device);
+  void to(DType dtype);
+
+  /// Starts a training step in every module below: feature draws are renewed by their policy,
+  /// statistics of the last step are cleared. Micro-batches of one step share one call.
+  void begin_step(uint32_t step, int64_t epoch);
+  /// Chooses which of the fixed evaluation draws feature maps use, from 0.
+  void use_eval_draw(int index);
+
+ protected:
+  /// Called for every module by begin_step, use_eval_draw and after load_state_dict.
+  virtual void on_begin_step(uint32_t /*step*/, int64_t /*epoch*/) {}
+  virtual void on_eval_draw(int /*index*/) {}
+  virtual void on_load() {}
+  /// Called after to(device) or to(dtype).
+  virtual void on_move() {}
+
+  /// Opened by forward functions: what is recorded while it lives carries this module's path.
+  class ForwardScope {
+   public:
+    explicit ForwardScope(const Module& module) : scope_(module.scope_name()) {}
+
+   private:
+    Scope scope_;
+  };
+  ForwardScope scope() const { return ForwardScope(*this); }
+
+ private:
+  friend class Parameter;
+  friend class Buffer;
+  struct Entry {
+    std::string name;
+    Tensor value;
+  };
+  const std::string& scope_name() const { return name_; }
+  void check_name(const std::string& name) const;
+  /// Entries of the state dict with their paths relative to `this`, given `prefix`.
+  void collect(const std::string& prefix, std::vector<Entry>& entries);
+  void collect(const std::string& prefix, std::vector<std::pair<std::string, Parameter*>>& entries);
+  void move(const std::function<Tensor(const Tensor&, bool keeps_dtype)>& change);
+
+  Module* parent_;
+  std::string name_;
+  bool training_ = true;
+  std::vector<Parameter*> parameters_;
+  std::vector<std::string> parameter_names_;
+  std::vector<Buffer*> buffers_;
+  std::vector<std::string> buffer_names_;
+  std::vector<Module*> children_;
+};
+
+}  // namespace macgrad::nn

@@ -1,0 +1,76 @@
+// Adam (Kingma & Ba 2015) and AdamW (Loshchilov & Hutter 2019) over groups of parameters, one fused
+// kernel call a group. Gradients are those that backward() left in grad().
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "nn/module.h"
+
+namespace macgrad::nn {
+
+/// Parameters that share settings.
+struct ParameterGroup {
+  std::vector<Parameter*> parameters;
+  double weight_decay = 0.0;
+  double lr_scale = 1.0;
+};
+
+/// Two groups: parameters that decay (ParameterOptions::decay) and those that do not.
+std::vector<ParameterGroup> decay_groups(Module& module, double weight_decay);
+
+/// √Σ|g|² over all gradients of the parameters (those without count 0); reads one number back.
+double gradient_norm(const std::vector<Parameter*>& parameters);
+
+struct AdamSettings {
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double eps = 1e-8;
+  bool decoupled = true;  // AdamW; false: decay is added to the gradient
+};
+
+struct StepOptions {
+  double grad_scale = 1.0;  // multiplies every gradient first (1/tokens of summed losses)
+  double clip_norm = 0.0;   // scaled gradients are shrunk to this global norm; 0: not clipped
+};
+
+class Adam {
+ public:
+  explicit Adam(std::vector<ParameterGroup> groups, AdamSettings settings = {});
+
+  /// One update with learning rate `lr`; parameters without a gradient stay as they are. Returns
+  /// the global norm of the scaled gradients before clipping. When it is not finite nothing is
+  /// changed and skipped() counts one more.
+  double step(double lr, const StepOptions& options = {});
+  void zero_grad();
+
+  /// Updates made so far.
+  int64_t steps() const { return steps_; }
+  int64_t skipped() const { return skipped_; }
+
+  /// Moments by parameter path, "<path>/first", "<path>/second", and "steps". They share memory.
+  std::map<std::string, Tensor> state_dict() const;
+  /// Throws one Error listing missing, unexpected and misshapen names.
+  void load_state_dict(const std::map<std::string, Tensor>& state);
+
+ private:
+  struct Slot {
+    Parameter* parameter;
+    Tensor first;   // running mean of gradients
+    Tensor second;  // running mean of squares
+  };
+  struct Group {
+    std::vector<Slot> slots;
+    double weight_decay;
+    double lr_scale;
+  };
+  std::vector<Parameter*> all() const;
+
+  std::vector<Group> groups_;
+  AdamSettings settings_;
+  int64_t steps_ = 0;
+  int64_t skipped_ = 0;
+};
+
+}  // namespace macgrad::nn
