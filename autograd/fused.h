@@ -33,7 +33,7 @@ struct FusedOp {
 /// Runs the op: its kernels where they serve the operands, else its composite on the same device
 /// (the reason is logged once; an Error with MACGRAD_FUSED=strict). Inside Unfused, always the
 /// composite.
-Variables apply(const FusedOp& op, const Variables& inputs);
+Variables apply_fused(const FusedOp& op, const Variables& inputs);
 
 /// While alive, fused ops of this thread record their composites, so that inner values and their
 /// gradients can be seen.

@@ -1,0 +1,394 @@
+#include "autograd/engine.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <queue>
+#include <unordered_map>
+
+#include "autograd/node.h"
+#include "autograd/ops.h"
+#include "autograd/scope.h"
+#include "core/kernels.h"
+
+namespace macgrad {
+
+GradStatistics statistics(const Tensor& t) {
+  GradStatistics s;
+  s.count = t.numel();
+  if (s.count == 0) return s;
+  s.min = INFINITY;
+  s.max = -INFINITY;
+  double sum = 0, squares = 0;
+  for (double v : t.to_vector<double>()) {
+    if (!std::isfinite(v)) {
+      ++s.non_finite;
+      continue;
+    }
+    s.min = std::min(s.min, v);
+    s.max = std::max(s.max, v);
+    s.zeros += v == 0;
+    sum += v;
+    squares += v * v;
+  }
+  const auto finite = static_cast<double>(s.count - s.non_finite);
+  if (finite == 0) {
+    s.min = s.max = NAN;
+    return s;
+  }
+  s.mean = sum / finite;
+  s.rms = std::sqrt(squares / finite);
+  s.l2 = std::sqrt(squares);
+  return s;
+}
+
+const GradRecord::Entry& GradRecord::at(const std::string& name) const {
+  for (const Entry& e : entries_)
+    if (e.name == name) return e;
+  throw Error("no gradient named '{}' among the {} recorded", name, entries_.size());
+}
+
+void GradRecord::add(Entry entry, const Tensor& gradient) {
+  if (filter_ && !filter_(entry.scope, entry.op)) return;
+  entry.stats = statistics(gradient);
+  if (keep_ == Keep::gradients) entry.gradient = gradient;
+  entries_.push_back(std::move(entry));
+}
+
+namespace {
+
+// A gradient under construction. The engine may add in place into sums it made itself.
+struct Sum {
+  Variable value;
+  bool owned = false;
+};
+
+void accumulate(Sum& sum, const Variable& g, bool create_graph) {
+  if (!sum.value.defined()) {
+    sum.value = g;
+    return;
+  }
+  if (create_graph) {
+    sum.value = add(sum.value, g);
+  } else if (sum.owned) {
+    kernels::add(sum.value.value(), g.value(), sum.value.value());
+  } else {
+    sum.value = add(sum.value, g);
+    sum.owned = true;
+  }
+}
+
+struct NodeState {
+  std::shared_ptr<Node> node;
+  std::vector<Sum> outputs;
+  bool leads = false;  // to something whose gradient is wanted
+};
+
+void run_hooks(Variable::Meta& meta, Variable& g) {
+  const auto hooks = meta.hooks;  // a hook may add or remove hooks
+  for (const auto& [id, hook] : hooks) {
+    Variable replaced = hook(g);
+    if (!replaced.defined()) continue;
+    require(replaced.shape() == g.shape() && replaced.dtype() == g.dtype(),
+            "a hook on '{}' returned {} {} for a gradient of {} {}", meta.name,
+            name(replaced.dtype()), replaced.shape(), name(g.dtype()), g.shape());
+    g = std::move(replaced);
+  }
+}
+
+}  // namespace
+
+class Engine {
+ public:
+  Engine(const Variables& outputs, const GradOptions& options) : options_(options) {
+    discover(outputs);
+  }
+
+  // Either named targets, or (all_leaves) every leaf that asks for a gradient.
+  void set_targets(const Variables* inputs) {
+    all_leaves_ = inputs == nullptr;
+    if (inputs) {
+      for (const Variable& v : *inputs) {
+        if (v.node()) {
+          wanted_outputs_[v.node().get()].push_back(v.output_index());
+        } else {
+          wanted_leaves_.push_back(v.meta().get());
+        }
+      }
+      std::sort(wanted_leaves_.begin(), wanted_leaves_.end());
+    }
+    for (auto& [id, node] : order_) {
+      NodeState& state = states_.at(node);
+      for (const Node::Input& in : node->inputs) state.leads = state.leads || input_wanted(in);
+    }
+  }
+
+  bool reaches(const Variable& v) const {
+    if (v.node()) return states_.contains(v.node().get());
+    return seen_leaves_.contains(v.meta().get());
+  }
+
+  void run(const Variables& outputs, const Variables& cotangents) {
+    for (size_t i = 0; i < outputs.size(); ++i) seed(outputs[i], cotangents[i]);
+    for (auto it = order_.rbegin(); it != order_.rend(); ++it) step(states_.at(it->second));
+    finish_leaves();
+  }
+
+  // Gradient of a requested input, undefined when none came.
+  Variable result(const Variable& v) {
+    if (!v.node()) {
+      const auto it = leaves_.find(v.meta().get());
+      return it == leaves_.end() ? Variable() : it->second.sum.value;
+    }
+    const auto it = finished_.find({v.node().get(), v.output_index()});
+    return it == finished_.end() ? Variable() : it->second;
+  }
+
+  struct Leaf {
+    std::shared_ptr<Variable::Meta> meta;
+    Sum sum;
+  };
+  std::vector<Leaf> leaves_in_order() {
+    std::vector<Leaf> list;
+    for (Variable::Meta* key : leaf_order_) list.push_back(leaves_.at(key));
+    return list;
+  }
+
+ private:
+  void discover(const Variables& outputs) {
+    std::vector<Node*> stack;
+    const auto visit = [&](const std::shared_ptr<Node>& node) {
+      if (!node || states_.contains(node.get())) return;
+      states_[node.get()] = {node, std::vector<Sum>(node->outputs.size()), false};
+      stack.push_back(node.get());
+    };
+    for (const Variable& v : outputs) {
+      visit(v.node());
+      if (!v.node() && v.requires_grad()) seen_leaves_[v.meta().get()] = true;
+    }
+    while (!stack.empty()) {
+      Node* node = stack.back();
+      stack.pop_back();
+      order_[node->id] = node;
+      for (const Node::Input& in : node->inputs) {
+        visit(in.node);
+        if (in.meta) seen_leaves_[in.meta.get()] = true;
+      }
+    }
+  }
+
+  bool input_wanted(const Node::Input& in) const {
+    if (!in.requires_grad) return false;
+    if (in.node) {
+      if (states_.at(in.node.get()).leads) return true;
+      const auto it = wanted_outputs_.find(in.node.get());
+      return it != wanted_outputs_.end() &&
+             std::find(it->second.begin(), it->second.end(), in.output) != it->second.end();
+    }
+    if (all_leaves_) return true;
+    return std::binary_search(wanted_leaves_.begin(), wanted_leaves_.end(), in.meta.get());
+  }
+
+  void seed(const Variable& output, const Variable& cotangent) {
+    if (output.node()) {
+      accumulate(
+          states_.at(output.node().get()).outputs[static_cast<size_t>(output.output_index())],
+          cotangent, options_.create_graph);
+    } else if (output.requires_grad()) {
+      add_to_leaf(output.meta(), cotangent);
+    }
+  }
+
+  void add_to_leaf(const std::shared_ptr<Variable::Meta>& meta, const Variable& g) {
+    auto [it, fresh] = leaves_.try_emplace(meta.get(), Leaf{meta, {}});
+    if (fresh) leaf_order_.push_back(meta.get());
+    accumulate(it->second.sum, g, options_.create_graph);
+  }
+
+  // One node: its outputs' gradients are complete, since all its consumers have larger ids.
+  void step(NodeState& state) {
+    Node& node = *state.node;
+    bool any = false;
+    for (size_t i = 0; i < state.outputs.size(); ++i) {
+      Variable& g = state.outputs[i].value;
+      if (!g.defined()) continue;
+      any = true;
+      Variable::Meta& meta = *node.outputs[i].meta;
+      run_hooks(meta, g);
+      if (meta.retain_grad) meta.grad = meta.grad.defined() ? add(meta.grad, g) : g;
+      if (options_.record) {
+        options_.record->add(
+            {node.id,
+             Variable(g.value(), node.outputs[i].meta, state.node, static_cast<int>(i)).name(),
+             node.op,
+             *node.scope,
+             node.backward_of,
+             static_cast<int>(i),
+             {},
+             {}},
+            g.value());
+      }
+      const auto wanted = wanted_outputs_.find(&node);
+      if (wanted != wanted_outputs_.end() && std::find(wanted->second.begin(), wanted->second.end(),
+                                                       static_cast<int>(i)) != wanted->second.end())
+        finished_[{&node, static_cast<int>(i)}] = g;
+    }
+    if (any && state.leads) propagate(state);
+    state.outputs.clear();
+  }
+
+  void propagate(NodeState& state) {
+    Node& node = *state.node;
+    require(!node.released,
+            "{} was already differentiated and its graph freed; pass retain_graph to run backward "
+            "twice",
+            node.text());
+    VjpContext context;
+    context.node_ = state.node;
+    context.create_graph_ = options_.create_graph;
+    for (Sum& s : state.outputs) context.cotangents_.push_back(s.value);
+    for (const Node::Input& in : node.inputs) context.needs_.push_back(input_wanted(in));
+    Variables gradients;
+    {
+      const ReplaceScope scope(node.scope);
+      const uint64_t outer = std::exchange(current_backward_of(), node.id);
+      struct Restore {
+        uint64_t id;
+        ~Restore() { current_backward_of() = id; }
+      } restore{outer};
+      gradients = node.vjp(context);
+      check(gradients.size() == node.inputs.size(),
+            "the rule of {} gave {} gradients for {} inputs", node.text(), gradients.size(),
+            node.inputs.size());
+      for (size_t i = 0; i < gradients.size(); ++i) {
+        if (!context.needs_[i] || !gradients[i].defined()) continue;
+        deliver(node, i, std::move(gradients[i]));
+      }
+    }
+    if (!options_.retain_graph && !options_.create_graph) node.release();
+  }
+
+  void deliver(const Node& node, size_t i, Variable g) {
+    const Node::Input& in = node.inputs[i];
+    check(g.dtype() == in.dtype && g.device() == in.device,
+          "the gradient of input {} of {} is {} on {}, the input {} on {}", i, node.text(),
+          name(g.dtype()), text(g.device()), name(in.dtype), text(in.device));
+    if (g.shape() != in.shape) g = sum_to(g, in.shape);
+    if (AnomalyMode::active())
+      check(all_finite(g.value()),
+            "[{}] gradient of input {} (shape {}) is not finite, computed by the rule of {}",
+            node.op, i, in.shape, node.text());
+    if (in.node) {
+      accumulate(states_.at(in.node.get()).outputs[static_cast<size_t>(in.output)], g,
+                 options_.create_graph);
+    } else {
+      add_to_leaf(in.meta, g);
+    }
+  }
+
+  void finish_leaves() {
+    for (Variable::Meta* key : leaf_order_) {
+      Leaf& leaf = leaves_.at(key);
+      run_hooks(*leaf.meta, leaf.sum.value);
+      if (options_.record)
+        options_.record->add({0,
+                              leaf.meta->name.empty() ? "leaf" : leaf.meta->name,
+                              "leaf",
+                              leaf_scope(leaf.meta->name),
+                              0,
+                              0,
+                              {},
+                              {}},
+                             leaf.sum.value.value());
+    }
+  }
+
+  // A parameter's scope is its name without the last part.
+  static std::string leaf_scope(const std::string& name) {
+    const auto dot = name.rfind('.');
+    return dot == std::string::npos ? "" : name.substr(0, dot);
+  }
+
+  GradOptions options_;
+  std::unordered_map<Node*, NodeState> states_;
+  std::map<uint64_t, Node*> order_;
+  std::unordered_map<Variable::Meta*, bool> seen_leaves_;
+  bool all_leaves_ = false;
+  std::unordered_map<Node*, std::vector<int>> wanted_outputs_;
+  std::vector<Variable::Meta*> wanted_leaves_;
+  std::unordered_map<Variable::Meta*, Leaf> leaves_;
+  std::vector<Variable::Meta*> leaf_order_;
+  std::map<std::pair<Node*, int>, Variable> finished_;
+};
+
+namespace {
+
+Variables full_cotangents(const Variables& outputs, const Variables& cotangents) {
+  check(cotangents.empty() || cotangents.size() == outputs.size(),
+        "[grad] {} outputs and {} cotangents", outputs.size(), cotangents.size());
+  Variables result;
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    const Variable& y = outputs[i];
+    check(y.defined(), "[grad] output {} is undefined", i);
+    Variable c = i < cotangents.size() ? cotangents[i] : Variable();
+    if (!c.defined()) {
+      check(y.numel() == 1, "[grad] output {} of shape {} needs a cotangent", i, y.shape());
+      c = Variable(Tensor::full(y.shape(), 1.0, y.dtype(), y.device()));
+    }
+    check(c.shape() == y.shape() && c.dtype() == y.dtype(),
+          "[grad] output {} is {} {}, its cotangent {} {}", i, name(y.dtype()), y.shape(),
+          name(c.dtype()), c.shape());
+    result.push_back(std::move(c));
+  }
+  return result;
+}
+
+}  // namespace
+
+Variables grad(const Variables& outputs, const Variables& inputs, const Variables& cotangents,
+               const GradOptions& options) {
+  const GradMode mode(options.create_graph);
+  const Variables seeds = full_cotangents(outputs, cotangents);
+  Engine engine(outputs, options);
+  for (const Variable& v : inputs) {
+    check(v.defined() && v.requires_grad(), "[grad] input '{}' does not ask for a gradient",
+          v.defined() ? v.name() : "undefined");
+    check(
+        options.allow_unused || engine.reaches(v),
+        "[grad] the outputs do not depend on '{}'; pass allow_unused to get an undefined gradient",
+        v.name());
+  }
+  engine.set_targets(&inputs);
+  engine.run(outputs, seeds);
+  Variables result;
+  for (const Variable& v : inputs) {
+    Variable g = engine.result(v);
+    if (!g.defined() && engine.reaches(v))
+      g = Variable(Tensor::zeros(v.shape(), v.dtype(), v.device()));
+    result.push_back(std::move(g));
+  }
+  return result;
+}
+
+void backward(const Variable& output, const Variable& cotangent, const GradOptions& options) {
+  check(output.defined() && output.requires_grad(),
+        "[backward] nothing asks for a gradient: '{}' has no history",
+        output.defined() ? output.name() : "undefined");
+  const GradMode mode(options.create_graph);
+  const Variables outputs{output};
+  const Variables seeds = full_cotangents(outputs, {cotangent});
+  Engine engine(outputs, options);
+  engine.set_targets(nullptr);
+  engine.run(outputs, seeds);
+  for (const auto& leaf : engine.leaves_in_order()) {
+    Variable& grad = leaf.meta->grad;
+    if (!grad.defined()) {
+      // A gradient may be a view of something that lives on (a reshape of a cotangent).
+      grad = leaf.sum.value.value().is_contiguous() ? leaf.sum.value : contiguous(leaf.sum.value);
+    } else {
+      grad = add(grad, leaf.sum.value);
+    }
+  }
+}
+
+}  // namespace macgrad

@@ -1,0 +1,180 @@
+#include "autograd/node.h"
+
+#include <atomic>
+
+#include "autograd/scope.h"
+
+namespace macgrad {
+namespace {
+
+std::atomic<uint64_t> next_id{1};
+thread_local int anomaly_depth = 0;
+thread_local uint64_t backward_of_id = 0;
+
+// What a node owned. Destroying it may destroy other nodes; those put their own remains on the same
+// list instead of recursing, so graphs of any depth are freed.
+struct Remains {
+  std::vector<Node::Input> inputs;
+  Vjp vjp;
+};
+thread_local std::vector<Remains>* graveyard = nullptr;
+
+void bury(Remains remains) {
+  if (graveyard) {
+    graveyard->push_back(std::move(remains));
+    return;
+  }
+  std::vector<Remains> list;
+  graveyard = &list;
+  list.push_back(std::move(remains));
+  while (!list.empty()) {
+    Remains last = std::move(list.back());
+    list.pop_back();
+  }
+  graveyard = nullptr;
+}
+
+void check_finite(const char* op, const Variables& inputs, const Tensors& outputs) {
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    if (all_finite(outputs[i])) continue;
+    std::string names;
+    for (const Variable& v : inputs)
+      names += fmt::format("{}{} {}{}", names.empty() ? "" : ", ", v.defined() ? v.name() : "none",
+                           v.defined() ? v.shape() : Shape(),
+                           v.defined() && all_finite(v.value()) ? "" : " (not finite)");
+    throw Error("[{}] output {} is not finite; inputs: {}{}", op, i, names, scope_suffix());
+  }
+}
+
+}  // namespace
+
+Saved::Saved(const Variable& v, bool needed) {
+  if (!needed) return;
+  variable_ = v;
+  version_ = v.value().version();
+}
+
+const Variable& Saved::operator()() const {
+  require(!variable_.defined() || variable_.value().version() == version_,
+          "'{}' of shape {} was overwritten in place after it was saved for its gradient (version "
+          "{}, saved {}): run backward before changing it, or compute the forward pass again",
+          variable_.name(), variable_.shape(), variable_.value().version(), version_);
+  return variable_;
+}
+
+const Variable& VjpContext::cotangent(int i) const {
+  Variable& g = cotangents_[static_cast<size_t>(i)];
+  if (!g.defined()) {
+    const Node::Output& out = node_->outputs[static_cast<size_t>(i)];
+    g = Variable(Tensor::zeros(out.shape, out.dtype, out.device));
+  }
+  return g;
+}
+
+Variable VjpContext::output(int i) const {
+  const Node::Output& out = node_->outputs[static_cast<size_t>(i)];
+  require(out.value.defined(), "[{}] rule reads output {}, which was not kept", node_->op, i);
+  require(out.value.version() == out.version,
+          "the result of {} was overwritten in place after it was saved for its gradient",
+          node_->text());
+  return Variable(out.value, out.meta, node_, i);
+}
+
+bool VjpContext::needs(int i) const {
+  return needs_[static_cast<size_t>(i)];
+}
+
+Node::~Node() {
+  bury({std::move(inputs), std::move(vjp)});
+}
+
+std::string Node::text() const {
+  return scope && !scope->empty() ? fmt::format("{}/{}#{}", *scope, op, id)
+                                  : fmt::format("{}#{}", op, id);
+}
+
+void Node::release() {
+  released = true;
+  for (Output& out : outputs) out.value = Tensor();
+  bury({{}, std::move(vjp)});
+  vjp = nullptr;
+}
+
+Variables record(const char* op, const Variables& inputs, const Tensors& outputs, Vjp vjp,
+                 Attributes attributes, bool keep_outputs) {
+  if (anomaly_depth > 0) check_finite(op, inputs, outputs);
+  bool recording = false;
+  if (grad_enabled())
+    for (const Variable& v : inputs) recording = recording || v.requires_grad();
+  Variables result;
+  result.reserve(outputs.size());
+  if (!recording) {
+    for (const Tensor& t : outputs) result.emplace_back(t);
+    return result;
+  }
+  auto node = std::make_shared<Node>();
+  node->op = op;
+  node->attributes = std::move(attributes);
+  node->vjp = std::move(vjp);
+  node->id = next_id++;
+  node->backward_of = backward_of_id;
+  node->scope = Scope::current();
+  node->inputs.reserve(inputs.size());
+  for (const Variable& v : inputs) {
+    Node::Input in;
+    if (v.defined()) {
+      in.requires_grad = v.requires_grad();
+      in.node = v.node();
+      in.output = v.output_index();
+      if (!v.node() && in.requires_grad) in.meta = v.meta();
+      in.shape = v.shape();
+      in.dtype = v.dtype();
+      in.device = v.device();
+      in.version = v.value().version();
+    }
+    node->inputs.push_back(std::move(in));
+  }
+  node->outputs.reserve(outputs.size());
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    const Tensor& t = outputs[i];
+    auto meta = std::make_shared<Variable::Meta>();
+    node->outputs.push_back({t.shape(), t.dtype(), t.device(), meta, keep_outputs ? t : Tensor(),
+                             t.defined() ? t.version() : 0});
+    result.emplace_back(t, std::move(meta), node, static_cast<int>(i));
+  }
+  return result;
+}
+
+Variable record(const char* op, const Variables& inputs, const Tensor& output, Rules rules,
+                Attributes attributes, bool keep_outputs) {
+  check(rules.each.size() == inputs.size(), "[{}] has {} inputs and {} gradient rules", op,
+        inputs.size(), rules.each.size());
+  for (size_t i = 0; i < inputs.size(); ++i)
+    check(rules.each[i] != nullptr || !inputs[i].requires_grad(),
+          "[{}] has no gradient with respect to input {} ('{}'); detach() it", op, i,
+          inputs[i].name());
+  Vjp vjp = [each = std::move(rules.each)](const VjpContext& ctx) {
+    Variables gradients(each.size());
+    for (size_t i = 0; i < each.size(); ++i)
+      if (ctx.needs(static_cast<int>(i))) gradients[i] = each[i](ctx.cotangent(), ctx);
+    return gradients;
+  };
+  return record(op, inputs, Tensors{output}, std::move(vjp), std::move(attributes),
+                keep_outputs)[0];
+}
+
+AnomalyMode::AnomalyMode() {
+  ++anomaly_depth;
+}
+AnomalyMode::~AnomalyMode() {
+  --anomaly_depth;
+}
+bool AnomalyMode::active() {
+  return anomaly_depth > 0;
+}
+
+uint64_t& current_backward_of() {
+  return backward_of_id;
+}
+
+}  // namespace macgrad

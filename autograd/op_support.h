@@ -1,0 +1,56 @@
+// What the op files share: checking and broadcasting operands, and seeing a tensor as (A, R, N).
+#pragma once
+
+#include <fmt/ranges.h>
+
+#include "autograd/node.h"
+#include "autograd/ops.h"
+#include "autograd/scope.h"
+#include "core/kernels.h"
+
+namespace macgrad {
+
+inline void check_defined(const char* op, const Variable& v, const char* role = "operand") {
+  check(v.defined(), "[{}] {} is undefined", op, role);
+}
+
+inline void check_same_kind(const char* op, const Tensor& a, const Tensor& b) {
+  check(a.dtype() == b.dtype(), "[{}] dtypes differ: {} {} and {} {}; cast one", op,
+        name(a.dtype()), a.shape(), name(b.dtype()), b.shape());
+  check(a.device() == b.device(), "[{}] devices differ: {} and {}; move one", op, text(a.device()),
+        text(b.device()));
+}
+
+inline Shape broadcast(const char* op, const Shape& a, const Shape& b) {
+  check(
+      broadcasts_to(a, b) || broadcasts_to(b, a) ||
+          [&] {
+            for (int i = 1; i <= std::min(a.rank(), b.rank()); ++i) {
+              const int64_t x = a[a.rank() - i], y = b[b.rank() - i];
+              if (x != y && x != 1 && y != 1) return false;
+            }
+            return true;
+          }(),
+      "[{}] shapes {} and {} do not broadcast", op, a, b);
+  return broadcast_shapes(a, b, op);
+}
+
+inline int checked_dim(const char* op, int dim, const Shape& shape) {
+  check(dim >= -shape.rank() && dim < shape.rank(), "[{}] dimension {} is out of range for {}", op,
+        dim, shape);
+  return dim < 0 ? dim + shape.rank() : dim;
+}
+
+/// `t`, contiguous, as (A, R, N) around `dim`.
+inline Tensor around(const Tensor& t, int dim) {
+  int64_t before = 1, after = 1;
+  for (int d = 0; d < dim; ++d) before *= t.shape()[d];
+  for (int d = dim + 1; d < t.rank(); ++d) after *= t.shape()[d];
+  return t.contiguous().view({before, t.shape()[dim], after});
+}
+
+inline Variable zeros_like(const Variable& v) {
+  return Variable(Tensor::zeros(v.shape(), v.dtype(), v.device()));
+}
+
+}  // namespace macgrad
