@@ -55,6 +55,8 @@ class AttentionCore : public Module {
   /// invalid queries and rows without a visible key are 0, with gradients 0.
   virtual Variable forward(const Variable& q, const Variable& k, const Variable& v,
                            const Mask& mask, DecodeState* state = nullptr) = 0;
+  /// Whether forward takes a DecodeState.
+  virtual bool incremental() const { return true; }
   /// One line for start tables: method, kernel, features, scale, policies.
   virtual std::string describe() const = 0;
 };
@@ -100,6 +102,7 @@ class RmfaCore : public AttentionCore {
   /// A DecodeState is refused with an Error: decode by running the whole prefix.
   Variable forward(const Variable& q, const Variable& k, const Variable& v, const Mask& mask,
                    DecodeState* state = nullptr) override;
+  bool incremental() const override { return false; }
   std::string describe() const override;
 
   /// Of all forward calls since the last begin_step: floored rows (with policy none: denominators
@@ -113,7 +116,7 @@ class RmfaCore : public AttentionCore {
   void on_begin_step(uint32_t step, int64_t epoch) override;
 
  private:
-  double floor_;  // δ·f(0), 0 without a floor
+  double floor_ = 0.0;  // δ·f(0), 0 without a floor
   bool no_floor_at_zero_ = false;
   RmfaStatistics statistics_;
 };
@@ -145,6 +148,7 @@ class PpSbn : public AttentionCore {
         int64_t heads, int64_t head_dim, ModelRandom& random);
   Variable forward(const Variable& q, const Variable& k, const Variable& v, const Mask& mask,
                    DecodeState* state = nullptr) override;
+  bool incremental() const override { return inner_->incremental(); }
   std::string describe() const override;
   AttentionCore& inner() { return *inner_; }
 
@@ -172,6 +176,7 @@ class QkNorm : public AttentionCore {
          int64_t heads, int64_t head_dim, ModelRandom& random);
   Variable forward(const Variable& q, const Variable& k, const Variable& v, const Mask& mask,
                    DecodeState* state = nullptr) override;
+  bool incremental() const override { return inner_->incremental(); }
   std::string describe() const override;
 
  private:

@@ -51,6 +51,7 @@ struct AttentionSettings {
   double sbn_eps = 1e-13;
   bool post_sbn_per_dim = false;  // γ and β a head dimension; else two scalars
   bool qk_norm = false;           // rows of q and k to unit norm, without ppSBN
+  bool unit_rows_given = false;   // the caller hands over rows of unit norm (inner cores)
 
   double dropout = 0.0;  // on the weights of softmax attention
 };

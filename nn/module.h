@@ -133,8 +133,6 @@ class Module {
   virtual void on_begin_step(uint32_t /*step*/, int64_t /*epoch*/) {}
   virtual void on_eval_draw(int /*index*/) {}
   virtual void on_load() {}
-  /// Called after to(device) or to(dtype).
-  virtual void on_move() {}
 
   /// Opened by forward functions: what is recorded while it lives carries this module's path.
   class ForwardScope {

@@ -156,7 +156,10 @@ class Transformer : public Module {
   std::string describe();
 
  private:
-  Variable embed(const Embedding& table, const Tensor& ids, const Dropout& dropout);
+  Variable embed(const Embedding& table, const Positions& positions, const Dropout& dropout,
+                 const Tensor& ids, int64_t start) const;
+  Variable project(const Variable& x) const;
+  const Embedding& target_table() const;
   int eval_draws() const;
 
   TransformerSettings settings_;

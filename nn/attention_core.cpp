@@ -1,0 +1,188 @@
+// Softmax and exact kernelized attention, the logit scale, and the choice of a core.
+#include "nn/attention_core.h"
+
+#include <cmath>
+#include <limits>
+
+#include "autograd/ops.h"
+#include "nn/init.h"
+
+namespace macgrad::nn {
+
+AttentionKind parse_attention(const std::string& name) {
+  if (name == "softmax") return AttentionKind::softmax;
+  if (name == "exact") return AttentionKind::exact;
+  if (name == "rmfa") return AttentionKind::rmfa;
+  throw Error("attention '{}' is unknown; use softmax, exact or rmfa", name);
+}
+
+PreSbnMode parse_pre_sbn(const std::string& name) {
+  if (name == "auto") return PreSbnMode::automatic;
+  if (name == "batch") return PreSbnMode::batch;
+  if (name == "row") return PreSbnMode::row;
+  throw Error("preSBN mode '{}' is unknown; use auto, batch or row", name);
+}
+
+Denominator parse_denominator(const std::string& name) {
+  if (name == "floor") return Denominator::floor;
+  if (name == "none") return Denominator::none;
+  throw Error("denominator policy '{}' is unknown; use floor or none", name);
+}
+
+void DecodeState::append(const Variable& new_k, const Variable& new_v) {
+  k = k.defined() ? concat({k, new_k}, 2) : new_k;
+  v = v.defined() ? concat({v, new_v}, 2) : new_v;
+}
+
+// Logit scale.
+
+namespace {
+
+double start_of_theta(double initial, double limit) {
+  if (std::isinf(limit)) return std::log(initial);
+  return std::log(initial / (limit - initial));
+}
+
+}  // namespace
+
+LogitScale::LogitScale(Module* parent, std::string name, double initial, bool trained,
+                       double radius, int64_t head_dim)
+    : Module(parent, std::move(name)),
+      fixed_(initial),
+      limit_(0.95 * radius * std::sqrt(static_cast<double>(head_dim))) {
+  require(initial > 0.0 && std::isfinite(initial), "[logit_scale] is {} and must be positive",
+          initial);
+  if (!trained) return;
+  require(initial < limit_,
+          "[logit_scale] starts at {}, but training keeps it below 0.95·radius·√head_dim = {:.4g}; "
+          "start lower",
+          initial, limit_);
+  theta.emplace(this, "theta", Tensor::full(Shape{1}, start_of_theta(initial, limit_)),
+                ParameterOptions{false, {}});
+}
+
+double LogitScale::value() const {
+  if (!theta) return fixed_;
+  const double t = theta->value().item();
+  return std::isinf(limit_) ? std::exp(t) : limit_ / (1.0 + std::exp(-t));
+}
+
+Variable LogitScale::apply(const Variable& x, double relative_to) const {
+  if (!theta) return fixed_ == relative_to ? x : mul(x, fixed_ / relative_to);
+  const auto in_scope = scope();
+  const Variable tau = std::isinf(limit_) ? exp(*theta) : mul(sigmoid(*theta), limit_);
+  return mul(x, mul(tau, 1.0 / relative_to));
+}
+
+namespace {
+
+std::string describe_scale(const LogitScale& scale) {
+  return fmt::format("logit scale {:.4g}{}", scale.value(), scale.trained() ? " (trained)" : "");
+}
+
+}  // namespace
+
+// Softmax.
+
+SoftmaxCore::SoftmaxCore(Module* parent, std::string name, const AttentionSettings& settings,
+                         int64_t head_dim, ModelRandom& random)
+    : AttentionCore(parent, std::move(name)),
+      logit_scale(this, "logit_scale", settings.logit_scale, settings.train_logit_scale,
+                  kEverywhere, head_dim),
+      head_dim_(head_dim),
+      dropout_(settings.dropout),
+      random_(&random) {
+  require(dropout_ >= 0.0 && dropout_ < 1.0, "[attention] dropout is {} and must be in [0, 1)",
+          dropout_);
+}
+
+Variable SoftmaxCore::forward(const Variable& q, const Variable& k, const Variable& v,
+                              const Mask& mask, DecodeState* state) {
+  const auto in_scope = scope();
+  if (state) state->append(k, v);
+  const double fixed = logit_scale.trained() ? 1.0 : logit_scale.value();
+  const bool drops = training() && dropout_ > 0.0;
+  return softmax_attention(logit_scale.trained() ? logit_scale.apply(q) : q, state ? state->k : k,
+                           state ? state->v : v, mask,
+                           fixed / std::sqrt(static_cast<double>(head_dim_)),
+                           drops ? dropout_ : 0.0, drops ? random_->dropout().draw() : DrawKey{});
+}
+
+std::string SoftmaxCore::describe() const {
+  return "softmax, " + describe_scale(logit_scale);
+}
+
+// Exact kernelized attention.
+
+ExactKernelCore::ExactKernelCore(Module* parent, std::string name,
+                                 const AttentionSettings& settings, int64_t head_dim)
+    : AttentionCore(parent, std::move(name)),
+      logit_scale(this, "logit_scale", settings.logit_scale, settings.train_logit_scale,
+                  dot_product_kernel(settings.kernel).radius(), head_dim),
+      kernel_(dot_product_kernel(settings.kernel)),
+      head_dim_(head_dim) {}
+
+Variable ExactKernelCore::forward(const Variable& q_in, const Variable& k_in, const Variable& v_in,
+                                  const Mask& mask, DecodeState* state) {
+  const auto in_scope = scope();
+  if (state) state->append(k_in, v_in);
+  Variable q = q_in;
+  Variable k = state ? state->k : k_in;
+  Variable v = state ? state->v : v_in;
+  // Whatever stands at invalid places, NaN included, must not reach a sum.
+  const auto column = [](const Tensor& valid) { return valid.unsqueeze(1).unsqueeze(3); };
+  if (mask.query_valid.defined()) q = where(column(mask.query_valid), q, 0.0);
+  if (mask.key_valid.defined()) {
+    k = where(column(mask.key_valid), k, 0.0);
+    v = where(column(mask.key_valid), v, 0.0);
+  }
+  const double root = std::sqrt(static_cast<double>(head_dim_));
+  Variable weights = kernel_(matmul(logit_scale.apply(q, root), transpose(k, 2, 3)));
+  Tensor shown = visible(mask, q.size(2), k.size(2));
+  if (!shown.defined()) return div(matmul(weights, v), sum(weights, {3}, true));
+  shown = shown.to(q.device());
+  weights = where(shown, weights, 0.0);
+  const Tensor any =
+      greater(sum(Variable(shown.to(weights.dtype())), {3}, true).value(), 0.0);  // (B|1,1,T,1)
+  const Variable one(Tensor::full(Shape{}, 1.0, weights.dtype(), weights.device()));
+  return div(matmul(weights, v), where(any, sum(weights, {3}, true), one));
+}
+
+std::string ExactKernelCore::describe() const {
+  return fmt::format("exact {}, {}", kernel_.name(), describe_scale(logit_scale));
+}
+
+// The choice.
+
+std::unique_ptr<AttentionCore> make_attention_core(Module* parent, const std::string& name,
+                                                   const AttentionSettings& settings,
+                                                   AttentionRole role, int64_t heads,
+                                                   int64_t head_dim, ModelRandom& random) {
+  if (settings.kind != AttentionKind::softmax) {
+    const DotProductKernel kernel = dot_product_kernel(settings.kernel);
+    // The inner core of ppSBN or of the norm comes here with both off and its domain checked.
+    const bool unit = settings.ppsbn || settings.qk_norm || settings.unit_rows_given;
+    if (!std::isinf(kernel.radius())) {
+      require(unit,
+              "[attention] the series of kernel {} converges for |t| < {} only, so q and k need "
+              "unit norm: switch ppSBN or the q-k norm on",
+              kernel.name(), kernel.radius());
+      check_domain(kernel, settings.logit_scale, head_dim);
+    }
+  }
+  if (settings.ppsbn)
+    return std::make_unique<PpSbn>(parent, name, settings, role, heads, head_dim, random);
+  if (settings.qk_norm)
+    return std::make_unique<QkNorm>(parent, name, settings, role, heads, head_dim, random);
+  switch (settings.kind) {
+    case AttentionKind::softmax:
+      return std::make_unique<SoftmaxCore>(parent, name, settings, head_dim, random);
+    case AttentionKind::exact:
+      return std::make_unique<ExactKernelCore>(parent, name, settings, head_dim);
+    case AttentionKind::rmfa:
+      return std::make_unique<RmfaCore>(parent, name, settings, heads, head_dim, random);
+  }
+  throw Error("attention tag {} is unknown", static_cast<int>(settings.kind));
+}
+
+}  // namespace macgrad::nn

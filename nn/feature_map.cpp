@@ -1,0 +1,145 @@
+// When a feature map draws, and what it keeps of a draw.
+#include "nn/feature_map.h"
+
+#include <charconv>
+#include <cmath>
+#include <utility>
+
+namespace macgrad::nn {
+
+namespace {
+
+constexpr double kScaleTolerance = 0.05;
+
+Tensor to_tensor(const FeatureDraw& draw) {
+  return Tensor::from_vector(to_record(draw));
+}
+
+}  // namespace
+
+RedrawPolicy RedrawPolicy::parse(const std::string& text) {
+  if (text == "step") return {Kind::step, 1};
+  if (text == "epoch") return {Kind::epoch, 1};
+  if (text == "never") return {Kind::never, 1};
+  const std::string every = "every:";
+  if (text.starts_with(every)) {
+    int64_t k = 0;
+    const auto [end, code] =
+        std::from_chars(text.data() + every.size(), text.data() + text.size(), k);
+    if (code == std::errc{} && end == text.data() + text.size() && k >= 1) return {Kind::every, k};
+  }
+  throw Error("redraw policy '{}' is unknown; use step, epoch, never or every:K with K >= 1", text);
+}
+
+std::string RedrawPolicy::text() const {
+  switch (kind) {
+    case Kind::step:
+      return "step";
+    case Kind::epoch:
+      return "epoch";
+    case Kind::every:
+      return fmt::format("every:{}", interval);
+    case Kind::never:
+      break;
+  }
+  return "never";
+}
+
+int64_t RedrawPolicy::draw_number(int64_t step, int64_t epoch) const {
+  switch (kind) {
+    case Kind::step:
+      return step;
+    case Kind::epoch:
+      return epoch;
+    case Kind::every:
+      return step / interval;
+    case Kind::never:
+      break;
+  }
+  return 0;
+}
+
+RandomMaclaurinFeatures::RandomMaclaurinFeatures(Module* parent, std::string name,
+                                                 DotProductKernel kernel,
+                                                 const FeatureSettings& settings,
+                                                 RedrawPolicy redraw, int eval_draws,
+                                                 ModelRandom& random)
+    : Module(parent, std::move(name)),
+      kernel_(std::move(kernel)),
+      redraw_(redraw),
+      eval_draws_(eval_draws),
+      next_scale_(settings.logit_scale),
+      draw_(draw_features(kernel_, settings,
+                          DrawKey{random.seed(), random.next_feature_stream(), 0, 0})),
+      record_(this, "draw", to_tensor(draw_)) {
+  require(eval_draws >= 1, "[features] eval_draws is {} and must be at least 1", eval_draws);
+}
+
+void RandomMaclaurinFeatures::fit(FeatureDraw& draw, DType dtype, Device device) const {
+  if (draw.omega.dtype() != dtype)
+    draw = draw_features(kernel_, draw.settings, draw.plan, draw.key, dtype);
+  if (!(draw.omega.device() == device)) {
+    draw.omega = draw.omega.to(device);
+    draw.weight = draw.weight.to(device);
+  }
+}
+
+const FeatureDraw& RandomMaclaurinFeatures::current(DType dtype, Device device) const {
+  if (training()) {
+    fit(draw_, dtype, device);
+    return draw_;
+  }
+  if (eval_.empty()) eval_.resize(static_cast<size_t>(eval_draws_));
+  FeatureDraw& draw = eval_[static_cast<size_t>(eval_index_)];
+  if (!draw.omega.defined()) {
+    // Draw 0 of every step is training's; evaluation has draws 1 … eval_draws of step 0.
+    DrawKey key = draw_.key;
+    key.step = 0;
+    key.draw = static_cast<uint32_t>(eval_index_) + 1;
+    draw = draw_features(kernel_, draw_.settings, draw_.plan, key, dtype);
+  }
+  fit(draw, dtype, device);
+  return draw;
+}
+
+void RandomMaclaurinFeatures::redraw(const FeatureSettings& settings, const FeaturePlan& plan,
+                                     uint32_t number) {
+  if (settings.logit_scale != draw_.settings.logit_scale) eval_.clear();
+  DrawKey key = draw_.key;
+  key.step = number;
+  const DType dtype = draw_.omega.dtype();
+  const Device device = draw_.omega.device();
+  draw_ = draw_features(kernel_, settings, plan, key, dtype);
+  fit(draw_, dtype, device);
+  record_.set(to_tensor(draw_));
+}
+
+void RandomMaclaurinFeatures::set_logit_scale(double scale) {
+  next_scale_ = scale;
+  if (std::abs(scale / draw_.plan.logit_scale - 1.0) <= kScaleTolerance) return;
+  FeatureSettings settings = draw_.settings;
+  settings.logit_scale = scale;
+  redraw(settings, feature_plan(kernel_, settings), draw_.key.step);
+}
+
+void RandomMaclaurinFeatures::on_begin_step(uint32_t step, int64_t epoch) {
+  const auto number = static_cast<uint32_t>(redraw_.draw_number(step, epoch));
+  if (number == draw_.key.step) return;
+  FeatureSettings settings = draw_.settings;
+  settings.logit_scale = next_scale_;
+  redraw(settings, FeaturePlan(draw_.plan), number);
+}
+
+void RandomMaclaurinFeatures::on_eval_draw(int index) {
+  require(index >= 0 && index < eval_draws_,
+          "[features] evaluation draw {} was asked for, but there are {}", index, eval_draws_);
+  eval_index_ = index;
+}
+
+void RandomMaclaurinFeatures::on_load() {
+  draw_ = from_record(kernel_, record_.value().to_vector<int64_t>(), draw_.omega.dtype());
+  next_scale_ = draw_.settings.logit_scale;
+  eval_.clear();
+}
+
+}  // namespace macgrad::nn

@@ -1,0 +1,29 @@
+// Initial values, made by the random kernels on the CPU.
+#include "nn/init.h"
+
+#include <cmath>
+
+#include "autograd/ops.h"
+#include "core/kernels.h"
+
+namespace macgrad::nn {
+
+Tensor uniform(const Shape& shape, Generator& random, double low, double high) {
+  const Tensor t = Tensor::empty(shape);
+  kernels::random_uniform(t, random.draw());
+  return add(mul(Variable(t), high - low), low).value();
+}
+
+Tensor normal(const Shape& shape, Generator& random, double deviation) {
+  const Tensor t = Tensor::empty(shape);
+  kernels::random_normal(t, random.draw());
+  return mul(Variable(t), deviation).value();
+}
+
+Tensor xavier_uniform(const Shape& shape, Generator& random, double gain) {
+  require(shape.rank() == 2, "[xavier_uniform] needs a matrix, got {}", shape);
+  const double bound = gain * std::sqrt(6.0 / static_cast<double>(shape[0] + shape[1]));
+  return uniform(shape, random, -bound, bound);
+}
+
+}  // namespace macgrad::nn

@@ -1,0 +1,162 @@
+// The module tree: registration, paths, state dicts, modes.
+#include "nn/module.h"
+
+#include <algorithm>
+
+namespace macgrad::nn {
+
+namespace {
+
+std::string join(const std::string& a, const std::string& b) {
+  if (a.empty() || b.empty()) return a + b;
+  return a + "." + b;
+}
+
+}  // namespace
+
+Parameter::Parameter(Module* parent, const std::string& name, Tensor value,
+                     ParameterOptions options)
+    : Variable(std::move(value), true, join(parent->path(), name)), options_(options) {
+  parent->check_name(name);
+  parent->parameters_.push_back(this);
+  parent->parameter_names_.push_back(name);
+}
+
+Buffer::Buffer(Module* parent, const std::string& name, Tensor value, bool keeps_dtype)
+    : value_(std::move(value)), keeps_dtype_(keeps_dtype || !is_floating(value_.dtype())) {
+  parent->check_name(name);
+  parent->buffers_.push_back(this);
+  parent->buffer_names_.push_back(name);
+}
+
+ModelRandom::ModelRandom(uint64_t seed)
+    : seed_(seed), init_(seed, kInit), dropout_(seed, kDropout) {}
+
+Module::Module(Module* parent, std::string name) : parent_(parent), name_(std::move(name)) {
+  if (!parent_) return;
+  require(!name_.empty(), "[module] a child of '{}' has no name", parent_->path());
+  parent_->check_name(name_);
+  parent_->children_.push_back(this);
+}
+
+void Module::check_name(const std::string& name) const {
+  bool taken =
+      std::find(parameter_names_.begin(), parameter_names_.end(), name) != parameter_names_.end() ||
+      std::find(buffer_names_.begin(), buffer_names_.end(), name) != buffer_names_.end();
+  for (const Module* child : children_) taken = taken || child->name_ == name;
+  require(!taken, "[module] '{}' has two members named '{}'", path(), name);
+}
+
+std::string Module::path() const {
+  return parent_ ? join(parent_->path(), name_) : name_;
+}
+
+std::vector<Module*> Module::modules() {
+  std::vector<Module*> all{this};
+  for (Module* child : children_) {
+    const std::vector<Module*> below = child->modules();
+    all.insert(all.end(), below.begin(), below.end());
+  }
+  return all;
+}
+
+void Module::train(bool on) {
+  training_ = on;
+  for (Module* child : children_) child->train(on);
+}
+
+void Module::collect(const std::string& prefix,
+                     std::vector<std::pair<std::string, Parameter*>>& entries) {
+  for (size_t i = 0; i < parameters_.size(); ++i)
+    entries.emplace_back(join(prefix, parameter_names_[i]), parameters_[i]);
+  for (Module* child : children_) child->collect(join(prefix, child->name_), entries);
+}
+
+void Module::collect(const std::string& prefix, std::vector<Entry>& entries) {
+  for (size_t i = 0; i < parameters_.size(); ++i)
+    entries.push_back({join(prefix, parameter_names_[i]), parameters_[i]->value()});
+  for (size_t i = 0; i < buffers_.size(); ++i)
+    entries.push_back({join(prefix, buffer_names_[i]), buffers_[i]->value()});
+  for (Module* child : children_) child->collect(join(prefix, child->name_), entries);
+}
+
+std::vector<std::pair<std::string, Parameter*>> Module::named_parameters() {
+  std::vector<std::pair<std::string, Parameter*>> entries;
+  collect("", entries);
+  return entries;
+}
+
+std::vector<Parameter*> Module::parameters() {
+  std::vector<Parameter*> result;
+  for (const auto& [name, parameter] : named_parameters()) result.push_back(parameter);
+  return result;
+}
+
+int64_t Module::parameter_count() {
+  int64_t count = 0;
+  for (const Parameter* p : parameters()) count += p->numel();
+  return count;
+}
+
+void Module::zero_grad() {
+  for (const Parameter* p : parameters()) p->zero_grad();
+}
+
+std::map<std::string, Tensor> Module::state_dict() {
+  std::vector<Entry> entries;
+  collect("", entries);
+  std::map<std::string, Tensor> state;
+  for (Entry& e : entries) state.emplace(std::move(e.name), std::move(e.value));
+  return state;
+}
+
+void Module::load_state_dict(const std::map<std::string, Tensor>& state) {
+  const std::map<std::string, Tensor> own = state_dict();
+  std::string problems;
+  for (const auto& [name, value] : own) {
+    const auto found = state.find(name);
+    if (found == state.end())
+      problems += fmt::format("\n  missing: {} {}", name, value.shape());
+    else if (!(found->second.shape() == value.shape()))
+      problems += fmt::format("\n  misshapen: {} is {} and must be {}", name, found->second.shape(),
+                              value.shape());
+    else if (is_floating(found->second.dtype()) != is_floating(value.dtype()))
+      problems += fmt::format("\n  misshapen: {} holds {} and must hold {}", name,
+                              macgrad::name(found->second.dtype()), macgrad::name(value.dtype()));
+  }
+  for (const auto& [name, value] : state)
+    if (!own.contains(name)) problems += fmt::format("\n  unexpected: {} {}", name, value.shape());
+  if (!problems.empty())
+    throw Error("[load_state_dict] the state does not fit the model:{}", problems);
+  for (const auto& [name, value] : own) value.copy_from(state.at(name).to(value.device()));
+  for (Module* m : modules()) m->on_load();
+}
+
+void Module::move(const std::function<Tensor(const Tensor&, bool keeps_dtype)>& change) {
+  for (Module* m : modules()) {
+    for (Parameter* p : m->parameters_) {
+      p->set_value(change(p->value(), false));
+      p->zero_grad();
+    }
+    for (Buffer* b : m->buffers_) b->value_ = change(b->value_, b->keeps_dtype_);
+  }
+}
+
+void Module::to(Device device) {
+  move([&](const Tensor& t, bool) { return t.to(device); });
+}
+
+void Module::to(DType dtype) {
+  require(is_floating(dtype), "[to] a model cannot be stored as {}", macgrad::name(dtype));
+  move([&](const Tensor& t, bool keeps_dtype) { return keeps_dtype ? t : t.to(dtype); });
+}
+
+void Module::begin_step(uint32_t step, int64_t epoch) {
+  for (Module* m : modules()) m->on_begin_step(step, epoch);
+}
+
+void Module::use_eval_draw(int index) {
+  for (Module* m : modules()) m->on_eval_draw(index);
+}
+
+}  // namespace macgrad::nn

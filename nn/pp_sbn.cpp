@@ -1,0 +1,112 @@
+// ppSBN and the plain q-k norm around any attention core.
+#include "autograd/ops.h"
+#include "nn/attention_core.h"
+
+namespace macgrad::nn {
+
+namespace {
+
+constexpr double kMomentum = 0.1;
+constexpr double kTinyNorm = 1e-12;
+
+AttentionSettings inner_settings(AttentionSettings settings) {
+  settings.ppsbn = false;
+  settings.qk_norm = false;
+  settings.unit_rows_given = true;
+  return settings;
+}
+
+bool uses_batch(PreSbnMode mode, AttentionRole role) {
+  return mode == PreSbnMode::batch ||
+         (mode == PreSbnMode::automatic && role == AttentionRole::self);
+}
+
+/// Which of the keys at hand are valid: with a state, the mask's last ones.
+Tensor valid_keys(const Mask& mask, const Variable& k, const DecodeState* state) {
+  if (!state || !mask.key_valid.defined()) return mask.key_valid;
+  const int64_t end = mask.key_valid.size(1);
+  return mask.key_valid.slice(1, end - k.size(2), end).contiguous();
+}
+
+}  // namespace
+
+PreSbn::PreSbn(Module* parent, std::string name, bool batch_statistics, int64_t heads,
+               int64_t head_dim, double eps)
+    : Module(parent, std::move(name)), eps_(eps) {
+  if (!batch_statistics) return;
+  running_mean.emplace(this, "running_mean", Tensor::zeros(Shape{heads, head_dim}));
+  running_var.emplace(this, "running_var", Tensor::full(Shape{heads, head_dim}, 1.0));
+}
+
+Variable PreSbn::forward(const Variable& x, const Tensor& valid) const {
+  const auto in_scope = scope();
+  if (!running_mean) return pre_sbn(x, valid, SbnStatistics::row, eps_, nullptr);
+  if (!training()) {
+    SbnMoments moments{running_mean->value(), running_var->value()};
+    return pre_sbn(x, valid, SbnStatistics::fixed, eps_, &moments);
+  }
+  SbnMoments moments;
+  const Variable y = pre_sbn(x, valid, SbnStatistics::batch, eps_, &moments);
+  const NoGrad no_grad;
+  const auto update = [](const Buffer& running, const Tensor& now) {
+    running.set(add(mul(Variable(running.value()), 1.0 - kMomentum), mul(Variable(now), kMomentum))
+                    .value());
+  };
+  update(*running_mean, moments.mean);
+  update(*running_var, moments.var);
+  return y;
+}
+
+PpSbn::PpSbn(Module* parent, std::string name, const AttentionSettings& settings,
+             AttentionRole role, int64_t heads, int64_t head_dim, ModelRandom& random)
+    : AttentionCore(parent, std::move(name)),
+      batch_(uses_batch(settings.pre_sbn, role)),
+      role_(role),
+      query_norm(this, "query_norm", batch_, heads, head_dim, settings.sbn_eps),
+      key_norm(this, "key_norm", batch_, heads, head_dim, settings.sbn_eps),
+      gamma(this, "gamma", Tensor::full(Shape{settings.post_sbn_per_dim ? head_dim : 1}, 1.0),
+            {false, {}}),
+      beta(this, "beta", Tensor::full(Shape{settings.post_sbn_per_dim ? head_dim : 1}, 1.0),
+           {false, 0.1}),
+      inner_(make_attention_core(this, "inner", inner_settings(settings), role, heads, head_dim,
+                                 random)) {}
+
+Variable PpSbn::forward(const Variable& q, const Variable& k, const Variable& v, const Mask& mask,
+                        DecodeState* state) {
+  const auto in_scope = scope();
+  const Variable out =
+      inner_->forward(query_norm.forward(q, mask.query_valid),
+                      key_norm.forward(k, valid_keys(mask, k, state)), v, mask, state);
+  return post_sbn(out, gamma, beta);
+}
+
+std::string PpSbn::describe() const {
+  const bool leaks = batch_ && role_ != AttentionRole::self;
+  return fmt::format("ppSBN (preSBN {}{}, gamma and beta {}) around {}", batch_ ? "batch" : "row",
+                     leaks ? ": in training a position sees later ones" : "",
+                     gamma.numel() == 1 ? "scalar" : "a head dimension", inner_->describe());
+}
+
+Variable unit_rows(const Variable& x) {
+  const Variable squares = sum(mul(x, x), {-1}, true);
+  const Tensor tiny = less(squares.value(), kTinyNorm * kTinyNorm);
+  return masked_fill(mul(x, rsqrt(masked_fill(squares, tiny, 1.0))), tiny, 0.0);
+}
+
+QkNorm::QkNorm(Module* parent, std::string name, const AttentionSettings& settings,
+               AttentionRole role, int64_t heads, int64_t head_dim, ModelRandom& random)
+    : AttentionCore(parent, std::move(name)),
+      inner_(make_attention_core(this, "inner", inner_settings(settings), role, heads, head_dim,
+                                 random)) {}
+
+Variable QkNorm::forward(const Variable& q, const Variable& k, const Variable& v, const Mask& mask,
+                         DecodeState* state) {
+  const auto in_scope = scope();
+  return inner_->forward(unit_rows(q), unit_rows(k), v, mask, state);
+}
+
+std::string QkNorm::describe() const {
+  return "unit-norm q and k, " + inner_->describe();
+}
+
+}  // namespace macgrad::nn

@@ -1,0 +1,96 @@
+// RMFA: the draw, the denominator policy and its statistics around the rmfa op.
+#include <algorithm>
+#include <limits>
+
+#include "nn/attention_core.h"
+
+namespace macgrad::nn {
+
+namespace {
+
+FeatureSettings feature_settings(const AttentionSettings& settings, int64_t heads,
+                                 int64_t head_dim) {
+  FeatureSettings f;
+  f.method = settings.draws;
+  f.features = settings.features;
+  f.head_dim = head_dim;
+  f.p = settings.p;
+  f.logit_scale = settings.logit_scale;
+  f.heads = settings.draws_per_head ? heads : 1;
+  return f;
+}
+
+RmfaStatistics nothing_seen() {
+  return {0, std::numeric_limits<double>::infinity()};
+}
+
+void merge(RmfaStatistics& total, const RmfaStatistics& one) {
+  total.floored += one.floored;
+  total.smallest_ratio = std::min(total.smallest_ratio, one.smallest_ratio);
+}
+
+}  // namespace
+
+RmfaCore::RmfaCore(Module* parent, std::string name, const AttentionSettings& settings,
+                   int64_t heads, int64_t head_dim, ModelRandom& random)
+    : AttentionCore(parent, std::move(name)),
+      logit_scale(this, "logit_scale", settings.logit_scale, settings.train_logit_scale,
+                  dot_product_kernel(settings.kernel).radius(), head_dim),
+      features(this, "features", dot_product_kernel(settings.kernel),
+               feature_settings(settings, heads, head_dim), settings.redraw, settings.eval_draws,
+               random),
+      statistics_(nothing_seen()) {
+  const double at_zero = features.kernel().coefficient(0);
+  if (settings.denominator == Denominator::floor) {
+    require(settings.floor > 0.0, "[rmfa] the floor is {} and must be positive", settings.floor);
+    floor_ = settings.floor * at_zero;
+    no_floor_at_zero_ = at_zero == 0.0;
+  }
+}
+
+Variable RmfaCore::forward(const Variable& q, const Variable& k, const Variable& v,
+                           const Mask& mask, DecodeState* state) {
+  const auto in_scope = scope();
+  check(state == nullptr,
+        "[rmfa] decoding with a state needs {}; run the whole prefix without a state",
+        "prefix sums of the features, which this core does not keep");
+  const FeatureDraw& draw = features.current(q.dtype(), q.device());
+  RmfaArgs args;
+  args.levels = draw.levels;
+  args.constant = draw.constant;
+  args.linear = draw.linear;
+  args.floor = floor_;
+  RmfaStatistics seen;
+  const Variable out = rmfa(logit_scale.apply(q, draw.settings.logit_scale), k, v, mask, draw.omega,
+                            draw.weight, args, &seen);
+  merge(statistics_, seen);
+  return out;
+}
+
+void RmfaCore::on_begin_step(uint32_t, int64_t) {
+  statistics_ = nothing_seen();
+  if (logit_scale.trained()) features.set_logit_scale(logit_scale.value());
+}
+
+std::string RmfaCore::describe() const {
+  const FeatureSettings& f = features.current().settings;
+  std::string denominator =
+      floor_ > 0.0 ? fmt::format("floored at {:.3g} a visible key", floor_) : std::string("none");
+  if (no_floor_at_zero_) denominator += " (f(0) = 0)";
+  return fmt::format(
+      "rmfa {}, D {} ({} projections), draws {}{}, p {:.4g}, redraw {}, {} evaluation draw{}, "
+      "logit scale {:.4g}{}, denominator {}",
+      features.kernel().name(), f.features, features.current().projections(),
+      draw_method_name(f.method), f.heads > 1 ? " a head" : "", f.p,
+      features.redraw_policy().text(), features.eval_draws(), features.eval_draws() > 1 ? "s" : "",
+      logit_scale.value(), logit_scale.trained() ? " (trained)" : "", denominator);
+}
+
+RmfaStatistics rmfa_statistics(Module& model) {
+  RmfaStatistics total = nothing_seen();
+  for (Module* m : model.modules())
+    if (const auto* core = dynamic_cast<const RmfaCore*>(m)) merge(total, core->statistics());
+  return total;
+}
+
+}  // namespace macgrad::nn

@@ -1,0 +1,81 @@
+// Token losses, accumulation and schedules.
+#include <algorithm>
+#include <cmath>
+
+#include "autograd/engine.h"
+#include "autograd/ops.h"
+#include "autograd/scope.h"
+#include "nn/accumulation.h"
+#include "nn/loss.h"
+#include "nn/schedule.h"
+
+namespace macgrad::nn {
+
+Variable TokenLoss::mean() const {
+  return mul(sum, 1.0 / static_cast<double>(std::max<int64_t>(tokens, 1)));
+}
+
+TokenLoss token_loss(const Variable& logits, const Tensor& targets, int64_t pad, double smoothing) {
+  check(logits.rank() == 3 && targets.rank() == 2 && logits.size(0) == targets.size(0) &&
+                     logits.size(1) == targets.size(1),
+                 "[token_loss] needs logits (B, T, V) and targets (B, T), got {} and {}",
+                 logits.shape(), targets.shape());
+  TokenLoss loss;
+  for (const int64_t t : targets.to_vector<int64_t>()) loss.tokens += t != pad;
+  const int64_t rows = targets.numel();
+  loss.sum = cross_entropy(reshape(logits, Shape{rows, logits.size(2)}),
+                           targets.reshape(Shape{rows}), smoothing, pad, Reduction::sum);
+  return loss;
+}
+
+void Accumulation::add(const TokenLoss& loss) {
+  backward(loss.sum);
+  sum_ += loss.sum.item();
+  tokens_ += loss.tokens;
+}
+
+double Accumulation::loss() const {
+  return sum_ / static_cast<double>(std::max<int64_t>(tokens_, 1));
+}
+
+double Accumulation::grad_scale() const {
+  return 1.0 / static_cast<double>(std::max<int64_t>(tokens_, 1));
+}
+
+namespace {
+
+double ratio(int64_t a, int64_t b) {
+  return static_cast<double>(a) / static_cast<double>(b);
+}
+
+}  // namespace
+
+Schedule constant_schedule(double peak, int64_t warmup) {
+  return [=](int64_t step) { return step < warmup ? peak * ratio(step, warmup) : peak; };
+}
+
+Schedule inverse_sqrt_schedule(double peak, int64_t warmup) {
+  const int64_t w = std::max<int64_t>(warmup, 1);
+  return [=](int64_t step) {
+    return step < w ? peak * ratio(step, w) : peak * std::sqrt(ratio(w, step));
+  };
+}
+
+Schedule one_cycle_schedule(double peak, int64_t warmup, int64_t total) {
+  require(warmup >= 0 && warmup < total,
+          "[one_cycle_schedule] warm-up of {} steps in {} steps; it must be shorter", warmup,
+          total);
+  return [=](int64_t step) {
+    if (step < warmup) return peak * ratio(step, warmup);
+    return peak * std::max(0.0, ratio(total - step, total - warmup));
+  };
+}
+
+Schedule parse_schedule(const std::string& name, double peak, int64_t warmup, int64_t total) {
+  if (name == "constant") return constant_schedule(peak, warmup);
+  if (name == "inverse-sqrt") return inverse_sqrt_schedule(peak, warmup);
+  if (name == "one-cycle") return one_cycle_schedule(peak, warmup, total);
+  throw Error("schedule '{}' is unknown; use constant, inverse-sqrt or one-cycle", name);
+}
+
+}  // namespace macgrad::nn
