@@ -1,0 +1,136 @@
+#include "experiments/common/batches.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "core/error.h"
+#include "experiments/common/shuffle.h"
+
+namespace macgrad::experiments {
+namespace {
+
+std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+// Both sides carry one special word more than their words.
+std::int64_t padded_width(const EncodedPairs& pairs, std::size_t i, const BatchOptions& options) {
+  const std::size_t longest = std::max(pairs.source[i].size(), pairs.target[i].size()) + 1;
+  return round_up(static_cast<std::int64_t>(longest), options.width_multiple);
+}
+
+PaddedIds empty_block(std::size_t rows, std::int64_t width) {
+  PaddedIds block;
+  block.rows = static_cast<std::int64_t>(rows);
+  block.width = width;
+  block.ids.assign(rows * static_cast<std::size_t>(width), Vocabulary::kPad);
+  return block;
+}
+
+Batch make_batch(const EncodedPairs& pairs, std::vector<std::size_t> indices,
+                 const BatchOptions& options) {
+  std::size_t source_length = 0;
+  std::size_t target_length = 0;
+  for (std::size_t i : indices) {
+    source_length = std::max(source_length, pairs.source[i].size() + 1);
+    target_length = std::max(target_length, pairs.target[i].size() + 1);
+  }
+  const auto width = [&](std::size_t length) {
+    return round_up(static_cast<std::int64_t>(length), options.width_multiple);
+  };
+  Batch batch;
+  batch.source = empty_block(indices.size(), width(source_length));
+  batch.target_input = empty_block(indices.size(), width(target_length));
+  batch.target_output = batch.target_input;
+  for (std::size_t row = 0; row < indices.size(); ++row) {
+    const auto& source = pairs.source[indices[row]];
+    const auto& target = pairs.target[indices[row]];
+    const auto start = [row](PaddedIds& block) {
+      return block.ids.begin() + static_cast<std::int64_t>(row) * block.width;
+    };
+    *std::copy(source.begin(), source.end(), start(batch.source)) = Vocabulary::kEos;
+    *start(batch.target_input) = Vocabulary::kBos;
+    std::copy(target.begin(), target.end(), start(batch.target_input) + 1);
+    *std::copy(target.begin(), target.end(), start(batch.target_output)) = Vocabulary::kEos;
+    batch.source_tokens += static_cast<std::int64_t>(source.size()) + 1;
+    batch.target_tokens += static_cast<std::int64_t>(target.size()) + 1;
+  }
+  batch.indices = std::move(indices);
+  return batch;
+}
+
+// Cuts `order`, sorted by rising length, greedily into batches within the budget.
+std::vector<std::vector<std::size_t>> cut(const EncodedPairs& pairs,
+                                          const std::vector<std::size_t>& order,
+                                          const BatchOptions& options) {
+  std::vector<std::vector<std::size_t>> plan;
+  for (std::size_t i : order) {
+    const std::int64_t width = padded_width(pairs, i, options);
+    const bool fits = !plan.empty() &&
+                      (static_cast<std::int64_t>(plan.back().size()) + 1) * width <= options.tokens;
+    if (!fits) plan.emplace_back();
+    plan.back().push_back(i);
+  }
+  return plan;
+}
+
+std::vector<std::size_t> numbered(const EncodedPairs& pairs, const BatchOptions& options) {
+  if (options.tokens < 1 || options.width_multiple < 1) {
+    throw Error("batches: tokens {} and width_multiple {} must be positive", options.tokens,
+                options.width_multiple);
+  }
+  if (pairs.source.size() != pairs.target.size()) {
+    throw Error("batches: {} source sentences, {} target sentences", pairs.source.size(),
+                pairs.target.size());
+  }
+  std::vector<std::size_t> order(pairs.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  return order;
+}
+
+// Stable, so that the order among pairs of equal lengths is kept: shuffled before, they meet other
+// pairs every epoch. (Sorting by both lengths would pad a little less, but fix the company.)
+void sort_by_length(const EncodedPairs& pairs, std::vector<std::size_t>& order) {
+  const auto longest = [&](std::size_t i) {
+    return std::max(pairs.source[i].size(), pairs.target[i].size());
+  };
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::size_t a, std::size_t b) { return longest(a) < longest(b); });
+}
+
+std::vector<Batch> fill(const EncodedPairs& pairs, std::vector<std::vector<std::size_t>> plan,
+                        const BatchOptions& options) {
+  std::vector<Batch> batches;
+  batches.reserve(plan.size());
+  for (auto& indices : plan) batches.push_back(make_batch(pairs, std::move(indices), options));
+  return batches;
+}
+
+}  // namespace
+
+EncodedPairs encode_pairs(const ParallelText& text, const Vocabulary& source,
+                          const Vocabulary& target) {
+  EncodedPairs pairs;
+  for (const std::string& line : text.source) pairs.source.push_back(source.encode(line));
+  for (const std::string& line : text.target) pairs.target.push_back(target.encode(line));
+  return pairs;
+}
+
+std::vector<Batch> shuffled_batches(const EncodedPairs& pairs, const BatchOptions& options,
+                                    std::uint64_t seed, std::uint64_t epoch) {
+  std::vector<std::size_t> order = numbered(pairs, options);
+  SplitMix random(seed, epoch);
+  shuffle(order, random);
+  sort_by_length(pairs, order);
+  std::vector<std::vector<std::size_t>> plan = cut(pairs, order, options);
+  shuffle(plan, random);
+  return fill(pairs, std::move(plan), options);
+}
+
+std::vector<Batch> ordered_batches(const EncodedPairs& pairs, const BatchOptions& options) {
+  std::vector<std::size_t> order = numbered(pairs, options);
+  sort_by_length(pairs, order);
+  return fill(pairs, cut(pairs, order, options), options);
+}
+
+}  // namespace macgrad::experiments

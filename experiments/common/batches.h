@@ -1,0 +1,52 @@
+// Sentence pairs as padded batches. Pairs of like length share a batch, so that little of it is
+// padding; which pairs, and the order of the batches, is a pure function of (seed, epoch).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "experiments/common/text_files.h"
+#include "experiments/common/vocabulary.h"
+
+namespace macgrad::experiments {
+
+/// Word ids without <bos> and <eos>.
+struct EncodedPairs {
+  std::vector<std::vector<std::int64_t>> source;
+  std::vector<std::vector<std::int64_t>> target;
+  std::size_t size() const { return source.size(); }
+};
+EncodedPairs encode_pairs(const ParallelText& text, const Vocabulary& source,
+                          const Vocabulary& target);
+
+/// Row-major (rows, width), rows filled up with Vocabulary::kPad.
+struct PaddedIds {
+  std::vector<std::int64_t> ids;
+  std::int64_t rows = 0;
+  std::int64_t width = 0;
+};
+
+struct Batch {
+  PaddedIds source;                  // (B, S): words, <eos>
+  PaddedIds target_input;            // (B, T): <bos>, words: what the decoder reads
+  PaddedIds target_output;           // (B, T): words, <eos>: what it must predict
+  std::vector<std::size_t> indices;  // the pairs' numbers, one a row
+  std::int64_t source_tokens = 0;    // without padding
+  std::int64_t target_tokens = 0;    // without padding
+};
+
+struct BatchOptions {
+  std::int64_t tokens = 4096;       // rows * max(S, T), padding included, is at most this
+  std::int64_t width_multiple = 1;  // widths are rounded up to it, for few distinct shapes
+};
+
+/// Every pair exactly once. A pair that is longer than the budget is a batch of its own. Throws if
+/// an option is not positive or the two sides differ in size.
+std::vector<Batch> shuffled_batches(const EncodedPairs& pairs, const BatchOptions& options,
+                                    std::uint64_t seed, std::uint64_t epoch);
+
+/// The same in a fixed order (by length, then by number), for validation and translation.
+std::vector<Batch> ordered_batches(const EncodedPairs& pairs, const BatchOptions& options);
+
+}  // namespace macgrad::experiments

@@ -1,0 +1,74 @@
+// Files that a run leaves behind. Every one is written to a temporary file in the same folder,
+// flushed to the disk and renamed, so that a reader (or a crash, a full disk, Ctrl-C) sees the
+// whole old file or the whole new one, never a part.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+namespace macgrad::experiments {
+
+/// Ordered, so that settings appear as they were written.
+using Json = nlohmann::ordered_json;
+
+/// Replaces `path` by `contents`. Throws with the system's reason (and the free space when the disk
+/// is full); the earlier file is then untouched and no temporary file is left.
+void write_file_atomically(const std::string& path, std::string_view contents);
+
+/// The same for a writer that needs a path: `write` fills the temporary file whose path it is
+/// given.
+void write_file_atomically(const std::string& path,
+                           const std::function<void(const std::string& temporary)>& write);
+
+/// Indented JSON with a newline at its end; NaN and infinities become null.
+void write_json(const std::string& path, const Json& json);
+
+/// Reads JSON; throws naming the file on a missing file or a syntax error.
+Json read_json(const std::string& path);
+
+/// One cell; std::monostate is an empty cell. Doubles are written with the fewest digits that read
+/// back to the same value ("nan", "inf" when not finite).
+using CsvValue = std::variant<std::monostate, std::int64_t, double, std::string>;
+
+/// A table of metrics. The file holds all rows so far after every call of row().
+class CsvWriter {
+ public:
+  /// Writes the header at once, so that a wrong path is an error before the run, not after it.
+  CsvWriter(std::string path, std::vector<std::string> columns);
+
+  /// Appends a row; throws if the number of values differs from the number of columns.
+  void row(const std::vector<CsvValue>& values);
+
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+  std::size_t columns_;
+  std::string text_;
+};
+
+/// The folder of one run. Earlier results are never replaced in silence: without a requested name a
+/// new folder is made, with one the files that already lie there are named on stderr.
+class RunDirectory {
+ public:
+  /// `requested` (the value of --out) or, if empty, a new `runs/<program>-<date>-<time>`. Creates
+  /// the folder with its parents and tries that it can be written to.
+  RunDirectory(const std::string& requested, std::string_view program);
+
+  const std::string& path() const { return path_; }
+  std::string file(std::string_view name) const;
+
+  /// Result files of an earlier run found on opening, sorted by name.
+  const std::vector<std::string>& earlier() const { return earlier_; }
+
+ private:
+  std::string path_;
+  std::vector<std::string> earlier_;
+};
+
+}  // namespace macgrad::experiments

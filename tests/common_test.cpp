@@ -1,0 +1,538 @@
+// What programs share beside data: atomic files, CSV and JSON, the run's folder, the progress line,
+// Ctrl-C, arguments, the machine, plots.
+#include <doctest/doctest.h>
+#include <fcntl.h>
+#include <omp.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <csignal>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <limits>
+#include <sstream>
+
+#include "core/error.h"
+#include "experiments/common/arguments.h"
+#include "experiments/common/interrupt.h"
+#include "experiments/common/machine.h"
+#include "experiments/common/output_files.h"
+#include "experiments/common/plots.h"
+#include "experiments/common/progress.h"
+
+namespace macgrad::experiments {
+namespace {
+namespace fs = std::filesystem;
+
+class Folder {
+ public:
+  Folder() {
+    std::string name = (fs::temp_directory_path() / "macgrad-common-XXXXXX").string();
+    if (mkdtemp(name.data()) == nullptr) throw Error("mkdtemp {} failed", name);
+    path_ = name;
+  }
+  ~Folder() {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+  }
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
+  std::string operator/(const std::string& name) const { return (path_ / name).string(); }
+  std::ptrdiff_t entries() const {
+    return std::distance(fs::directory_iterator(path_), fs::directory_iterator());
+  }
+
+ private:
+  fs::path path_;
+};
+
+std::string contents(const std::string& path) {
+  std::ostringstream text;
+  text << std::ifstream(path, std::ios::binary).rdbuf();
+  return text.str();
+}
+
+void put(const std::string& path, const std::string& text) {
+  fs::create_directories(fs::path(path).parent_path());
+  std::ofstream(path, std::ios::binary) << text;
+}
+
+std::string error_of(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+bool has(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+// Runs `body` in a child; returns waitpid's status. _exit keeps doctest out of it.
+int in_child(const std::function<int()>& body) {
+  const pid_t child = fork();
+  if (child == 0) {
+    int code = 99;
+    try {
+      code = body();
+    } catch (...) {
+    }
+    _exit(code);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  return status;
+}
+
+// What `body` prints to stderr.
+std::string stderr_of(const std::function<void()>& body) {
+  const Folder folder;
+  std::fflush(stderr);
+  const int saved = dup(2);
+  const int file = open((folder / "err").c_str(), O_WRONLY | O_CREAT, 0600);
+  dup2(file, 2);
+  close(file);
+  body();
+  std::fflush(stderr);
+  dup2(saved, 2);
+  close(saved);
+  return contents(folder / "err");
+}
+
+TEST_CASE("files are replaced whole or not at all") {
+  const Folder folder;
+  const std::string path = folder / "result.txt";
+  write_file_atomically(path, std::string_view("first"));
+  CHECK(contents(path) == "first");
+  write_file_atomically(path, std::string_view(""));
+  CHECK(contents(path).empty());
+  write_file_atomically(path, std::string_view("second"));
+
+  CHECK_THROWS_AS(write_file_atomically(path,
+                                        [](const std::string& temporary) {
+                                          std::ofstream(temporary) << "half";
+                                          throw Error("no more");
+                                        }),
+                  Error);
+  CHECK(contents(path) == "second");
+  CHECK(folder.entries() == 1);
+
+  write_file_atomically(path,
+                        [](const std::string& temporary) { std::ofstream(temporary) << "third"; });
+  CHECK(contents(path) == "third");
+  CHECK(has(error_of([&] { write_file_atomically(folder / "no/where", std::string_view("x")); }),
+            "no/where: cannot create: No such file or directory"));
+  CHECK(has(error_of([&] { write_file_atomically(path, [](const std::string&) {}); }),
+            "result.txt: cannot write"));
+  CHECK(folder.entries() == 1);
+}
+
+TEST_CASE("a full disk leaves the earlier file") {
+  const Folder folder;
+  const std::string path = folder / "result.txt";
+  write_file_atomically(path, std::string_view("earlier"));
+  // A limit on file sizes makes write() fail half way, as a full disk does.
+  const int status = in_child([&] {
+    std::signal(SIGXFSZ, SIG_IGN);
+    const rlimit limit{4096, 4096};
+    setrlimit(RLIMIT_FSIZE, &limit);
+    const std::string message =
+        error_of([&] { write_file_atomically(path, std::string_view(std::string(100000, 'x'))); });
+    return has(message, "result.txt: cannot write: File too large") ? 0 : 1;
+  });
+  CHECK(status == 0);
+  CHECK(contents(path) == "earlier");
+  CHECK(folder.entries() == 1);
+}
+
+TEST_CASE("CSV rows read back exactly") {
+  const Folder folder;
+  const std::string path = folder / "metrics.csv";
+  CsvWriter csv(path, {"epoch", "loss", "note"});
+  CHECK(contents(path) == "epoch,loss,note\n");
+  csv.row({1, 0.1, "plain"});
+  csv.row({std::int64_t{-2}, std::nan(""), "a \"b\", c\nd"});
+  csv.row({CsvValue(), std::numeric_limits<double>::infinity(), ""});
+  CHECK(contents(path) == "epoch,loss,note\n1,0.1,plain\n-2,nan,\"a \"\"b\"\", c\nd\"\n,inf,\n");
+  CHECK(has(error_of([&] { csv.row({1}); }), "a row of 1 values in a table of 3 columns"));
+  const double third = 1.0 / 3;
+  csv.row({0, third, ""});
+  const std::string text = contents(path);
+  CHECK(std::stod(text.substr(text.rfind("\n0,") + 3)) == third);
+}
+
+TEST_CASE("JSON keeps its order and takes anything") {
+  const Folder folder;
+  const std::string path = folder / "settings.json";
+  write_json(path, {{"z", 1}, {"a", std::nan("")}, {"text", "bad \xE9"}});
+  const Json back = read_json(path);
+  CHECK(back.begin().key() == "z");
+  CHECK(back["a"].is_null());
+  CHECK(has(contents(path), "\n  \"a\": null"));
+  put(path, "{\"a\": ");
+  CHECK(has(error_of([&] { read_json(path); }), "settings.json: not valid JSON"));
+  CHECK(has(error_of([&] { read_json(folder / "none"); }), "none: cannot open"));
+}
+
+TEST_CASE("a run's folder never hides earlier results") {
+  const Folder folder;
+  const std::string path = folder / "a/b";
+  CHECK(stderr_of([&] {
+          const RunDirectory run(path, "nmse");
+          write_file_atomically(run.file("nmse.csv"), std::string_view("x"));
+        }).empty());
+  const std::string notice = stderr_of([&] {
+    const RunDirectory run(path, "nmse");
+    CHECK(run.earlier() == std::vector<std::string>{"nmse.csv"});
+  });
+  CHECK(has(notice, "a/b holds earlier results"));
+  CHECK(has(notice, "nmse.csv"));
+  CHECK(contents(path + "/nmse.csv") == "x");
+
+  put(folder / "file", "x");
+  CHECK(has(error_of([&] { RunDirectory(folder / "file", "nmse"); }), "file"));
+
+  const fs::path here = fs::current_path();
+  fs::current_path(folder / "a");
+  const RunDirectory one("", "nmse");
+  const RunDirectory two("", "nmse");
+  fs::current_path(here);
+  CHECK(one.path().starts_with("runs/nmse-"));
+  CHECK(one.path() != two.path());
+}
+
+TEST_CASE("numbers and times as people read them") {
+  CHECK(group_digits(0) == "0");
+  CHECK(group_digits(999) == "999");
+  CHECK(group_digits(12345) == "12,345");
+  CHECK(group_digits(-1234567) == "-1,234,567");
+  CHECK(group_digits(-123) == "-123");
+  CHECK(format_duration(12) == "0:12");
+  CHECK(format_duration(59.7) == "1:00");
+  CHECK(format_duration(3723) == "1:02:03");
+  CHECK(format_duration(-1) == "?");
+  CHECK(format_duration(INFINITY) == "?");
+  CHECK(format_short(4.1) == "4.1");
+  CHECK(format_short(0.001) == "1e-3");
+  CHECK(format_short(1.0) == "1");
+  CHECK(format_short(0) == "0");
+  CHECK(format_short(0.0125) == "0.0125");
+  CHECK(format_short(3.14159) == "3.142");
+  CHECK(format_short(1234567) == "1.235e6");
+  CHECK(format_short(2.5e-7) == "2.5e-7");
+  CHECK(format_short(std::nan("")) == "nan");
+  CHECK(format_short(-INFINITY) == "-inf");
+}
+
+TEST_CASE("the step line") {
+  StepReport report{12, {{"loss", 4.1}, {"norm", 1.2}, {"lr", 1e-3}}, 4259};
+  CHECK(Progress::line(report, 1000, "step", 0.345, 12.0 / 988, 12345.1) ==
+        "step 12/1000 | loss 4.1 | norm 1.2 | lr 1e-3 | 345 ms | 12,345 tok/s | 0:12 left");
+  report = {2, {}, 0};
+  CHECK(Progress::line(report, 2, "cell", 75.04, 75, 0) == "cell 2/2 | 75.0 s | 0:00 left");
+}
+
+TEST_CASE("a log gets whole lines and no bar") {
+  const Folder folder;
+  std::FILE* file = std::fopen((folder / "log").c_str(), "w");
+  {
+    Progress progress(3, "step", file, 1000);
+    progress.step({1, {{"loss", 2}}, 10});
+    progress.step({2, {{"loss", 1.5}}, 10});
+    progress.note("saved");
+    progress.step({3, {{"loss", 1}}, 10});
+    CHECK(progress.tokens_per_second() > 0);
+  }
+  std::fclose(file);
+  const std::string text = contents(folder / "log");
+  CHECK(has(text, "step 1/3 | loss 2 | "));
+  CHECK_FALSE(has(text, "step 2/3"));  // within the pause between lines
+  CHECK(has(text, "saved\nstep 3/3 | loss 1 | "));
+  CHECK_FALSE(has(text, "\r"));
+  CHECK_FALSE(has(text, "\x1b"));
+  CHECK(text.ends_with("0:00 left\n"));
+}
+
+TEST_CASE("a terminal gets one line that rewrites itself") {
+  const int master = posix_openpt(O_RDWR | O_NOCTTY);
+  if (master < 0 || grantpt(master) != 0 || unlockpt(master) != 0) {
+    MESSAGE("skipped: no pseudo-terminal here");
+    return;
+  }
+  const int slave = open(ptsname(master), O_RDWR | O_NOCTTY);
+  REQUIRE(slave >= 0);
+  std::FILE* file = fdopen(slave, "w");
+  {
+    Progress progress(2, "step", file);
+    progress.step({1, {{"loss", 2}}, 0});
+    progress.note("saved");
+    progress.step({2, {{"loss", 1}}, 0});
+  }
+  std::fclose(file);
+  // Arrives in pieces; after the last one the closed other end is an error (EIO).
+  std::string text;
+  char buffer[4096];
+  for (ssize_t count = 0; (count = read(master, buffer, sizeof buffer)) > 0;) {
+    text.append(buffer, static_cast<std::size_t>(count));
+  }
+  close(master);
+  CHECK(has(text, "\r\x1b[2K[##########----------] step 1/2 | loss 2"));
+  CHECK(has(text, "\r\x1b[2Ksaved\r\n"));
+  CHECK(has(text, "[####################] step 2/2"));
+  CHECK(text.ends_with("\n"));
+}
+
+TEST_CASE("the first Ctrl-C sets a flag, the second ends the process") {
+  for (const int signal : {SIGINT, SIGTERM}) {
+    {
+      const InterruptGuard guard;
+      CHECK_FALSE(guard.interrupted());
+      CHECK(guard.exit_code() == 0);
+      raise(signal);
+      CHECK(guard.interrupted());
+      CHECK(guard.exit_code() == 128 + signal);
+    }
+    CHECK_FALSE(InterruptGuard().interrupted());
+    const int status = in_child([signal] {
+      const InterruptGuard guard;
+      raise(SIGINT);
+      if (!guard.interrupted()) return 1;
+      raise(signal);
+      return 2;
+    });
+    CHECK(WIFSIGNALED(status));
+    CHECK(WTERMSIG(status) == signal);
+  }
+  struct sigaction now = {};
+  sigaction(SIGTERM, nullptr, &now);
+  const bool handler_left = now.sa_handler != SIG_DFL && now.sa_handler != SIG_IGN;
+  // doctest installs its own handler while a test runs; ours must not be what is left.
+  const InterruptGuard guard;
+  struct sigaction ours = {};
+  sigaction(SIGTERM, nullptr, &ours);
+  CHECK((!handler_left || now.sa_handler != ours.sa_handler));
+}
+
+TEST_CASE("lists and ranges of whole numbers") {
+  using List = std::vector<std::int64_t>;
+  const auto parse = [](const char* text) { return parse_integers("--lengths", text); };
+  CHECK(parse("200,500,1000") == List{200, 500, 1000});
+  CHECK(parse("7") == List{7});
+  CHECK(parse(" 1 , 2 ") == List{1, 2});
+  CHECK(parse("2^4,2^10") == List{16, 1024});
+  CHECK(parse("1:4") == List{1, 2, 3, 4});
+  CHECK(parse("200:1000:400") == List{200, 600, 1000});
+  CHECK(parse("200:900:400") == List{200, 600});
+  CHECK(parse("16:128:x2") == List{16, 32, 64, 128});
+  CHECK(parse("2^4:2^6:x2,100") == List{16, 32, 64, 100});
+  CHECK(parse("9223372036854775806:9223372036854775807:5") == List{9223372036854775806});
+  CHECK(parse("4611686018427387904:9223372036854775807:x2") == List{4611686018427387904});
+  for (const char* wrong : {"",          ",",   "1,",   "a",     "1.5",    "0",
+                            "-3",        "1:",  "5:1",  "1:9:0", "1:9:-1", "1:8:x1",
+                            "1:2:3:4",   "2^",  "2^63", "3^60",  "1e3",    "99999999999999999999",
+                            "1:1000000", "1 2", "0x10"}) {
+    CAPTURE(wrong);
+    CHECK(has(error_of([&] { parse(wrong); }), "--lengths: "));
+  }
+  CHECK(parse_integers("--n", "0:1", 0) == List{0, 1});
+  CHECK(parse_words("--draws", "iid, h01", {"iid", "h01"}) ==
+        std::vector<std::string>{"iid", "h01"});
+  CHECK(error_of([] {
+          parse_words("--draws", "iid,x", {"iid", "h01"});
+        }) == "--draws: unknown \"x\"; known: iid, h01");
+  CHECK(has(error_of([] { parse_words("--draws", "iid,,", {}); }), "empty word"));
+}
+
+struct Outcome {
+  int code;
+  std::string err;
+  CommonOptions options;
+  std::vector<std::int64_t> lengths{1, 2};
+};
+
+Outcome run_with(std::vector<const char*> arguments) {
+  arguments.insert(arguments.begin(), "demo");
+  Outcome outcome{};
+  outcome.err = stderr_of([&] {
+    outcome.code = run_program(
+        static_cast<int>(arguments.size()), arguments.data(), "demo", "A demonstration",
+        [&](CLI::App& app) {
+          add_common_options(app, outcome.options);
+          add_integer_list(app, "--lengths", outcome.lengths, "Lengths");
+        },
+        [&] {
+          apply_common_options(outcome.options);
+          return 0;
+        });
+  });
+  return outcome;
+}
+
+TEST_CASE("common options") {
+  const int threads = omp_get_max_threads();
+  Outcome plain = run_with({});
+  CHECK(plain.code == 0);
+  CHECK(plain.options.threads == available_cpus());
+  CHECK(omp_get_max_threads() == available_cpus());
+  CHECK(plain.lengths == std::vector<std::int64_t>{1, 2});
+
+  Outcome full = run_with({"--seed", "18446744073709551615", "--threads", "3", "--dtype", "float64",
+                           "--out", "x y", "--lengths", "4:6"});
+  CHECK(full.code == 0);
+  CHECK(full.options.seed == UINT64_MAX);
+  CHECK(omp_get_max_threads() == 3);
+  CHECK(full.lengths == std::vector<std::int64_t>{4, 5, 6});
+  CHECK(
+      to_json(full.options).dump() ==
+      R"({"seed":18446744073709551615,"threads":3,"device":"cpu","dtype":"float64","out":"x y"})");
+  omp_set_num_threads(threads);
+
+  Outcome wrong = run_with({"--dtype", "int8"});
+  CHECK(wrong.code == 2);
+  CHECK(has(wrong.err, "--dtype: unknown \"int8\"; known: float32, float64"));
+  CHECK(run_with({"--threads", "-1"}).code == 2);
+  CHECK(run_with({"--threads", "1000000"}).code == 2);
+  for (const char* seed : {"-1", "1.5", "x", "18446744073709551616"}) {
+    wrong = run_with({"--seed", seed});
+    CHECK(wrong.code == 2);
+    CHECK(has(wrong.err, "--seed"));
+  }
+  wrong = run_with({"--lengths", "5:1"});
+  CHECK(wrong.code == 2);
+  CHECK(has(wrong.err, "never ends"));
+  wrong = run_with({"--sede", "1"});
+  CHECK(wrong.code == 2);
+  CHECK(has(wrong.err, "--sede"));
+#ifndef MACGRAD_WITH_CUDA
+  wrong = run_with({"--device", "cuda"});
+  CHECK(wrong.code == 1);
+  CHECK(has(wrong.err, "demo: error: --device cuda: this build has no CUDA backend"));
+#endif
+  const int status = in_child([] {
+    std::freopen("/dev/null", "w", stdout);
+    return run_with({"--version"}).code + run_with({"--help"}).code;
+  });
+  CHECK(status == 0);
+}
+
+TEST_CASE("the cgroup's CPUs") {
+  const Folder folder;
+  CHECK(available_cpus() >= 1);
+  CHECK(cgroup_cpu_quota(folder / "nothing") == 0);
+
+  const std::string two = folder / "v2";
+  put(two + "/proc/self/cgroup", "0::/a/b\n");
+  put(two + "/sys/fs/cgroup/a/cpu.max", "150000 100000\n");
+  put(two + "/sys/fs/cgroup/a/b/cpu.max", "max 100000\n");
+  CHECK(cgroup_cpu_quota(two) == 1.5);
+  put(two + "/sys/fs/cgroup/a/b/cpu.max", "50000 100000\n");
+  CHECK(cgroup_cpu_quota(two) == 0.5);
+
+  // A container: the path is the host's, the mount shows the group at its root.
+  const std::string container = folder / "container";
+  put(container + "/proc/self/cgroup", "0::/../../docker/123\n");
+  put(container + "/sys/fs/cgroup/cpu.max", "200000 100000\n");
+  CHECK(cgroup_cpu_quota(container) == 2);
+
+  const std::string one = folder / "v1";
+  put(one + "/proc/self/cgroup", "4:memory:/x\n3:cpu,cpuacct:/job\n1:cpuset:/\n0::/\n");
+  put(one + "/sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_quota_us", "300000\n");
+  put(one + "/sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_period_us", "100000\n");
+  put(one + "/sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us", "-1\n");
+  put(one + "/sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us", "100000\n");
+  CHECK(cgroup_cpu_quota(one) == 3);
+}
+
+TEST_CASE("the machine describes itself") {
+  const Json facts = provenance();
+  CHECK(facts["machine"]["logical_cpus"].get<int>() >=
+        facts["machine"]["available_cpus"].get<int>());
+  CHECK(facts["machine"]["memory_gib"].get<double>() > 0.1);
+  CHECK(facts["machine"].contains("model"));
+  CHECK(facts["build"].contains("commit"));
+  CHECK(facts["build"].contains("instruction set"));
+}
+
+HeatMap example_map() {
+  return {"log10_nmse, d'oh",
+          "features D",
+          "length n",
+          "log10_nmse",
+          {"16", "64", "256"},
+          {"200", "1000"},
+          {-2.17, -2.96, -3.56, -2.2, std::nan(""), -3.6}};
+}
+
+TEST_CASE("scripts for gnuplot carry their data") {
+  const std::string text = gnuplot_script(example_map());
+  CHECK(has(text, "set title 'log10_nmse, d''oh' noenhanced"));
+  CHECK(has(text, "set xtics noenhanced out nomirror ('16' 0, '64' 1, '256' 2)"));
+  CHECK(has(text, "\n0 0 -2.17\n"));
+  CHECK(has(text, "\n1 1 NaN\n"));
+  HeatMap uneven = example_map();
+  uneven.values.pop_back();
+  CHECK(has(error_of([&] { gnuplot_script(uneven); }), "5 values for 2 rows x 3 columns"));
+  CHECK_THROWS_AS(gnuplot_script(CurvePlot{}), Error);
+  CurvePlot plot{"t", "x", "y", false, false, {{"a", {1, 2}, {1}, {}}}};
+  CHECK(has(error_of([&] { gnuplot_script(plot); }), "2 x, 1 y and 0 error values"));
+}
+
+TEST_CASE("a missing or failing gnuplot is a warning") {
+  const Folder folder;
+  bool made = true;
+  const std::string missing = stderr_of(
+      [&] { made = write_plot(example_map(), folder / "map", "gnuplot-that-is-not-there"); });
+  CHECK_FALSE(made);
+  CHECK(has(missing, "apt-get install gnuplot-nox"));
+  CHECK(fs::exists(folder / "map.gp"));
+  put(folder / "map.svg", "earlier");
+  const std::string failing =
+      stderr_of([&] { made = write_plot(example_map(), folder / "map", "false"); });
+  CHECK_FALSE(made);
+  CHECK(has(failing, "warning: no pictures: false failed on"));
+  CHECK(contents(folder / "map.svg") == "earlier");
+  CHECK(folder.entries() == 2);
+}
+
+TEST_CASE("pictures by gnuplot") {
+  if (std::system("gnuplot --version > /dev/null 2>&1") != 0) {
+    MESSAGE("skipped: gnuplot is not installed");
+    return;
+  }
+  const Folder folder;
+  REQUIRE(write_plot(example_map(), folder / "it's a map"));
+  const std::string svg = contents(folder / "it's a map.svg");
+  CHECK(has(svg, "-2.17"));
+  CHECK(has(svg, "log10_nmse"));
+  CHECK(contents(folder / "it's a map.png").starts_with("\x89PNG"));
+  CHECK(folder.entries() == 3);
+  // The kept script makes the same pictures.
+  fs::remove(folder / "it's a map.svg");
+  const std::string command =
+      "cd '" + (folder / "") + "' && gnuplot \"it's a map.gp\" > /dev/null 2>&1";
+  CHECK(std::system(command.c_str()) == 0);
+  CHECK(has(contents(folder / "it's a map.svg"), "-2.17"));
+
+  CurvePlot plot{"valid_loss",
+                 "D",
+                 "y",
+                 true,
+                 true,
+                 {{"soft_max's", {16, 64, 256}, {1, 0.1, 0.01}, {}},
+                  {"rmfa", {16, 64, 256}, {2, std::nan(""), 0.02}, {0.1, 0.1, 0.001}}}};
+  REQUIRE(write_plot(plot, folder / "curves"));
+  CHECK(has(contents(folder / "curves.svg"), "soft_max's"));
+  HeatMap flat{"flat", "", "", "", {"1"}, {"1"}, {2.0}};
+  CHECK(write_plot(flat, folder / "flat"));
+  flat.values = {std::nan("")};
+  CHECK(write_plot(flat, folder / "flat"));
+}
+
+}  // namespace
+}  // namespace macgrad::experiments
