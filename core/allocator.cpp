@@ -16,8 +16,8 @@ namespace {
 constexpr size_t kAlignment = 64;
 constexpr size_t kGuardBytes = 64;
 constexpr unsigned char kGuardByte = 0xA5;
-// A quiet NaN as float32 and as float64, and a wild value as int64.
-constexpr uint32_t kPoisonWord = 0x7fdeadbeu;
+// A quiet NaN as bfloat16, float32 and float64, and a wild value as int64.
+constexpr uint32_t kPoisonWord = 0x7ffd7ffdu;
 
 std::atomic<int> poison_depth{0};
 std::atomic<uint64_t> violations{0};

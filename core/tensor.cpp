@@ -102,18 +102,21 @@ Tensor Tensor::as_strided(const Shape& shape, const Shape& strides, int64_t offs
 namespace {
 
 // One extent of -1 is what the others leave.
-Shape resolve(const Shape& wanted, int64_t numel) {
+Shape resolve(const char* op, const Shape& wanted, int64_t numel) {
   int unknown = -1;
   int64_t known = 1;
   for (int i = 0; i < wanted.rank(); ++i) {
     if (wanted[i] == -1 && unknown < 0) {
       unknown = i;
     } else {
+      require(wanted[i] >= 0, "[{}] shape {} has a negative extent beside one of -1", op, wanted);
       known *= wanted[i];
     }
   }
+  require(unknown < 0 || known > 0, "[{}] the -1 in shape {} is not decided: another extent is 0",
+          op, wanted);
   Shape shape = wanted;
-  if (unknown >= 0 && known > 0) shape[unknown] = numel / known;
+  if (unknown >= 0) shape[unknown] = numel / known;
   return shape;
 }
 
@@ -162,7 +165,7 @@ bool view_strides(const Shape& from, const Shape& strides, const Shape& to, Shap
 }  // namespace
 
 Tensor Tensor::view(const Shape& wanted) const {
-  const Shape shape = resolve(wanted, numel());
+  const Shape shape = resolve("view", wanted, numel());
   require(shape.numel() == numel(), "[view] shape {} of {} elements does not fit {}", shape_,
           numel(), wanted);
   Shape strides;
@@ -173,7 +176,7 @@ Tensor Tensor::view(const Shape& wanted) const {
 }
 
 Tensor Tensor::reshape(const Shape& wanted) const {
-  const Shape shape = resolve(wanted, numel());
+  const Shape shape = resolve("reshape", wanted, numel());
   require(shape.numel() == numel(), "[reshape] shape {} of {} elements does not fit {}", shape_,
           numel(), wanted);
   Shape strides;

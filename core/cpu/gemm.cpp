@@ -94,6 +94,7 @@ struct Layout {
 Layout layout_of(const Tensor& t, const char* role) {
   const int64_t rows = t.size(-2), columns = t.size(-1);
   const int64_t sr = t.stride(-2), sc = t.stride(-1);
+  if (rows == 0 || columns == 0) return {false, std::max<int64_t>(1, columns)};
   if (sc == 1 || columns <= 1) {
     if (rows <= 1) return {false, std::max<int64_t>(1, columns)};
     if (sr >= std::max<int64_t>(1, columns)) return {false, sr};
