@@ -1,0 +1,135 @@
+// Layer norm over the last dimension (Ba, Kiros & Hinton 2016): y = (x - mean)·rstd·weight + bias
+// with the biased variance, taken in two passes while the row is in the cache. Gradients of weight
+// and bias are summed over fixed blocks of rows and the blocks in order, so that they do not depend
+// on the number of threads.
+//
+// Shape letters: R rows, N columns.
+#include <vector>
+
+#include "core/cpu/parallel.h"
+#include "core/kernels.h"
+
+namespace macgrad::cpu {
+namespace {
+
+constexpr int64_t kRowBlock = 128;  // rows whose gradients of weight and bias are summed together
+
+template <class C>
+struct Moments {
+  C mean = 0;
+  C rstd = 0;
+};
+
+template <class C, class T>
+Moments<C> moments(const T* x, int64_t n, C eps) {
+  if (n == 0) return {};
+  C sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) sum += static_cast<C>(x[i]);
+  const C mean = sum / static_cast<C>(n);
+  C squares = 0;
+#pragma omp simd reduction(+ : squares)
+  for (int64_t i = 0; i < n; ++i) {
+    const C d = static_cast<C>(x[i]) - mean;
+    squares += d * d;
+  }
+  return {mean, C(1) / math::sqrt(squares / static_cast<C>(n) + eps)};
+}
+
+}  // namespace
+
+void layer_norm_forward(In x, In weight, In bias, double eps, Out y, Out mean, Out rstd) {
+  dispatch_floating(x->dtype(), "layer_norm_forward", [&]<class T>() {
+    using C = compute_t<T>;
+    const int64_t rows = x->size(0), n = x->size(1);
+    const T* inputs = x->data<T>();
+    const T* w = weight->data<T>();
+    const T* b = bias->data<T>();
+    T* results = y->data<T>();
+    T* means = mean->data<T>();
+    T* rstds = rstd->data<T>();
+    const int64_t grain = std::max<int64_t>(1, kElementGrain / std::max<int64_t>(1, n));
+    parallel_blocks(rows, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const T* from = inputs + row * n;
+        T* to = results + row * n;
+        const auto [m, r] = moments<C>(from, n, static_cast<C>(eps));
+        means[row] = static_cast<T>(m);
+        rstds[row] = static_cast<T>(r);
+        const C centre = m, scale = r;
+#pragma omp simd
+        for (int64_t i = 0; i < n; ++i) {
+          to[i] = static_cast<T>((static_cast<C>(from[i]) - centre) * scale * static_cast<C>(w[i]) +
+                                 static_cast<C>(b[i]));
+        }
+      }
+    });
+  });
+}
+
+// With h = (x - mean)·rstd and a = g·weight: dx = rstd (a - mean(a) - h mean(a h)),
+// dweight = Σ g h, dbias = Σ g.
+void layer_norm_backward(In x, In weight, In mean, In rstd, In grad, Out dx, Out dweight,
+                         Out dbias) {
+  dispatch_floating(x->dtype(), "layer_norm_backward", [&]<class T>() {
+    using C = compute_t<T>;
+    const int64_t rows = x->size(0), n = x->size(1);
+    const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
+    const T* inputs = x->data<T>();
+    const T* w = weight->data<T>();
+    const T* means = mean->data<T>();
+    const T* rstds = rstd->data<T>();
+    const T* gradients = grad->data<T>();
+    T* results = dx->data<T>();
+    // (blocks, 2, N): Σ g h and Σ g of each block.
+    std::vector<C> partial(static_cast<size_t>(blocks * 2 * n));
+    parallel_blocks(rows, kRowBlock, [&](int64_t begin, int64_t end) {
+      C* dw = partial.data() + begin / kRowBlock * 2 * n;
+      C* db = dw + n;
+      for (int64_t row = begin; row < end; ++row) {
+        const T* from = inputs + row * n;
+        const T* g = gradients + row * n;
+        T* to = results + row * n;
+        const C m = static_cast<C>(means[row]);
+        const C r = static_cast<C>(rstds[row]);
+        C sum = 0, dot = 0;
+#pragma omp simd reduction(+ : sum, dot)
+        for (int64_t i = 0; i < n; ++i) {
+          const C gi = static_cast<C>(g[i]);
+          const C h = (static_cast<C>(from[i]) - m) * r;
+          const C a = gi * static_cast<C>(w[i]);
+          sum += a;
+          dot += a * h;
+          dw[i] += gi * h;
+          db[i] += gi;
+        }
+        sum /= static_cast<C>(n);
+        dot /= static_cast<C>(n);
+#pragma omp simd
+        for (int64_t i = 0; i < n; ++i) {
+          const C h = (static_cast<C>(from[i]) - m) * r;
+          const C a = static_cast<C>(g[i]) * static_cast<C>(w[i]);
+          to[i] = static_cast<T>(r * (a - sum - h * dot));
+        }
+      }
+    });
+    parallel_blocks(n, 256, [&](int64_t begin, int64_t end) {
+      std::vector<double> totals(static_cast<size_t>(2 * (end - begin)));
+      double* dw = totals.data();
+      double* db = dw + (end - begin);
+      for (int64_t block = 0; block < blocks; ++block) {
+        const C* p = partial.data() + block * 2 * n;
+        for (int64_t i = begin; i < end; ++i) {
+          dw[i - begin] += static_cast<double>(p[i]);
+          db[i - begin] += static_cast<double>(p[n + i]);
+        }
+      }
+      for (int64_t i = begin; i < end; ++i) {
+        dweight->data<T>()[i] = static_cast<T>(static_cast<C>(dw[i - begin]));
+        dbias->data<T>()[i] = static_cast<T>(static_cast<C>(db[i - begin]));
+      }
+    });
+  });
+}
+
+}  // namespace macgrad::cpu

@@ -1,0 +1,481 @@
+// ppSBN (Macformer, arXiv 2408.11656, Algorithm 1; settled form in nn/README.md).
+// preSBN: z = (x - mean)/sqrt(var + eps), y = z/|z| for each row. Statistics come from all valid
+// positions of the batch for each head and channel, are given, or come from the row itself.
+// postSBN: y = s·(s² + eps²)^((beta-1)/2) with s = gamma·x.
+// Sums over rows are taken over fixed blocks, and the blocks in order, so that they do not depend
+// on the number of threads; block moments are merged as in Chan, Golub & LeVeque 1979.
+//
+// Shape letters: B batch, H heads, T positions, d head dimension, R rows.
+#include <cmath>
+#include <vector>
+
+#include "core/cpu/parallel.h"
+#include "core/kernels.h"
+
+namespace macgrad::cpu {
+namespace {
+
+constexpr int64_t kRowBlock = 128;
+constexpr double kSmallestNorm = 1e-12;  // rows with a smaller L2 norm become 0
+
+/// Tasks of one block of rows each that make a block for a thread.
+int64_t task_grain(int64_t d) {
+  return std::max<int64_t>(1, kElementGrain / (kRowBlock * std::max<int64_t>(1, d)));
+}
+
+/// The values of a small tensor of any floating dtype (absent: none).
+template <class C>
+std::vector<C> values_of(const Tensor& t) {
+  std::vector<C> values;
+  if (!t.defined()) return values;
+  dispatch_floating(t.dtype(), "sbn", [&]<class T>() {
+    const T* p = t.data<T>();
+    for (int64_t i = 0; i < t.numel(); ++i) {
+      values.push_back(static_cast<C>(static_cast<compute_t<T>>(p[i])));
+    }
+  });
+  return values;
+}
+
+template <class C>
+void store(const std::vector<C>& values, const Tensor& t) {
+  dispatch_floating(t.dtype(), "sbn", [&]<class T>() {
+    T* p = t.data<T>();
+    for (size_t i = 0; i < values.size(); ++i) {
+      p[i] = static_cast<T>(static_cast<compute_t<T>>(values[i]));
+    }
+  });
+}
+
+/// A tensor (B, H, T, d) as rows (b·T + t, h).
+template <class T>
+class Heads {
+ public:
+  explicit Heads(const Tensor& x)
+      : data_(x.data<T>()), length_(x.size(2)), b_(x.stride(0)), h_(x.stride(1)), t_(x.stride(2)) {}
+  T* row(int64_t position, int64_t h) const {
+    return data_ + position / length_ * b_ + h * h_ + position % length_ * t_;
+  }
+
+ private:
+  T* data_;
+  int64_t length_, b_, h_, t_;
+};
+
+/// Which rows there are, and how they are cut into tasks of (head, block of positions).
+struct Rows {
+  Rows(const Tensor& x, const Tensor& valid)
+      : heads(x.size(1)),
+        positions(x.size(0) * x.size(2)),
+        d(x.size(3)),
+        blocks((positions + kRowBlock - 1) / kRowBlock),
+        mask(valid.defined() ? valid.data<bool>() : nullptr) {}
+
+  bool valid(int64_t position) const { return !mask || mask[position]; }
+
+  int64_t count(int64_t block) const {
+    int64_t n = 0;
+    const int64_t end = std::min(positions, (block + 1) * kRowBlock);
+    for (int64_t i = block * kRowBlock; i < end; ++i) n += valid(i);
+    return n;
+  }
+
+  /// f(h, block, first position, end position), tasks over the threads.
+  template <class F>
+  void for_blocks(F&& f) const {
+    if (d == 0) return;
+    parallel_blocks(heads * blocks, task_grain(d), [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t block = task / heads;
+        f(task % heads, block, block * kRowBlock, std::min(positions, (block + 1) * kRowBlock));
+      }
+    });
+  }
+
+  int64_t heads, positions, d, blocks;
+  const bool* mask;
+};
+
+/// Mean and biased variance (H, d) over valid positions; without any, 0 and 1.
+template <class T, class C>
+void batch_moments(const Heads<T>& x, const Rows& rows, std::vector<C>& mean, std::vector<C>& var) {
+  const int64_t d = rows.d;
+  // (H, blocks, 2, d): mean and sum of squared differences of each block.
+  std::vector<C> partial(static_cast<size_t>(rows.heads * rows.blocks * 2 * d));
+  rows.for_blocks([&](int64_t h, int64_t block, int64_t begin, int64_t end) {
+    C* m = partial.data() + (h * rows.blocks + block) * 2 * d;
+    C* squares = m + d;
+    const int64_t n = rows.count(block);
+    if (n == 0) return;
+    for (int64_t i = begin; i < end; ++i) {
+      if (!rows.valid(i)) continue;
+      const T* row = x.row(i, h);
+#pragma omp simd
+      for (int64_t c = 0; c < d; ++c) m[c] += static_cast<C>(row[c]);
+    }
+    for (int64_t c = 0; c < d; ++c) m[c] /= static_cast<C>(n);
+    for (int64_t i = begin; i < end; ++i) {
+      if (!rows.valid(i)) continue;
+      const T* row = x.row(i, h);
+#pragma omp simd
+      for (int64_t c = 0; c < d; ++c) {
+        const C difference = static_cast<C>(row[c]) - m[c];
+        squares[c] += difference * difference;
+      }
+    }
+  });
+  parallel_tasks(rows.heads, [&](int64_t h) {
+    std::vector<double> m(static_cast<size_t>(d)), squares(static_cast<size_t>(d));
+    double total = 0;
+    for (int64_t block = 0; block < rows.blocks; ++block) {
+      const double n = static_cast<double>(rows.count(block));
+      if (n == 0) continue;
+      const double share = n / (total + n);
+      const C* p = partial.data() + (h * rows.blocks + block) * 2 * d;
+      for (int64_t c = 0; c < d; ++c) {
+        const auto k = static_cast<size_t>(c);
+        const double delta = static_cast<double>(p[c]) - m[k];
+        m[k] += delta * share;
+        squares[k] += static_cast<double>(p[d + c]) + delta * delta * total * share;
+      }
+      total += n;
+    }
+    for (int64_t c = 0; c < d; ++c) {
+      const auto k = static_cast<size_t>(c);
+      mean[static_cast<size_t>(h * d) + k] = static_cast<C>(m[k]);
+      var[static_cast<size_t>(h * d) + k] = total > 0 ? static_cast<C>(squares[k] / total) : C(1);
+    }
+  });
+}
+
+/// (H, d) factors of preSBN: z = (x - mean)·scale.
+template <class C>
+struct Standard {
+  std::vector<C> mean, scale;
+  void set_scale(const std::vector<C>& var, double eps) {
+    for (C v : var) scale.push_back(C(1) / std::sqrt(v + static_cast<C>(eps)));
+  }
+};
+
+/// z of one row; returns the factor that was applied in `row` mode (mean and scale absent).
+template <class T, class C>
+C standardise(const T* x, const C* mean, const C* scale, C eps, int64_t d, C* z) {
+  if (mean) {
+#pragma omp simd
+    for (int64_t c = 0; c < d; ++c) z[c] = (static_cast<C>(x[c]) - mean[c]) * scale[c];
+    return C(1);
+  }
+  C sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t c = 0; c < d; ++c) sum += static_cast<C>(x[c]);
+  const C centre = sum / static_cast<C>(d);
+#pragma omp simd reduction(+ : squares)
+  for (int64_t c = 0; c < d; ++c) {
+    z[c] = static_cast<C>(x[c]) - centre;
+    squares += z[c] * z[c];
+  }
+  const C factor = C(1) / std::sqrt(squares / static_cast<C>(d) + eps);
+#pragma omp simd
+  for (int64_t c = 0; c < d; ++c) z[c] *= factor;
+  return factor;
+}
+
+template <class C>
+C norm(const C* z, int64_t d) {
+  C squares = 0;
+#pragma omp simd reduction(+ : squares)
+  for (int64_t c = 0; c < d; ++c) squares += z[c] * z[c];
+  return std::sqrt(squares);
+}
+
+/// Gradient at z of y = z/|z| with y's gradient g: dz = (g - y (y·g))/|z|, 0 for a zero row.
+template <class T, class C>
+void unnormalise(const C* z, const T* g, int64_t d, C* dz) {
+  const C length = norm(z, d);
+  if (length < static_cast<C>(kSmallestNorm)) {
+    std::fill(dz, dz + d, C(0));
+    return;
+  }
+  const C inverse = C(1) / length;
+  C dot = 0;
+#pragma omp simd reduction(+ : dot)
+  for (int64_t c = 0; c < d; ++c) dot += z[c] * static_cast<C>(g[c]);
+  dot *= inverse * inverse;
+#pragma omp simd
+  for (int64_t c = 0; c < d; ++c) dz[c] = (static_cast<C>(g[c]) - z[c] * dot) * inverse;
+}
+
+/// Sums two vectors of length `n` over blocks, in order: partial (blocks, 2, n).
+template <class C>
+void merge(const C* partial, int64_t blocks, int64_t n, std::vector<double>& first,
+           std::vector<double>& second) {
+  for (int64_t block = 0; block < blocks; ++block) {
+    const C* p = partial + block * 2 * n;
+    for (int64_t c = 0; c < n; ++c) {
+      first[static_cast<size_t>(c)] += static_cast<double>(p[c]);
+      second[static_cast<size_t>(c)] += static_cast<double>(p[n + c]);
+    }
+  }
+}
+
+}  // namespace
+
+void pre_sbn_forward(In x, In valid, SbnStatistics statistics, double eps, InOut mean, InOut var,
+                     Out y) {
+  dispatch_floating(x->dtype(), "pre_sbn_forward", [&]<class T>() {
+    using C = compute_t<T>;
+    const Rows rows(x, valid);
+    const Heads<T> from(x), to(y);
+    const int64_t d = rows.d;
+    Standard<C> standard;
+    if (statistics == SbnStatistics::batch) {
+      std::vector<C> variance(static_cast<size_t>(rows.heads * d));
+      standard.mean.resize(variance.size());
+      batch_moments(from, rows, standard.mean, variance);
+      store(standard.mean, mean);
+      store(variance, var);
+      standard.set_scale(variance, eps);
+    } else if (statistics == SbnStatistics::fixed) {
+      standard.mean = values_of<C>(mean);
+      standard.set_scale(values_of<C>(var), eps);
+    }
+    const bool by_row = statistics == SbnStatistics::row;
+    rows.for_blocks([&](int64_t h, int64_t, int64_t begin, int64_t end) {
+      std::vector<C> z(static_cast<size_t>(d));
+      const C* m = by_row ? nullptr : standard.mean.data() + h * d;
+      const C* scale = by_row ? nullptr : standard.scale.data() + h * d;
+      for (int64_t i = begin; i < end; ++i) {
+        T* out = to.row(i, h);
+        C inverse = 0;
+        if (rows.valid(i)) {
+          standardise(from.row(i, h), m, scale, static_cast<C>(eps), d, z.data());
+          const C length = norm(z.data(), d);
+          // Written so that a NaN row stays NaN.
+          inverse = length < static_cast<C>(kSmallestNorm) ? C(0) : C(1) / length;
+        } else {
+          std::fill(z.begin(), z.end(), C(0));
+        }
+        const C* values = z.data();
+#pragma omp simd
+        for (int64_t c = 0; c < d; ++c) out[c] = static_cast<T>(values[c] * inverse);
+      }
+    });
+  });
+}
+
+// Over n valid positions (batch) or over the d channels of a row (row), with z the standardised x:
+// dx = scale (dz - mean(dz) - z mean(dz z)); fixed statistics leave dx = scale dz.
+void pre_sbn_backward(In x, In valid, In mean, In var, In grad, SbnStatistics statistics,
+                      double eps, Out dx) {
+  dispatch_floating(x->dtype(), "pre_sbn_backward", [&]<class T>() {
+    using C = compute_t<T>;
+    const Rows rows(x, valid);
+    const Heads<T> from(x), gradient(grad), to(dx);
+    const int64_t d = rows.d;
+    const bool by_row = statistics == SbnStatistics::row;
+    const auto size = static_cast<size_t>(rows.heads * d);
+    Standard<C> standard;
+    // (H, d): mean(dz) and mean(dz z) over the batch; 0 unless statistics are the batch's.
+    std::vector<C> mean_dz(size), mean_dz_z(size);
+    if (!by_row) {
+      standard.mean = values_of<C>(mean);
+      standard.set_scale(values_of<C>(var), eps);
+    }
+    if (statistics == SbnStatistics::batch) {
+      std::vector<C> partial(static_cast<size_t>(rows.blocks * 2) * size);
+      rows.for_blocks([&](int64_t h, int64_t block, int64_t begin, int64_t end) {
+        std::vector<C> buffer(static_cast<size_t>(2 * d));
+        C* z = buffer.data();
+        C* dz = z + d;
+        C* sums = partial.data() + (h * rows.blocks + block) * 2 * d;
+        C* dots = sums + d;
+        for (int64_t i = begin; i < end; ++i) {
+          if (!rows.valid(i)) continue;
+          standardise(from.row(i, h), standard.mean.data() + h * d, standard.scale.data() + h * d,
+                      static_cast<C>(eps), d, z);
+          unnormalise(z, gradient.row(i, h), d, dz);
+#pragma omp simd
+          for (int64_t c = 0; c < d; ++c) {
+            sums[c] += dz[c];
+            dots[c] += dz[c] * z[c];
+          }
+        }
+      });
+      int64_t count = 0;
+      for (int64_t block = 0; block < rows.blocks; ++block) count += rows.count(block);
+      const double share = count > 0 ? 1.0 / static_cast<double>(count) : 0.0;
+      parallel_tasks(rows.heads, [&](int64_t h) {
+        std::vector<double> sums(static_cast<size_t>(d)), dots(static_cast<size_t>(d));
+        merge(partial.data() + h * rows.blocks * 2 * d, rows.blocks, d, sums, dots);
+        for (int64_t c = 0; c < d; ++c) {
+          const auto k = static_cast<size_t>(c);
+          mean_dz[static_cast<size_t>(h * d) + k] = static_cast<C>(sums[k] * share);
+          mean_dz_z[static_cast<size_t>(h * d) + k] = static_cast<C>(dots[k] * share);
+        }
+      });
+    }
+    rows.for_blocks([&](int64_t h, int64_t, int64_t begin, int64_t end) {
+      std::vector<C> buffer(static_cast<size_t>(2 * d));
+      C* z = buffer.data();
+      C* dz = z + d;
+      const C* m = by_row ? nullptr : standard.mean.data() + h * d;
+      const C* scale = by_row ? nullptr : standard.scale.data() + h * d;
+      const C* a = mean_dz.data() + h * d;
+      const C* b = mean_dz_z.data() + h * d;
+      for (int64_t i = begin; i < end; ++i) {
+        T* out = to.row(i, h);
+        if (!rows.valid(i)) {
+          std::fill(out, out + d, T(0));
+          continue;
+        }
+        const C factor = standardise(from.row(i, h), m, scale, static_cast<C>(eps), d, z);
+        unnormalise(z, gradient.row(i, h), d, dz);
+        if (by_row) {
+          C sum = 0, dot = 0;
+#pragma omp simd reduction(+ : sum, dot)
+          for (int64_t c = 0; c < d; ++c) {
+            sum += dz[c];
+            dot += dz[c] * z[c];
+          }
+          sum /= static_cast<C>(d);
+          dot /= static_cast<C>(d);
+#pragma omp simd
+          for (int64_t c = 0; c < d; ++c) {
+            out[c] = static_cast<T>(factor * (dz[c] - sum - z[c] * dot));
+          }
+        } else {
+#pragma omp simd
+          for (int64_t c = 0; c < d; ++c) {
+            out[c] = static_cast<T>(scale[c] * (dz[c] - a[c] - z[c] * b[c]));
+          }
+        }
+      }
+    });
+  });
+}
+
+namespace {
+
+/// A tensor (…, d) as rows; leading dimensions with any strides.
+template <class T>
+class LeadingRows {
+ public:
+  explicit LeadingRows(const Tensor& x) : data_(x.data<T>()) {
+    for (int i = 0; i + 1 < x.rank(); ++i) {
+      if (x.size(i) == 1) continue;
+      if (!extents_.empty() && strides_.back() == x.stride(i) * x.size(i)) {
+        extents_.back() *= x.size(i);
+        strides_.back() = x.stride(i);
+      } else {
+        extents_.push_back(x.size(i));
+        strides_.push_back(x.stride(i));
+      }
+    }
+  }
+  T* row(int64_t index) const {
+    int64_t offset = 0;
+    for (size_t i = extents_.size(); i-- > 1;) {
+      offset += index % extents_[i] * strides_[i];
+      index /= extents_[i];
+    }
+    if (!extents_.empty()) offset += index * strides_[0];
+    return data_ + offset;
+  }
+
+ private:
+  T* data_;
+  std::vector<int64_t> extents_, strides_;
+};
+
+/// gamma or beta of every channel, whether given as one or as d values.
+template <class C>
+std::vector<C> per_channel(const Tensor& t, int64_t d) {
+  std::vector<C> values = values_of<C>(t);
+  if (values.size() == 1) values.assign(static_cast<size_t>(d), C(values[0]));
+  return values;
+}
+
+}  // namespace
+
+void post_sbn_forward(In x, In gamma, In beta, double eps, Out y) {
+  dispatch_floating(x->dtype(), "post_sbn_forward", [&]<class T>() {
+    using C = compute_t<T>;
+    const int64_t d = x->size(-1);
+    if (x->numel() == 0) return;
+    const std::vector<C> gammas = per_channel<C>(gamma, d), betas = per_channel<C>(beta, d);
+    const C* g = gammas.data();
+    const C* b = betas.data();
+    const C small = static_cast<C>(eps * eps);
+    const LeadingRows<T> from(x), to(y);
+    const int64_t rows = x->numel() / d;
+    parallel_blocks(rows, kRowBlock * task_grain(d), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const T* in = from.row(i);
+        T* out = to.row(i);
+#pragma omp simd
+        for (int64_t c = 0; c < d; ++c) {
+          const C s = g[c] * static_cast<C>(in[c]);
+          const C half_log = C(0.5) * math::log(s * s + small);
+          out[c] = static_cast<T>(s * math::exp((b[c] - C(1)) * half_log));
+        }
+      }
+    });
+  });
+}
+
+// With u = s² + eps², p = u^((beta-1)/2): dy/ds = p (1 + (beta-1) s²/u), dy/dbeta = y log(u)/2.
+void post_sbn_backward(In x, In gamma, In beta, In grad, double eps, Out dx, Out dgamma,
+                       Out dbeta) {
+  dispatch_floating(x->dtype(), "post_sbn_backward", [&]<class T>() {
+    using C = compute_t<T>;
+    const int64_t d = x->size(-1);
+    const std::vector<C> gammas = per_channel<C>(gamma, d), betas = per_channel<C>(beta, d);
+    const C* g = gammas.data();
+    const C* b = betas.data();
+    const C small = static_cast<C>(eps * eps);
+    const LeadingRows<T> from(x), gradient(grad), to(dx);
+    const int64_t rows = d > 0 ? x->numel() / d : 0;
+    const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
+    // (blocks, 2, d): gradients of gamma and of beta.
+    std::vector<C> partial(static_cast<size_t>(blocks * 2 * d));
+    parallel_blocks(blocks, task_grain(d), [&](int64_t first, int64_t last) {
+      for (int64_t block = first; block < last; ++block) {
+        C* dg = partial.data() + block * 2 * d;
+        C* db = dg + d;
+        const int64_t end = std::min(rows, (block + 1) * kRowBlock);
+        for (int64_t i = block * kRowBlock; i < end; ++i) {
+          const T* in = from.row(i);
+          const T* go = gradient.row(i);
+          T* out = to.row(i);
+#pragma omp simd
+          for (int64_t c = 0; c < d; ++c) {
+            const C v = static_cast<C>(in[c]);
+            const C o = static_cast<C>(go[c]);
+            const C s = g[c] * v;
+            const C u = s * s + small;
+            const C half_log = C(0.5) * math::log(u);
+            const C p = math::exp((b[c] - C(1)) * half_log);
+            const C ds = o * p * (C(1) + (b[c] - C(1)) * s * s / u);
+            out[c] = static_cast<T>(ds * g[c]);
+            dg[c] += ds * v;
+            db[c] += o * s * p * half_log;
+          }
+        }
+      }
+    });
+    std::vector<double> dg(static_cast<size_t>(d)), db(static_cast<size_t>(d));
+    merge(partial.data(), blocks, d, dg, db);
+    const auto finish = [](std::vector<double>& sums, const Tensor& out) {
+      if (out.numel() == 1 && sums.size() != 1) {
+        double total = 0;
+        for (double v : sums) total += v;
+        sums.assign(1, total);
+      }
+      store(sums, out);
+    };
+    finish(dg, dgamma);
+    finish(db, dbeta);
+  });
+}
+
+}  // namespace macgrad::cpu
