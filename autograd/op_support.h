@@ -41,6 +41,13 @@ inline int checked_dim(const char* op, int dim, const Shape& shape) {
   return dim < 0 ? dim + shape.rank() : dim;
 }
 
+/// (…, N) as (R, N). Spelled out: an extent of -1 is not decided where N = 0.
+inline Shape as_rows(const Shape& shape) {
+  int64_t rows = 1;
+  for (int d = 0; d < shape.rank() - 1; ++d) rows *= shape[d];
+  return {rows, shape.back()};
+}
+
 /// `t`, contiguous, as (A, R, N) around `dim`.
 inline Tensor around(const Tensor& t, int dim) {
   int64_t before = 1, after = 1;

@@ -33,7 +33,7 @@ Variable matmul(const Variable& a, const Variable& b) {
         b.name(), b.shape());
   if (b.rank() == 2 && a.rank() > 2) {
     const Shape out = a.shape().with(a.rank() - 1, b.size(1));
-    return reshape(matmul(reshape(a, {-1, a.size(-1)}), b), out);
+    return reshape(matmul(reshape(a, as_rows(a.shape())), b), out);
   }
   const auto batch_of = [](const Shape& s) {
     return Shape(std::span<const int64_t>(s.begin(), static_cast<size_t>(s.rank() - 2)));
@@ -63,9 +63,9 @@ Variable linear(const Variable& x, const Variable& weight, const Variable& bias)
   check(x.rank() >= 1 && weight.rank() == 2 && x.size(-1) == weight.size(1),
         "[linear] input {} does not fit weight {} (out, in)", x.shape(), weight.shape());
   check_same_kind("linear", x.value(), weight.value());
-  const int64_t out = weight.size(0), in = weight.size(1);
+  const int64_t out = weight.size(0);
   const Shape shape = x.shape().with(x.rank() - 1, out);
-  const Tensor rows = x.value().reshape({-1, in});
+  const Tensor rows = x.value().reshape(as_rows(x.shape()));
   Tensor y = Tensor::empty(shape, x.dtype(), x.device());
   const Tensor result = y.view({rows.size(0), out});
   Variables inputs{x, weight};
@@ -81,12 +81,12 @@ Variable linear(const Variable& x, const Variable& weight, const Variable& bias)
   const bool has_bias = bias.defined();
   return record("linear", inputs, Tensors{y},
                 [x = Saved(x, weight.requires_grad()), weight = Saved(weight, x.requires_grad()),
-                 has_bias, from = x.shape(), out, in](const VjpContext& ctx) {
-                  const Variable g = reshape(ctx.cotangent(), {-1, out});
+                 has_bias, from = x.shape(), flat = result.shape()](const VjpContext& ctx) {
+                  const Variable g = reshape(ctx.cotangent(), flat);
                   Variables gradients(has_bias ? 3 : 2);
                   if (ctx.needs(0)) gradients[0] = reshape(matmul(g, weight()), from);
                   if (ctx.needs(1))
-                    gradients[1] = matmul(transpose(g, 0, 1), reshape(x(), {-1, in}));
+                    gradients[1] = matmul(transpose(g, 0, 1), reshape(x(), as_rows(from)));
                   if (has_bias && ctx.needs(2)) gradients[2] = sum(g, {0});
                   return gradients;
                 })

@@ -1,0 +1,302 @@
+// Softmax attention and RMFA as fused ops, with their composites.
+
+#include "autograd/attention.h"
+
+#include <cmath>
+
+#include "autograd/fused.h"
+#include "autograd/op_support.h"
+
+namespace macgrad {
+namespace {
+
+void check_qkv(const char* op, const Variable& q, const Variable& k, const Variable& v,
+               const AttentionMask& mask) {
+  check_defined(op, q, "query");
+  check_defined(op, k, "key");
+  check_defined(op, v, "value");
+  check(q.rank() == 4 && k.rank() == 4 && v.rank() == 4,
+        "[{}] needs q (B,H,T,d), k (B,H,S,d), v (B,H,S,dv); got {}, {}, {}", op, q.shape(),
+        k.shape(), v.shape());
+  check(q.size(0) == k.size(0) && q.size(1) == k.size(1) && q.size(3) == k.size(3) &&
+            k.size(0) == v.size(0) && k.size(1) == v.size(1) && k.size(2) == v.size(2),
+        "[{}] shapes do not fit: q {}, k {}, v {}", op, q.shape(), k.shape(), v.shape());
+  check_same_kind(op, q.value(), k.value());
+  check_same_kind(op, q.value(), v.value());
+  const auto check_mask = [&](const Tensor& m, int64_t length, const char* role) {
+    if (!m.defined()) return;
+    check(m.dtype() == DType::boolean && m.shape() == Shape{q.size(0), length},
+          "[{}] {} must be bool ({}, {}), is {} {}", op, role, q.size(0), length, name(m.dtype()),
+          m.shape());
+  };
+  check_mask(mask.key_valid, k.size(2), "key_valid");
+  check_mask(mask.query_valid, q.size(2), "query_valid");
+}
+
+// A view with unit last stride, else a copy.
+Tensor rows(const Tensor& t) {
+  return t.size(-1) <= 1 || t.stride(-1) == 1 ? t : t.contiguous();
+}
+
+Tensor packed(const Tensor& mask) {
+  return mask.defined() ? mask.contiguous() : mask;
+}
+
+// (B, H, T, d) laid out as (B, T, H, d), so that joining heads afterwards is a view.
+Tensor empty_heads(int64_t B, int64_t H, int64_t T, int64_t d, const Tensor& like) {
+  return Tensor::empty({B, T, H, d}, like.dtype(), like.device()).transpose(1, 2);
+}
+
+Tensor not_(const Tensor& mask) {
+  return equal(mask.to(DType::float32), 0.0);
+}
+
+Tensor and_(const Tensor& a, const Tensor& b) {
+  Tensor y =
+      Tensor::empty(broadcast_shapes(a.shape(), b.shape(), "and"), DType::boolean, a.device());
+  kernels::where(a.expand(y.shape()), b.expand(y.shape()),
+                 Tensor::zeros({}, DType::boolean, a.device()).expand(y.shape()), y);
+  return y;
+}
+
+// Values at invalid positions may be anything, NaN included: they are replaced before use.
+Variable cleaned(const Variable& x, const Tensor& valid) {
+  if (!valid.defined()) return x;
+  return masked_fill(x, not_(valid).unsqueeze(1).unsqueeze(3), 0.0);
+}
+
+struct Visibility {
+  Tensor shown;   // (B|1, 1, T, S) bool, undefined: everything
+  Tensor hidden;  // its complement
+  Tensor count;   // (B|1, 1, T, 1) floating: visible keys of each query
+};
+
+Visibility visibility(const AttentionMask& mask, const Variable& q, const Variable& k) {
+  Visibility v;
+  v.shown = visible(mask, q.size(2), k.size(2));
+  if (v.shown.defined()) {
+    v.hidden = not_(v.shown);
+    v.count = sum(Variable(v.shown.to(q.dtype())), {3}, true).value();
+  } else {
+    v.count =
+        Tensor::full({1, 1, q.size(2), 1}, static_cast<double>(k.size(2)), q.dtype(), q.device());
+  }
+  return v;
+}
+
+Variable hide(const Variable& x, const Tensor& hidden, double value) {
+  return hidden.defined() ? masked_fill(x, hidden, value) : x;
+}
+
+}  // namespace
+
+Tensor visible(const AttentionMask& mask, int64_t T, int64_t S) {
+  Tensor shown;
+  const auto restrict_to = [&](const Tensor& m) { shown = shown.defined() ? and_(shown, m) : m; };
+  if (mask.causal) {
+    std::vector<bool> lower(static_cast<size_t>(T * S));
+    for (int64_t i = 0; i < T; ++i)
+      for (int64_t j = 0; j < S; ++j) lower[static_cast<size_t>(i * S + j)] = j <= i + S - T;
+    const Device device = mask.key_valid.defined()     ? mask.key_valid.device()
+                          : mask.query_valid.defined() ? mask.query_valid.device()
+                                                       : kCpu;
+    restrict_to(Tensor::from_vector(lower, {1, 1, T, S}, device));
+  }
+  if (mask.key_valid.defined())
+    restrict_to(mask.key_valid.unsqueeze(1).unsqueeze(1).expand({mask.key_valid.size(0), 1, T, S}));
+  if (mask.query_valid.defined())
+    restrict_to(
+        mask.query_valid.unsqueeze(1).unsqueeze(3).expand({mask.query_valid.size(0), 1, T, S}));
+  return shown;
+}
+
+Variable softmax_attention(const Variable& q, const Variable& k, const Variable& v,
+                           const AttentionMask& mask, double scale, double dropout_p,
+                           const DrawKey& key) {
+  check_qkv("softmax_attention", q, k, v, mask);
+  check(dropout_p >= 0.0 && dropout_p < 1.0, "[softmax_attention] dropout {} must be in [0, 1)",
+        dropout_p);
+  const SoftmaxAttentionArgs args{scale, mask.causal, dropout_p, key};
+  const Tensor key_valid = packed(mask.key_valid);
+  const Tensor query_valid = packed(mask.query_valid);
+  const int64_t B = q.size(0), H = q.size(1), T = q.size(2), dv = v.size(3);
+  FusedOp op;
+  op.name = "softmax_attention";
+  op.attributes = {{"scale", fmt::format("{}", scale)},
+                   {"causal", mask.causal ? "true" : "false"},
+                   {"dropout", fmt::format("{}", dropout_p)}};
+  op.supports = [=](const Tensors& in) {
+    const Tensor none;
+    return kernels::softmax_attention_forward.supports(
+        in[0].device(), in[0], in[1], in[2], key_valid, query_valid, args, none, none, Scratch{});
+  };
+  op.forward = [=](const Tensors& in) {
+    Tensor out = empty_heads(B, H, T, dv, in[0]);
+    Tensor lse = Tensor::empty({B, H, T}, in[0].dtype(), in[0].device());
+    kernels::softmax_attention_forward(rows(in[0]), rows(in[1]), rows(in[2]), key_valid,
+                                       query_valid, args, out, lse, Scratch{});
+    return FusedOp::Forward{{out}, {lse}};
+  };
+  op.backward = [=](const Tensors& in, const FusedOp::Forward& result, const Tensors& g,
+                    const std::vector<bool>&) {
+    Tensors d;
+    for (const Tensor& t : in) d.push_back(empty_heads(B, H, t.size(2), t.size(3), t));
+    kernels::softmax_attention_backward(rows(in[0]), rows(in[1]), rows(in[2]), key_valid,
+                                        query_valid, result.outputs[0], result.saved[0], rows(g[0]),
+                                        args, d[0], d[1], d[2], Scratch{});
+    return d;
+  };
+  op.composite = [=](const Variables& in) {
+    const Variable qc = cleaned(in[0], mask.query_valid);
+    const Variable kc = cleaned(in[1], mask.key_valid);
+    const Variable vc = cleaned(in[2], mask.key_valid);
+    const Visibility seen = visibility(mask, qc, kc);
+    const Variable scores = (matmul(qc, transpose(kc, -2, -1)) * scale).named("scores");
+    const double lowest = std::numeric_limits<float>::lowest();
+    const Variable shift = max(hide(scores.detach(), seen.hidden, lowest), 3, true).first;
+    // Rows that see nothing: weights 0/1 instead of 0/0.
+    const Variable e = hide(exp(hide(scores - shift, seen.hidden, 0.0)), seen.hidden, 0.0);
+    const Variable total = masked_fill(sum(e, {3}, true), equal(seen.count, 0.0), 1.0);
+    const Variable weights = (e / total).named("weights");
+    return Variables{matmul(dropout(contiguous(weights), dropout_p, key), vc)};
+  };
+  return apply_fused(op, {q, k, v})[0];
+}
+
+Variable maclaurin_features(const Variable& x, const Tensor& omega, const Tensor& weight,
+                            const RmfaArgs& args) {
+  Variables parts;
+  if (args.linear > 0) parts.push_back(x * std::sqrt(args.linear));
+  if (!args.levels.empty() && args.levels[0] > 0) {
+    const int columns = x.rank() - 1;
+    const Variable projected = matmul(x, Variable(omega)).named("projections");
+    Variable phi;
+    int64_t at = 0;
+    for (int64_t m : args.levels) {
+      const Variable p = slice(projected, columns, at, at + m);
+      at += m;
+      // Features of lower degree are done: only the first m take another factor.
+      if (!phi.defined()) {
+        phi = p;
+      } else if (m == phi.size(columns)) {
+        phi = phi * p;
+      } else {
+        phi = concat({slice(phi, columns, 0, m) * p, slice(phi, columns, m, phi.size(columns))},
+                     columns);
+      }
+    }
+    parts.push_back(phi * Variable(weight));
+  }
+  check(!parts.empty(), "[maclaurin_features] the draw has no feature but the constant");
+  return parts.size() == 1 ? parts[0] : concat(parts, x.rank() - 1);
+}
+
+namespace {
+
+// Numerator and denominator through phi; causal goes through the masked T×S product.
+Variables rmfa_composite(const Variables& in, const AttentionMask& mask, const Tensor& omega,
+                         const Tensor& weight, const RmfaArgs& args) {
+  const Variable q = cleaned(in[0], mask.query_valid);
+  const Variable k = cleaned(in[1], mask.key_valid);
+  const Variable v = cleaned(in[2], mask.key_valid);
+  const Visibility seen = visibility(mask, q, k);
+  const bool features = args.linear > 0 || (!args.levels.empty() && args.levels[0] > 0);
+  Variable num, den;
+  if (mask.causal) {
+    Variable kernel(Tensor::full({q.size(0), q.size(1), q.size(2), k.size(2)}, args.constant,
+                                 q.dtype(), q.device()));
+    if (features) {
+      const Variable phi_q = maclaurin_features(q, omega, weight, args).named("phi_q");
+      const Variable phi_k = maclaurin_features(k, omega, weight, args).named("phi_k");
+      kernel = matmul(phi_q, transpose(phi_k, -2, -1)) + args.constant;
+    }
+    kernel = hide(kernel, seen.hidden, 0.0).named("kernel");
+    num = matmul(kernel, v);
+    den = sum(kernel, {3}, true);
+  } else {
+    num = args.constant * sum(v, {2}, true);
+    den = Variable(seen.count) * args.constant;
+    if (features) {
+      const Variable phi_q = maclaurin_features(q, omega, weight, args).named("phi_q");
+      // Padding zeroes the features themselves: phi(0) is not 0.
+      const Variable phi_k =
+          cleaned(maclaurin_features(k, omega, weight, args), mask.key_valid).named("phi_k");
+      const Variable state = matmul(transpose(phi_k, -2, -1), v).named("state");
+      num = num + matmul(phi_q, state);
+      den = den + matmul(phi_q, transpose(sum(phi_k, {2}, true), -2, -1));
+    }
+  }
+  num.named("numerator");
+  Variable safe = den.named("denominator");
+  if (args.floor > 0) {
+    const Tensor lowest = mul(Variable(seen.count), args.floor).value();
+    safe = where(less(den.value(), lowest), Variable(lowest), den);
+  }
+  const Tensor blind = equal(seen.count, 0.0);
+  const Variable out = num / masked_fill(safe, blind, 1.0);
+  return {masked_fill(out, blind, 0.0)};
+}
+
+}  // namespace
+
+Variable rmfa(const Variable& q, const Variable& k, const Variable& v, const AttentionMask& mask,
+              const Tensor& omega, const Tensor& weight, const RmfaArgs& given,
+              RmfaStatistics* statistics) {
+  check_qkv("rmfa", q, k, v, mask);
+  RmfaArgs args = given;
+  args.causal = mask.causal;
+  int64_t projections = 0;
+  for (size_t l = 0; l < args.levels.size(); ++l) {
+    check(l == 0 || args.levels[l] <= args.levels[l - 1], "[rmfa] levels must not grow");
+    projections += args.levels[l];
+  }
+  check(omega.defined() && weight.defined(), "[rmfa] omega and weight must be defined");
+  check((omega.rank() == 2 || (omega.rank() == 3 && omega.size(0) == q.size(1))) &&
+            omega.size(-2) == q.size(3) && omega.size(-1) == projections,
+        "[rmfa] omega {} must be (d = {}, P = {}), or with H = {} in front", omega.shape(),
+        q.size(3), projections, q.size(1));
+  check(weight.shape() == Shape{args.levels.empty() ? 0 : args.levels[0]},
+        "[rmfa] weight {} must have one entry a feature ({})", weight.shape(),
+        args.levels.empty() ? 0 : args.levels[0]);
+  check_same_kind("rmfa", q.value(), omega);
+  check_same_kind("rmfa", q.value(), weight);
+  const Tensor key_valid = packed(mask.key_valid);
+  const Tensor query_valid = packed(mask.query_valid);
+  const int64_t B = q.size(0), H = q.size(1), T = q.size(2), dv = v.size(3);
+  FusedOp op;
+  op.name = "rmfa";
+  op.attributes = {{"features", fmt::format("{}", weight.size(0))},
+                   {"causal", mask.causal ? "true" : "false"},
+                   {"floor", fmt::format("{}", args.floor)}};
+  op.supports = [=](const Tensors& in) {
+    const Tensor none;
+    return kernels::rmfa_forward.supports(in[0].device(), in[0], in[1], in[2], key_valid,
+                                          query_valid, omega, weight, args, none, none, none,
+                                          Scratch{});
+  };
+  op.forward = [=](const Tensors& in) {
+    Tensor out = empty_heads(B, H, T, dv, in[0]);
+    Tensor den = Tensor::empty({B, H, T}, in[0].dtype(), in[0].device());
+    Tensor stats = Tensor::empty({2}, DType::float64, in[0].device());
+    kernels::rmfa_forward(rows(in[0]), rows(in[1]), rows(in[2]), key_valid, query_valid, omega,
+                          weight, args, out, den, stats, Scratch{});
+    if (statistics) {
+      const auto s = stats.to_vector<double>();
+      *statistics = {static_cast<int64_t>(s[0]), s[1]};
+    }
+    return FusedOp::Forward{{out}, {den}};
+  };
+  op.backward = [=](const Tensors& in, const FusedOp::Forward& result, const Tensors& g,
+                    const std::vector<bool>&) {
+    Tensors d;
+    for (const Tensor& t : in) d.push_back(empty_heads(B, H, t.size(2), t.size(3), t));
+    kernels::rmfa_backward(rows(in[0]), rows(in[1]), rows(in[2]), key_valid, query_valid, omega,
+                           weight, result.outputs[0], result.saved[0], rows(g[0]), args, d[0], d[1],
+                           d[2], Scratch{});
+    return d;
+  };
+  op.composite = [=](const Variables& in) { return rmfa_composite(in, mask, omega, weight, args); };
+  return apply_fused(op, {q, k, v})[0];
+}
+
+}  // namespace macgrad

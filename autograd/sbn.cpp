@@ -1,0 +1,143 @@
+// preSBN and postSBN (paper, Algorithm 1; settled in nn/README.md) as fused ops.
+
+#include "autograd/attention.h"
+#include "autograd/fused.h"
+#include "autograd/op_support.h"
+
+namespace macgrad {
+namespace {
+
+// Rows with a smaller L2 norm become 0, with zero gradient.
+constexpr double kSmallestNorm = 1e-12;
+
+struct PreSbn {
+  SbnStatistics statistics;
+  double eps;
+  Tensor valid;    // (B, T) or undefined
+  Tensor invalid;  // (B, 1, T, 1)
+};
+
+Variable pre_sbn_composite(const Variable& given, const PreSbn& p, const SbnMoments& fixed) {
+  const Variable x = p.valid.defined() ? masked_fill(given, p.invalid, 0.0) : given;
+  const auto hidden = [&](const Variable& v) {
+    return p.valid.defined() ? masked_fill(v, p.invalid, 0.0) : v;
+  };
+  Variable mean_, var_;
+  if (p.statistics == SbnStatistics::batch) {
+    double count = static_cast<double>(x.size(0) * x.size(2));
+    if (p.valid.defined()) count = sum(Variable(p.valid.to(DType::float64))).item();
+    const double scale = count > 0 ? 1.0 / count : 0.0;
+    mean_ = sum(x, {0, 2}, true) * scale;
+    const Variable centred = hidden(x - mean_);
+    var_ = sum(centred * centred, {0, 2}, true) * scale;
+    if (count == 0) var_ = var_ + 1.0;
+  } else if (p.statistics == SbnStatistics::fixed) {
+    const Shape shape{1, x.size(1), 1, x.size(3)};
+    mean_ = Variable(fixed.mean.view(shape));
+    var_ = Variable(fixed.var.view(shape));
+  } else {
+    mean_ = mean(x, {3}, true);
+    const Variable centred = x - mean_;
+    var_ = mean(centred * centred, {3}, true);
+  }
+  const Variable normal = hidden((x - mean_) * rsqrt(var_ + p.eps));
+  const Variable square = sum(normal * normal, {3}, true);
+  const Tensor tiny = less(square.value(), kSmallestNorm * kSmallestNorm);
+  return masked_fill(normal * rsqrt(masked_fill(square, tiny, 1.0)), tiny, 0.0);
+}
+
+}  // namespace
+
+Variable pre_sbn(const Variable& x, const Tensor& valid, SbnStatistics statistics, double eps,
+                 SbnMoments* moments) {
+  check_defined("pre_sbn", x);
+  check(x.rank() == 4, "[pre_sbn] needs (B,H,T,d), got {}", x.shape());
+  check(!valid.defined() ||
+            (valid.dtype() == DType::boolean && valid.shape() == Shape{x.size(0), x.size(2)}),
+        "[pre_sbn] valid must be bool ({}, {}), is {}", x.size(0), x.size(2), valid.shape());
+  check(eps >= 0.0, "[pre_sbn] eps = {} must not be negative", eps);
+  PreSbn p{statistics, eps, valid.defined() ? valid.contiguous() : valid, {}};
+  if (p.valid.defined())
+    p.invalid = equal(p.valid.to(DType::float32), 0.0).unsqueeze(1).unsqueeze(3);
+  SbnMoments used;
+  if (statistics == SbnStatistics::fixed) {
+    check(moments && moments->mean.defined() && moments->var.defined() &&
+              moments->mean.shape() == Shape{x.size(1), x.size(3)} &&
+              moments->var.shape() == moments->mean.shape(),
+          "[pre_sbn] fixed statistics need mean and var of shape ({}, {})", x.size(1), x.size(3));
+    used = {moments->mean.to(x.dtype()).contiguous(), moments->var.to(x.dtype()).contiguous()};
+  } else if (statistics == SbnStatistics::batch) {
+    used = {Tensor::empty({x.size(1), x.size(3)}, x.dtype(), x.device()),
+            Tensor::empty({x.size(1), x.size(3)}, x.dtype(), x.device())};
+  }
+  FusedOp op;
+  op.name = "pre_sbn";
+  op.attributes = {{"statistics", statistics == SbnStatistics::batch   ? "batch"
+                                  : statistics == SbnStatistics::fixed ? "fixed"
+                                                                       : "row"},
+                   {"eps", fmt::format("{}", eps)}};
+  const auto rows = [](const Tensor& t) {
+    return t.size(-1) <= 1 || t.stride(-1) == 1 ? t : t.contiguous();
+  };
+  const auto like = [](const Tensor& t) {
+    return Tensor::empty({t.size(0), t.size(2), t.size(1), t.size(3)}, t.dtype(), t.device())
+        .transpose(1, 2);
+  };
+  const auto measured = std::make_shared<bool>(false);  // whether a kernel filled `used`
+  op.forward = [=](const Tensors& in) {
+    Tensor y = like(in[0]);
+    *measured = true;
+    kernels::pre_sbn_forward(rows(in[0]), p.valid, p.statistics, p.eps, used.mean, used.var, y);
+    return FusedOp::Forward{{y}, {}};
+  };
+  op.backward = [=](const Tensors& in, const FusedOp::Forward&, const Tensors& g,
+                    const std::vector<bool>&) {
+    Tensor dx = like(in[0]);
+    kernels::pre_sbn_backward(rows(in[0]), p.valid, used.mean, used.var, rows(g[0]), p.statistics,
+                              p.eps, dx);
+    return Tensors{dx};
+  };
+  op.composite = [=](const Variables& in) { return Variables{pre_sbn_composite(in[0], p, used)}; };
+  const Variable y = apply_fused(op, {x})[0];
+  if (statistics == SbnStatistics::batch && moments) {
+    // The moments are wanted whichever way the op ran.
+    if (!*measured) op.forward({x.value()});
+    *moments = used;
+  }
+  return y;
+}
+
+Variable post_sbn(const Variable& x, const Variable& gamma, const Variable& beta, double eps) {
+  check_defined("post_sbn", x);
+  check_defined("post_sbn", gamma, "gamma");
+  check_defined("post_sbn", beta, "beta");
+  for (const Variable* p : {&gamma, &beta}) {
+    check(p->shape() == Shape{1} || p->shape() == Shape{x.size(-1)},
+          "[post_sbn] gamma {} and beta {} must be (1) or ({})", gamma.shape(), beta.shape(),
+          x.size(-1));
+    check_same_kind("post_sbn", x.value(), p->value());
+  }
+  FusedOp op;
+  op.name = "post_sbn";
+  op.forward = [eps](const Tensors& in) {
+    const Tensor a = in[0].contiguous();
+    Tensor y = Tensor::empty(a.shape(), a.dtype(), a.device());
+    kernels::post_sbn_forward(a, in[1].contiguous(), in[2].contiguous(), eps, y);
+    return FusedOp::Forward{{y}, {}};
+  };
+  op.backward = [eps](const Tensors& in, const FusedOp::Forward&, const Tensors& g,
+                      const std::vector<bool>&) {
+    Tensors d;
+    for (const Tensor& t : in) d.push_back(Tensor::empty(t.shape(), t.dtype(), t.device()));
+    kernels::post_sbn_backward(in[0].contiguous(), in[1].contiguous(), in[2].contiguous(),
+                               g[0].contiguous(), eps, d[0], d[1], d[2]);
+    return d;
+  };
+  op.composite = [eps](const Variables& in) {
+    const Variable s = in[1] * in[0];
+    return Variables{s * pow(s * s + eps * eps, (in[2] - 1.0) * 0.5)};
+  };
+  return apply_fused(op, {x, gamma, beta})[0];
+}
+
+}  // namespace macgrad
