@@ -1,0 +1,136 @@
+// Random Maclaurin features of one block of tokens: phi(x)_m = w_m Π_l (x Ω_l)_m, and their
+// gradient. Projections and features are stored feature by token (a row is one feature over the
+// tokens of the block), so that products run along contiguous tokens whatever the degrees are.
+//
+// Level l holds the l-th factor of the first levels[l] features (descending); the columns of Ω are
+// level after level. The linear block sqrt(linear)·x and the constant are no rows here: they are x
+// itself and two sums (core/cpu/rmfa_state.h).
+// Shape letters: n tokens of a block, d head dimension, M features, P projections, ld row stride.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/cpu/gemm.h"
+
+namespace macgrad::cpu::rmfa {
+
+template <class T>
+struct FeatureMap {
+  int64_t d = 0;
+  int64_t M = 0;
+  int64_t P = 0;
+  std::vector<int64_t> levels;
+  std::vector<int64_t> first_row;  // of each level
+  const T* omega = nullptr;        // (d, P)
+  const T* weight = nullptr;       // (M)
+  T linear = 0;
+  T constant = 0;
+
+  FeatureMap(int64_t dim, const std::vector<int64_t>& level_sizes, double linear_weight,
+             double constant_weight)
+      : d(dim),
+        levels(level_sizes),
+        linear(static_cast<T>(linear_weight)),
+        constant(static_cast<T>(constant_weight)) {
+    M = levels.empty() ? 0 : levels[0];
+    for (int64_t count : levels) {
+      first_row.push_back(P);
+      P += count;
+    }
+  }
+
+  int64_t max_degree() const { return static_cast<int64_t>(levels.size()); }
+  bool has_linear() const { return linear > T(0); }
+  /// Rows of a state: the features, then the dimensions of the linear block.
+  int64_t rows() const { return M + (has_linear() ? d : 0); }
+};
+
+/// Calls f(m, degree) for every feature in order; degrees descend, so one walk finds them all.
+template <class T, class F>
+void for_each_feature(const FeatureMap<T>& map, F&& f) {
+  int64_t degree = map.max_degree();
+  for (int64_t m = 0; m < map.M; ++m) {
+    while (degree > 0 && map.levels[static_cast<size_t>(degree - 1)] <= m) --degree;
+    f(m, degree);
+  }
+}
+
+/// p (P, n) = (x Ω)ᵀ; phi (M, n), which may be the first M rows of p when p is not needed again.
+template <class T>
+void features(const FeatureMap<T>& map, int64_t n, const T* x, int64_t ldx, T* p, T* phi,
+              int64_t ld) {
+  if (map.P == 0 || n == 0) return;
+  gemm(true, true, map.P, n, map.d, T(1), map.omega, map.P, x, ldx, T(0), p, ld);
+  for_each_feature(map, [&](int64_t m, int64_t degree) {
+    const T w = map.weight[m];
+    const T* p0 = p + m * ld;
+    T* out = phi + m * ld;
+    if (degree == 1) {
+#pragma omp simd
+      for (int64_t t = 0; t < n; ++t) out[t] = w * p0[t];
+      return;
+    }
+    const T* p1 = p + (map.first_row[1] + m) * ld;
+#pragma omp simd
+    for (int64_t t = 0; t < n; ++t) out[t] = w * p0[t] * p1[t];
+    for (int64_t l = 2; l < degree; ++l) {
+      const T* pl = p + (map.first_row[static_cast<size_t>(l)] + m) * ld;
+#pragma omp simd
+      for (int64_t t = 0; t < n; ++t) out[t] *= pl[t];
+    }
+  });
+}
+
+/// Overwrites p (P, n) with the gradient of the projections: dp_l = dphi·w·Π_{j≠l} p_j by prefix
+/// and suffix products, never by division. `prefix` holds (max_degree + 1) rows of ld.
+template <class T>
+void features_backward(const FeatureMap<T>& map, int64_t n, const T* dphi, T* p, T* prefix,
+                       int64_t ld) {
+  for_each_feature(map, [&](int64_t m, int64_t degree) {
+    const T w = map.weight[m];
+    const T* g = dphi + m * ld;
+    T* p0 = p + m * ld;
+    if (degree == 1) {
+#pragma omp simd
+      for (int64_t t = 0; t < n; ++t) p0[t] = w * g[t];
+      return;
+    }
+    if (degree == 2) {
+      T* p1 = p + (map.first_row[1] + m) * ld;
+#pragma omp simd
+      for (int64_t t = 0; t < n; ++t) {
+        const T wg = w * g[t];
+        const T first = p0[t];
+        p0[t] = wg * p1[t];
+        p1[t] = wg * first;
+      }
+      return;
+    }
+    auto row = [&](int64_t l) { return p + (map.first_row[static_cast<size_t>(l)] + m) * ld; };
+#pragma omp simd
+    for (int64_t t = 0; t < n; ++t) prefix[t] = w * g[t];
+    for (int64_t l = 1; l < degree; ++l) {
+      const T* before = prefix + (l - 1) * ld;
+      const T* pl = row(l - 1);
+      T* here = prefix + l * ld;
+#pragma omp simd
+      for (int64_t t = 0; t < n; ++t) here[t] = before[t] * pl[t];
+    }
+    T* suffix = prefix + degree * ld;
+#pragma omp simd
+    for (int64_t t = 0; t < n; ++t) suffix[t] = T(1);
+    for (int64_t l = degree - 1; l >= 0; --l) {
+      const T* before = prefix + l * ld;
+      T* pl = row(l);
+#pragma omp simd
+      for (int64_t t = 0; t < n; ++t) {
+        const T value = pl[t];
+        pl[t] = before[t] * suffix[t];
+        suffix[t] *= value;
+      }
+    }
+  });
+}
+
+}  // namespace macgrad::cpu::rmfa

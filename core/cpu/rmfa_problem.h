@@ -1,0 +1,329 @@
+// What both directions of the RMFA kernel share: the operands as strided rows, the cut of the work
+// into pieces that depend on shapes only, and the workspace of a thread.
+//
+// A piece is a run of queries (and of keys) of one (batch, head). When there are enough heads a
+// piece is a whole sequence; else sequences are cut so that about 64 pieces exist, each with a
+// state of its own, and the states are summed in order. Threads take pieces; sums never depend on
+// them. Shape letters: B batch, H heads, T queries, S keys, d head dimension, dv values, M
+// features, P projections.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "core/cpu/parallel.h"
+#include "core/cpu/rmfa_state.h"
+#include "core/kernels.h"
+
+namespace macgrad::cpu::rmfa {
+
+/// Tokens of a block: projections, features, values and state of one stay in a 512 KiB cache.
+inline constexpr int64_t kFullBlock = 128;
+/// Causal blocks are smaller: the masked product inside one is quadratic in it.
+inline constexpr int64_t kCausalBlock = 64;
+inline constexpr int64_t kMinPiece = 512;
+inline constexpr int64_t kPieces = 64;
+
+/// (B, H, n, columns) with unit last stride.
+template <class T>
+struct Rows {
+  T* base = nullptr;
+  int64_t batch = 0, head = 0, token = 0, columns = 0;
+
+  Rows() = default;
+  explicit Rows(const Tensor& t)
+      : base(t.data<std::remove_const_t<T>>()),
+        batch(t.stride(0)),
+        head(t.stride(1)),
+        token(t.stride(2)),
+        columns(t.size(3)) {}
+  T* at(int64_t b, int64_t h, int64_t t) const { return base + b * batch + h * head + t * token; }
+  /// Leading dimension for a product; the stride of a single row says nothing.
+  int64_t ld() const { return std::max(token, std::max<int64_t>(columns, 1)); }
+};
+
+struct Pieces {
+  int64_t count = 1;
+  int64_t length = 0;
+  Pieces(int64_t heads, int64_t tokens, int64_t block) {
+    const int64_t wanted = std::max<int64_t>(1, kPieces / std::max<int64_t>(1, heads));
+    const int64_t most = std::max<int64_t>(1, (tokens + kMinPiece - 1) / kMinPiece);
+    const int64_t n = std::min(wanted, most);
+    length = std::max(block, ((tokens + n - 1) / n + block - 1) / block * block);
+    count = std::max<int64_t>(1, (tokens + length - 1) / length);
+  }
+};
+
+/// Buffers of one thread. In causal scans query and key blocks live side by side; otherwise they
+/// share their memory.
+template <class T>
+struct Workspace {
+  struct Side {
+    T *x, *v, *u, *p, *phi;
+    Side(Arena& arena, const FeatureMap<T>& map, int64_t dv, int64_t n, bool backward)
+        : x(arena.take<T>(n * map.d)),
+          v(arena.take<T>(n * dv)),
+          u(arena.take<T>(n)),
+          p(arena.take<T>(map.P * n)),
+          phi(backward ? arena.take<T>(map.M * n) : p) {}
+  };
+  Side query, key;
+  T *dphi, *prefix, *scores, *cotangents, *den, *row;
+  double* counts;
+  int64_t unsafe = 0;
+  double smallest = std::numeric_limits<double>::infinity();
+
+  Workspace(Arena& arena, const FeatureMap<T>& map, int64_t dv, int64_t n, bool causal,
+            bool backward)
+      : query(arena, map, dv, n, backward),
+        key(causal ? Side(arena, map, dv, n, backward) : query),
+        dphi(backward ? arena.take<T>(map.M * n) : nullptr),
+        prefix(backward ? arena.take<T>((map.max_degree() + 1) * n) : nullptr),
+        scores(causal ? arena.take<T>(n * n) : nullptr),
+        cotangents(causal && backward ? arena.take<T>(n * n) : nullptr),
+        den(arena.take<T>(n)),
+        row(arena.take<T>(std::max(map.d, dv))),
+        counts(arena.take<double>(n)) {}
+};
+
+template <class T>
+class Problem {
+ public:
+  Problem(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& key_valid,
+          const Tensor& query_valid, const Tensor& omega, const Tensor& weight,
+          const RmfaArgs& args)
+      : B(q.size(0)),
+        H(q.size(1)),
+        Tn(q.size(2)),
+        S(k.size(2)),
+        dv(v.size(3)),
+        causal(args.causal),
+        floor(args.floor),
+        block(args.causal ? kCausalBlock : kFullBlock),
+        query_pieces(B * H, Tn, block),
+        key_pieces(B * H, S, block),
+        q_(q),
+        k_(k),
+        v_(v),
+        key_valid_(key_valid.defined() ? key_valid.data<bool>() : nullptr),
+        query_valid_(query_valid.defined() ? query_valid.data<bool>() : nullptr),
+        map_(q.size(3), args.levels, args.linear, args.constant),
+        omega_(map_.P > 0 ? omega.data<T>() : nullptr),
+        omega_head_(omega.rank() == 3 ? omega.stride(0) : 0) {
+    map_.weight = map_.M > 0 ? weight.data<T>() : nullptr;
+  }
+
+  const FeatureMap<T>& map() const { return map_; }
+  FeatureMap<T> map_of_head(int64_t h) const {
+    FeatureMap<T> map = map_;
+    map.omega = omega_ ? omega_ + h * omega_head_ : nullptr;
+    return map;
+  }
+  bool query_visible(int64_t b, int64_t t) const {
+    return !query_valid_ || query_valid_[b * Tn + t];
+  }
+  bool key_visible(int64_t b, int64_t s) const { return !key_valid_ || key_valid_[b * S + s]; }
+  /// Keys before the block of queries that begins at t; its own block ends at keys_before(t + n).
+  int64_t keys_before(int64_t t) const { return std::clamp<int64_t>(t + S - Tn, 0, S); }
+
+  /// Fills a block of keys: x, v, u = 1 or 0. Returns how many are visible.
+  int64_t load_keys(int64_t b, int64_t h, int64_t s, int64_t n,
+                    const typename Workspace<T>::Side& side, Block<T>& out) const {
+    out.n = n;
+    out.u = side.u;
+    out.p = side.p;
+    out.phi = side.phi;
+    out.ld = block;
+    int64_t visible = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const bool yes = key_visible(b, s + i);
+      out.u[i] = yes ? T(1) : T(0);
+      visible += yes;
+    }
+    auto keep = [&](int64_t i) { return key_visible(b, s + i); };
+    load(k_, b, h, s, n, visible == n, keep, side.x, out.x, out.ldx);
+    load(v_, b, h, s, n, visible == n, keep, side.v, out.v, out.ldv);
+    return visible;
+  }
+
+  /// Fills x of a block of queries. Returns how many are valid.
+  int64_t load_queries(int64_t b, int64_t h, int64_t t, int64_t n,
+                       const typename Workspace<T>::Side& side, Block<T>& out) const {
+    out.n = n;
+    out.u = side.u;
+    out.p = side.p;
+    out.phi = side.phi;
+    out.ld = block;
+    int64_t valid = 0;
+    for (int64_t i = 0; i < n; ++i) valid += query_visible(b, t + i);
+    auto keep = [&](int64_t i) { return query_visible(b, t + i); };
+    load(q_, b, h, t, n, valid == n, keep, side.x, out.x, out.ldx);
+    return valid;
+  }
+
+  /// state += the keys [begin, end).
+  void add_keys(int64_t b, int64_t h, int64_t begin, int64_t end, const FeatureMap<T>& map,
+                const Workspace<T>& ws, const State<T>& state) const {
+    for (int64_t s = begin; s < end; s += block) {
+      Block<T> keys;
+      if (load_keys(b, h, s, std::min(block, end - s), ws.key, keys) == 0) continue;
+      keys.phi = keys.p;
+      features(map, keys.n, keys.x, keys.ldx, keys.p, keys.phi, keys.ld);
+      accumulate(map, keys, state, ws.row);
+    }
+  }
+
+  /// Products inside a causal block, scores (queries.n, keys.n) with stride `block`: the kernel's
+  /// values where key j <= i + shift, else 0.
+  void inner_scores(const FeatureMap<T>& map, const Block<T>& queries, const Block<T>& keys,
+                    int64_t shift, T* scores) const {
+    gemm(true, false, queries.n, keys.n, map.M, T(1), queries.phi, queries.ld, keys.phi, keys.ld,
+         T(0), scores, block);
+    if (map.has_linear()) {
+      gemm(false, true, queries.n, keys.n, map.d, map.linear, queries.x, queries.ldx, keys.x,
+           keys.ldx, T(1), scores, block);
+    }
+    for (int64_t i = 0; i < queries.n; ++i) {
+      T* row = scores + i * block;
+      const int64_t end = std::clamp<int64_t>(i + shift + 1, 0, keys.n);
+      for (int64_t j = 0; j < end; ++j) row[j] += map.constant;
+      for (int64_t j = end; j < keys.n; ++j) row[j] = T(0);
+    }
+  }
+
+  /// counts[i]: keys that query i of a causal block sees, `before` of them in earlier blocks.
+  void visible_counts(const Block<T>& queries, const Block<T>& keys, int64_t shift, double before,
+                      double* counts) const {
+    double count = before;
+    int64_t j = 0;
+    for (int64_t i = 0; i < queries.n; ++i) {
+      for (; j < keys.n && j <= i + shift; ++j) count += static_cast<double>(keys.u[j]);
+      counts[i] = count;
+    }
+  }
+
+  const int64_t B, H, Tn, S, dv;
+  const bool causal;
+  const double floor;
+  const int64_t block;
+  const Pieces query_pieces, key_pieces;
+
+ private:
+  /// Rows straight from the tensor, or a copy in which dropped rows are 0 (NaN in padding must not
+  /// meet a product) and rows are at least their width apart.
+  template <class Keep>
+  void load(const Rows<const T>& rows, int64_t b, int64_t h, int64_t t, int64_t n, bool all,
+            Keep keep, T* buffer, const T*& x, int64_t& ld) const {
+    if (n == 0) return;
+    const T* first = rows.at(b, h, t);
+    if (all && (rows.token >= rows.columns || n == 1)) {
+      x = first;
+      ld = rows.ld();
+      return;
+    }
+    const int64_t columns = rows.columns;
+    for (int64_t i = 0; i < n; ++i) {
+      T* y = buffer + i * columns;
+      if (keep(i)) {
+        std::copy_n(first + i * rows.token, columns, y);
+      } else {
+        std::fill_n(y, columns, T(0));
+      }
+    }
+    x = buffer;
+    ld = std::max<int64_t>(columns, 1);
+  }
+
+  Rows<const T> q_, k_, v_;
+  const bool *key_valid_, *query_valid_;
+  FeatureMap<T> map_;
+  const T* omega_;
+  int64_t omega_head_;
+};
+
+/// Workspaces and states in one scratch buffer.
+template <class T>
+struct Plan {
+  std::vector<Workspace<T>> workspaces;  // one a thread
+  std::vector<State<T>> forward_states;  // one a thread, or one a piece when sequences are cut
+  std::vector<State<T>> backward_states;
+  bool cut = false;
+
+  Plan(Arena& arena, const Problem<T>& p, bool backward) {
+    const int threads = omp_in_parallel() ? 1 : omp_get_max_threads();
+    const auto& map = p.map();
+    for (int i = 0; i < threads; ++i) {
+      workspaces.emplace_back(arena, map, p.dv, p.block, p.causal, backward);
+    }
+    cut = p.query_pieces.count > 1 || (!p.causal && p.key_pieces.count > 1);
+    const int64_t heads = p.B * p.H;
+    const int64_t keys = p.causal ? p.query_pieces.count : p.key_pieces.count;
+    for (int64_t i = 0; i < (cut ? heads * keys : threads); ++i) {
+      forward_states.emplace_back(arena, map.rows(), p.dv);
+    }
+    if (!backward) return;
+    for (int64_t i = 0; i < (cut ? heads * p.query_pieces.count : threads); ++i) {
+      backward_states.emplace_back(arena, map.rows(), p.dv);
+    }
+  }
+};
+
+/// Calls f(i, workspace index) for i in [0, n). Even a single task runs in a team, so that its
+/// products stay on one thread and the result is the same at any number of threads.
+template <class F>
+void for_tasks(int64_t n, F&& f) {
+  const bool nested = omp_in_parallel();
+  parallel_tasks(n == 1 ? 2 : n, [&](int64_t i) {
+    if (i < n) f(i, static_cast<size_t>(nested ? 0 : omp_get_thread_num()));
+  });
+}
+
+/// Fills plan.forward_states when sequences are cut. Full: the sum over all keys of a head in the
+/// head's first state. Causal: in state (head, piece) the keys before the piece of queries.
+template <class T>
+void key_states(const Problem<T>& p, Plan<T>& plan) {
+  const int64_t heads = p.B * p.H;
+  const Pieces& pieces = p.causal ? p.query_pieces : p.key_pieces;
+  for_tasks(heads * pieces.count, [&](int64_t task, size_t slot) {
+    const int64_t head = task / pieces.count, piece = task % pieces.count;
+    int64_t begin = piece * pieces.length, end = std::min(p.S, begin + pieces.length);
+    if (p.causal) {
+      end = p.keys_before(begin);
+      begin = piece == 0 ? 0 : p.keys_before(begin - pieces.length);
+    }
+    const State<T>& state = plan.forward_states[static_cast<size_t>(task)];
+    state.reset();
+    p.add_keys(head / p.H, head % p.H, begin, end, p.map_of_head(head % p.H), plan.workspaces[slot],
+               state);
+  });
+  for_tasks(heads, [&](int64_t head, size_t) {
+    const State<T>* states = &plan.forward_states[static_cast<size_t>(head * pieces.count)];
+    for (int64_t i = 1; i < pieces.count; ++i) {
+      if (p.causal) {
+        states[i].add(states[i - 1]);
+      } else {
+        states[0].add(states[i]);
+      }
+    }
+  });
+}
+
+/// Calls f with a zero of the operands' type.
+template <class F>
+decltype(auto) dispatch(DType dtype, F&& f) {
+  if (dtype == DType::float64) return f(double{});
+  require(dtype == DType::float32, "[rmfa] the CPU kernel takes float32 and float64, not {}",
+          name(dtype));
+  return f(float{});
+}
+
+template <class T>
+size_t scratch_of(const Problem<T>& problem, bool backward) {
+  Arena arena(nullptr);
+  Plan<T>(arena, problem, backward);
+  return arena.bytes();
+}
+
+}  // namespace macgrad::cpu::rmfa
