@@ -1,0 +1,219 @@
+// nmse: how close random Maclaurin feature attention comes to exact attention, and how fast
+// (Macformer, arXiv 2408.11656, Figure 4), beside the two baselines that need no random feature.
+// What came out: README.md in this folder.
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <cmath>
+
+#include "experiments/common/interrupt.h"
+#include "experiments/common/machine.h"
+#include "experiments/common/plots.h"
+#include "experiments/common/progress.h"
+#include "experiments/nmse/measure.h"
+#include "nn/allocation.h"
+
+namespace macgrad::experiments {
+namespace {
+
+void declare(CLI::App& app, NmseSettings& s) {
+  add_common_options(app, s.common);
+  app.add_option("--kernel", s.kernels, "Dot-product kernels: " + nn::dot_product_kernel_names())
+      ->delimiter(',');
+  app.add_option("--draws", s.draws,
+                 fmt::format("Draw methods: {}", fmt::join(nn::draw_method_names(), ", ")))
+      ->delimiter(',');
+  add_integer_list(app, "--lengths", s.lengths, "Sequence lengths n");
+  add_integer_list(app, "--features", s.features, "Random features D");
+  app.add_option("--batch", s.batch, "Batch size B")->check(CLI::PositiveNumber);
+  app.add_option("--heads", s.heads, "Heads H")->check(CLI::PositiveNumber);
+  app.add_option("--dim", s.dim, "Head dimension d")->check(CLI::PositiveNumber);
+  app.add_option("--repeats", s.repeats, "Fresh data and draws this many times")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--p", s.p, "Degree law P[N = n] = (1 - 1/p) p^-n, p > 1");
+  add_choice(app, "--presbn", s.presbn, {"batch", "row", "none"}, "preSBN statistics");
+  app.add_option("--presbn-eps", s.eps, "Epsilon of preSBN")->check(CLI::NonNegativeNumber);
+  app.add_option("--logit-scale", s.logit_scale, "tau: logits are tau q.k/sqrt(d)")
+      ->check(CLI::PositiveNumber);
+  app.add_flag("--gradients", s.gradients, "Measure the gradients of q, k and v as well");
+  app.add_flag("--quick", s.quick, "A grid of two minutes on two cores (alone, or with no option)");
+}
+
+std::vector<std::string> column_names(bool gradients) {
+  std::vector<std::string> names{"kernel",
+                                 "draws",
+                                 "length",
+                                 "features",
+                                 "log10_nmse",
+                                 "log10_nmse_se",
+                                 "log10_nmse_mean",
+                                 "log10_nmse_linear",
+                                 "log10_speedup",
+                                 "log10_speedup_plain",
+                                 "rmfa_ms",
+                                 "draw_ms",
+                                 "softmax_ms",
+                                 "plain_ms",
+                                 "unsafe_denominators",
+                                 "smallest_ratio",
+                                 "repeats"};
+  if (gradients)
+    for (const char* who : {"", "_mean", "_linear"})
+      for (const char* which : {"dq", "dk", "dv"})
+        names.push_back(fmt::format("log10_nmse_{}{}", which, who));
+  return names;
+}
+
+std::vector<CsvValue> csv_row(const NmseRow& r) {
+  std::vector<CsvValue> row{
+      r.kernel,         r.draws,      r.length,       r.features,  r.rmfa.log10,
+      r.rmfa.se,        r.mean.log10, r.linear.log10, r.speedup(), r.speedup_plain(),
+      r.rmfa_ms,        r.draw_ms,    r.softmax_ms,   r.plain_ms,  r.unsafe_denominators,
+      r.smallest_ratio, r.repeats};
+  for (const auto* list : {&r.rmfa_gradients, &r.mean_gradients, &r.linear_gradients})
+    for (const LogError& e : *list) row.emplace_back(e.log10);
+  return row;
+}
+
+void print_header(bool gradients) {
+  fmt::print("{:<8} {:<10} {:>6} {:>6} {:>15} {:>8} {:>8} {:>8} {:>8}{}\n", "kernel", "draws", "n",
+             "D", "log10 NMSE", "mean(V)", "linear", "speedup", "unsafe",
+             gradients ? fmt::format(" {:>7} {:>7} {:>7}", "dQ", "dK", "dV") : "");
+}
+
+void print_row(const NmseRow& r) {
+  fmt::print("{:<8} {:<10} {:>6} {:>6} {:>7.2f} ± {:<5.2f} {:>8.2f} {:>8.2f} {:>8.2f} {:>8}",
+             r.kernel, r.draws, r.length, r.features, r.rmfa.log10, r.rmfa.se, r.mean.log10,
+             r.linear.log10, r.speedup(), r.unsafe_denominators);
+  for (const LogError& e : r.rmfa_gradients) fmt::print(" {:>7.2f}", e.log10);
+  fmt::print("\n");
+}
+
+Json json_row(const NmseRow& r, const std::vector<std::string>& names) {
+  Json row;
+  const auto values = csv_row(r);
+  for (size_t i = 0; i < names.size(); ++i)
+    std::visit(
+        [&](const auto& v) {
+          if constexpr (std::is_same_v<std::decay_t<decltype(v)>, std::monostate>) {
+            row[names[i]] = nullptr;
+          } else {
+            row[names[i]] = v;
+          }
+        },
+        values[i]);
+  return row;
+}
+
+// The two heat maps of Figure 4 for each kernel and draw method.
+void draw_maps(const NmseSettings& s, const RunDirectory& out, const std::vector<NmseRow>& rows) {
+  const auto find = [&](const std::string& kernel, const std::string& draws, int64_t n,
+                        int64_t features) -> const NmseRow* {
+    for (const NmseRow& r : rows)
+      if (r.kernel == kernel && r.draws == draws && r.length == n && r.features == features)
+        return &r;
+    return nullptr;
+  };
+  for (const std::string& kernel : s.kernels) {
+    for (const std::string& draws : s.draws) {
+      HeatMap error, speed;
+      error.title = fmt::format("log10 NMSE of RMFA, {}, draws {}", kernel, draws);
+      speed.title = fmt::format("log10 (softmax time / RMFA time), {}, draws {}", kernel, draws);
+      error.value_label = "log10 NMSE";
+      speed.value_label = "log10 acceleration";
+      for (HeatMap* map : {&error, &speed}) {
+        map->x_label = "random features D";
+        map->y_label = "length n";
+        for (int64_t f : s.features) map->columns.push_back(fmt::format("{}", f));
+        for (int64_t n : s.lengths) map->rows.push_back(fmt::format("{}", n));
+      }
+      for (int64_t n : s.lengths) {
+        for (int64_t f : s.features) {
+          const NmseRow* r = find(kernel, draws, n, f);
+          error.values.push_back(r ? r->rmfa.log10 : NAN);
+          speed.values.push_back(r ? r->speedup() : NAN);
+        }
+      }
+      const std::string suffix = fmt::format("{}_{}", kernel, draws);
+      if (!write_plot(error, out.file("nmse_" + suffix))) return;
+      if (!write_plot(speed, out.file("speed_" + suffix))) return;
+    }
+  }
+}
+
+int run_nmse(NmseSettings& s) {
+  apply_common_options(s.common);
+  require(s.p > 1.0, "--p {} must be above 1", s.p);
+  for (const std::string& k : s.kernels) (void)nn::dot_product_kernel(k);
+  for (const std::string& d : s.draws) (void)nn::draw_method(d);
+  for (const std::string& k : s.kernels)
+    nn::check_domain(nn::dot_product_kernel(k), s.logit_scale, s.dim);
+  const RunDirectory out(s.common.out, "nmse");
+  const InterruptGuard guard;
+  const auto names = column_names(s.gradients);
+  CsvWriter csv(out.file("nmse.csv"), names);
+  std::vector<NmseRow> rows;
+  const auto cells = static_cast<int64_t>(s.kernels.size() * s.draws.size() * s.features.size() *
+                                          s.lengths.size()) *
+                     s.repeats;
+  bool complete = false;
+  {
+    Progress progress(cells, "cell");
+    complete = measure(
+        s,
+        [&](int64_t done, int64_t, const std::string&) {
+          progress.step({done, {}, 0});
+          return !guard.interrupted();
+        },
+        [&](const std::vector<NmseRow>& finished) {
+          for (const NmseRow& r : finished) {
+            csv.row(csv_row(r));
+            rows.push_back(r);
+          }
+          progress.resume();
+        },
+        [&](const std::string& text) { progress.note(text); });
+  }
+  print_header(s.gradients);
+  for (const NmseRow& r : rows) print_row(r);
+  for (const NmseRow& r : rows)
+    if (std::isnan(r.plain_ms)) {
+      fmt::print(
+          "The plain n×n form was skipped at n = {}: it would take more than a quarter of "
+          "the memory.\n",
+          r.length);
+      break;
+    }
+  Json json{{"settings", to_json(s)}, {"complete", complete}};
+  json.update(provenance());
+  for (const NmseRow& r : rows) json["rows"].push_back(json_row(r, names));
+  write_json(out.file("nmse.json"), json);
+  if (!rows.empty()) draw_maps(s, out, rows);
+  fmt::print("Results: {}\n", out.path());
+  if (complete) return 0;
+  fmt::print(stderr,
+             "Stopped early: lengths that were not finished are missing or have fewer "
+             "repeats.\n");
+  return guard.exit_code();
+}
+
+}  // namespace
+}  // namespace macgrad::experiments
+
+int main(int argc, char** argv) {
+  using namespace macgrad::experiments;
+  NmseSettings settings;
+  return run_program(
+      argc, argv, "nmse", "NMSE and speed of random Maclaurin feature attention (Figure 4).",
+      [&](CLI::App& app) {
+        declare(app, settings);
+        // Before the options are read, so that options given beside --quick win over its grid.
+        app.preparse_callback([&, argc, argv](size_t) {
+          bool quick = argc == 1;
+          for (int i = 1; i < argc; ++i) quick = quick || std::string(argv[i]) == "--quick";
+          if (quick) make_quick(settings);
+        });
+      },
+      [&] { return run_nmse(settings); });
+}
