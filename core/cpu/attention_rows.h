@@ -1,0 +1,205 @@
+// What the forward and backward attention kernels share: which rows take part, how rows enter
+// blocks, dropout, scratch memory. Valid rows are listed once a batch entry and blocks are cut from
+// the lists, so padded rows cost nothing, are never read (NaN included) and change no sum; of the
+// listed keys, a query then sees a prefix. T queries, S keys, d head dimension.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "core/cpu/attention_tile.h"
+#include "core/cpu/parallel.h"
+#include "core/kernels.h"
+
+namespace macgrad::cpu::attention {
+
+/// Hands out 64-byte aligned pieces; with a null start it only counts.
+class Arena {
+ public:
+  explicit Arena(void* start) : next_(reinterpret_cast<uintptr_t>(start)), first_(next_) {
+    next_ = aligned(next_);
+  }
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = reinterpret_cast<T*>(next_);
+    next_ = aligned(next_ + static_cast<uintptr_t>(count) * sizeof(T));
+    return piece;
+  }
+  /// What has been handed out, with the worst alignment of the start.
+  size_t bytes() const { return next_ - first_ + 64; }
+
+ private:
+  static uintptr_t aligned(uintptr_t p) { return (p + 63) & ~uintptr_t{63}; }
+  uintptr_t next_;
+  uintptr_t first_;
+};
+
+/// One head of a (B, H, N, width) operand.
+template <class T>
+struct Head {
+  T* data;
+  int64_t stride;  // between rows
+  T* row(int64_t i) const { return data + i * stride; }
+};
+template <class T>
+Head<T> head(const Tensor& t, int64_t b, int64_t h) {
+  return {t.data<T>() + b * t.stride(0) + h * t.stride(1), t.stride(2)};
+}
+
+/// Valid rows of one batch entry, ascending.
+struct Rows {
+  const int32_t* queries;
+  const int32_t* visible;  // how many of `keys` each of `queries` sees; never decreasing
+  const int32_t* keys;
+  int64_t n_queries;
+  int64_t n_keys;
+};
+
+/// The Rows of all batch entries (of one, when there are no masks).
+class RowLists {
+ public:
+  RowLists(const Tensor& key_valid, const Tensor& query_valid, int64_t batch, int64_t t, int64_t s,
+           Arena& arena)
+      : entries_(key_valid.defined() || query_valid.defined() ? batch : 1), t_(t), s_(s) {
+    queries_ = arena.take<int32_t>(entries_ * t);
+    visible_ = arena.take<int32_t>(entries_ * t);
+    keys_ = arena.take<int32_t>(entries_ * s);
+    counts_ = arena.take<int32_t>(entries_ * 2);
+  }
+  void fill(const Tensor& key_valid, const Tensor& query_valid, bool causal);
+  Rows of(int64_t b) const {
+    const int64_t e = entries_ == 1 ? 0 : b;
+    return {queries_ + e * t_, visible_ + e * t_, keys_ + e * s_, counts_[2 * e],
+            counts_[2 * e + 1]};
+  }
+
+ private:
+  int64_t entries_, t_, s_;
+  int32_t *queries_, *visible_, *keys_, *counts_;
+};
+
+/// Rows `list[0 … n)` of a head, packed into n × width.
+template <class T>
+void copy_rows(const Head<T>& from, const int32_t* list, int64_t n, int64_t width, T* to) {
+  for (int64_t i = 0; i < n; ++i) {
+    std::memcpy(to + i * width, from.row(list[i]), static_cast<size_t>(width) * sizeof(T));
+  }
+}
+
+/// The transpose of rows `list[0 … n)`, times scale, into a panel of width × ld; columns from n on
+/// are 0.
+template <class T>
+void transpose_into_panel(const Head<T>& from, const int32_t* list, int64_t n, int64_t width,
+                          T scale, T* panel, int64_t ld) {
+  for (int64_t q = 0; q < ld; ++q) {
+    if (q >= n) {
+      for (int64_t c = 0; c < width; ++c) panel[c * ld + q] = T{0};
+      continue;
+    }
+    const T* row = from.row(list[q]);
+    for (int64_t c = 0; c < width; ++c) panel[c * ld + q] = scale * row[c];
+  }
+}
+
+/// `columns` rounded up to whole vectors.
+template <class T>
+int64_t whole_vectors(int64_t columns) {
+  return (columns + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+}
+
+/// Attention dropout: 1/(1-p) or 0 for a panel of (key, query) pairs, replayed from the draw.
+class Dropout {
+ public:
+  Dropout(const SoftmaxAttentionArgs& args, int64_t s) : key_(args.key), s_(s) {
+    on_ = args.dropout > 0;
+    // uniform >= p, in units of 2^-24, in which uniform is an integer.
+    threshold_ = static_cast<uint32_t>(std::ceil(args.dropout * 0x1p24));
+    scale_ = 1.0 / (1.0 - args.dropout);
+  }
+  bool on() const { return on_; }
+  /// Rows of scratch that `factors` needs beyond the keys: groups of four start up to three early.
+  static constexpr int64_t kSlack = 12;
+
+  /// factors(j, q) for `keys[0 … n)` and the n_queries rows of `queries` of head `bh` (b·H + h, T
+  /// queries each), in a panel of ld columns. `panel` has n + kSlack rows; the result begins
+  /// within.
+  template <class T>
+  const T* factors(int64_t bh, int64_t t, const int32_t* queries, int64_t n_queries,
+                   const int32_t* keys, int64_t n, T* panel, int64_t ld) const;
+
+ private:
+  DrawKey key_;
+  int64_t s_;
+  bool on_;
+  uint32_t threshold_;
+  double scale_;
+};
+
+template <class T>
+const T* Dropout::factors(int64_t bh, int64_t t, const int32_t* queries, int64_t n_queries,
+                          const int32_t* keys, int64_t n, T* panel, int64_t ld) const {
+  const T kept = static_cast<T>(scale_);
+  T* first = panel + 3 * ld;
+  const auto element = [&](int64_t q, int64_t j) {
+    return static_cast<uint64_t>((bh * t + queries[std::min(q, n_queries - 1)]) * s_ + j);
+  };
+  if (keys[n - 1] - keys[0] != n - 1) {  // keys with holes: one number at a time
+    for (int64_t j = 0; j < n; ++j) {
+      for (int64_t q = 0; q < n_queries; ++q) {
+        const bool keep = random_bits(key_, element(q, keys[j])) >> 8 >= threshold_;
+        first[j * ld + q] = keep ? kept : T{0};
+      }
+      for (int64_t q = n_queries; q < ld; ++q) first[j * ld + q] = T{0};
+    }
+    return first;
+  }
+  constexpr int64_t kMost = kPanel<T>;
+  uint32_t block[kMost];
+  int64_t early[kMost];
+  for (int64_t q = 0; q < ld; ++q) {
+    const uint64_t e = element(q, keys[0]);
+    block[q] = static_cast<uint32_t>(e >> 2);
+    early[q] = static_cast<int64_t>(e & 3);
+  }
+  for (int64_t g = 0; 4 * g < n + 3; ++g) {
+    uint32_t bits[4][kMost];
+#pragma omp simd
+    for (int64_t q = 0; q < ld; ++q) {
+      const Philox4 r = random_block(key_, block[q] + static_cast<uint32_t>(g));
+      bits[0][q] = r.v[0];
+      bits[1][q] = r.v[1];
+      bits[2][q] = r.v[2];
+      bits[3][q] = r.v[3];
+    }
+    for (int64_t i = 0; i < 4; ++i) {
+      for (int64_t q = 0; q < ld; ++q) {
+        first[(4 * g + i - early[q]) * ld + q] = bits[i][q] >> 8 >= threshold_ ? kept : T{0};
+      }
+    }
+  }
+  return first;
+}
+
+/// Blocks of at most `most` that n rows are cut into, about equal, in whole vectors.
+template <class T>
+struct Blocks {
+  Blocks(int64_t rows, int64_t most) : n(rows) {
+    const int64_t pieces = std::max<int64_t>(1, (n + most - 1) / most);
+    size = std::max<int64_t>(kLanes<T>, whole_vectors<T>((n + pieces - 1) / pieces));
+    count = (n + size - 1) / size;
+  }
+  int64_t begin(int64_t i) const { return i * size; }
+  int64_t end(int64_t i) const { return std::min(n, (i + 1) * size); }
+  int64_t n, size, count;
+};
+
+/// How many threads' scratch parallel_tasks(tasks, …) can use, and which one the caller is.
+inline int64_t thread_count(int64_t tasks) {
+  return tasks <= 1 || omp_in_parallel() ? 1 : omp_get_max_threads();
+}
+inline int64_t thread_number(int64_t threads) {
+  return threads == 1 ? 0 : omp_get_thread_num();
+}
+
+}  // namespace macgrad::cpu::attention
