@@ -1,6 +1,10 @@
 // Random tensors from Philox (core/generator.h): number i of a draw depends on the key and i alone,
 // so the cut into chunks and threads does not matter. Chunks of numbers are made in the L1 cache,
 // four a Philox block, and then turned into the values asked for.
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include <cmath>
 #include <numbers>
 #include <type_traits>
@@ -13,15 +17,65 @@ namespace {
 
 constexpr int64_t kChunk = 1024;  // numbers made at a time, a multiple of 4
 
+#if defined(__AVX2__)
+// Philox on four blocks at a time, each word in the low half of a 64-bit lane: the one form in
+// which AVX2 has the widening multiplication without shuffles (several times faster than what g++
+// makes of the plain loop). High halves hold left-overs, which the multiplication does not read.
+class Philox4Blocks {
+ public:
+  explicit Philox4Blocks(const DrawKey& key) : key_(key) {
+    auto k0 = static_cast<uint32_t>(key.seed);
+    auto k1 = static_cast<uint32_t>(key.seed >> 32);
+    for (int round = 0; round < 10; ++round) {
+      k0_[round] = all(k0);
+      k1_[round] = all(k1);
+      k0 += 0x9E3779B9u;
+      k1 += 0xBB67AE85u;
+    }
+  }
+
+  /// 16 numbers, from block `first` on.
+  void fill(uint32_t first, uint32_t* out) const {
+    __m256i c0 = _mm256_add_epi64(all(first), _mm256_setr_epi64x(0, 1, 2, 3));
+    __m256i c1 = all(key_.step), c2 = all(key_.draw), c3 = all(key_.stream);
+#pragma GCC unroll 10
+    for (int round = 0; round < 10; ++round) {
+      const __m256i p0 = _mm256_mul_epu32(c0, all(0xD2511F53u));
+      const __m256i p1 = _mm256_mul_epu32(c2, all(0xCD9E8D57u));
+      c0 = _mm256_xor_si256(_mm256_srli_epi64(p1, 32), _mm256_xor_si256(c1, k0_[round]));
+      c2 = _mm256_xor_si256(_mm256_srli_epi64(p0, 32), _mm256_xor_si256(c3, k1_[round]));
+      c1 = p1;
+      c3 = p0;
+    }
+    const __m256i low = _mm256_blend_epi32(c0, _mm256_slli_epi64(c1, 32), 0xAA);
+    const __m256i high = _mm256_blend_epi32(c2, _mm256_slli_epi64(c3, 32), 0xAA);
+    const __m256i even = _mm256_unpacklo_epi64(low, high);
+    const __m256i odd = _mm256_unpackhi_epi64(low, high);
+    auto* to = reinterpret_cast<__m256i*>(out);
+    _mm256_storeu_si256(to, _mm256_permute2x128_si256(even, odd, 0x20));
+    _mm256_storeu_si256(to + 1, _mm256_permute2x128_si256(even, odd, 0x31));
+  }
+
+ private:
+  static __m256i all(uint32_t word) {
+    return _mm256_set1_epi64x(word);
+  }
+
+  DrawKey key_;
+  __m256i k0_[10], k1_[10];
+};
+#endif
+
 /// Numbers 4·first … 4·(first + blocks) - 1 of a draw.
 void fill_bits(const DrawKey& key, int64_t first, int64_t blocks, uint32_t* out) {
-#pragma omp simd
-  for (int64_t i = 0; i < blocks; ++i) {
+  int64_t i = 0;
+#if defined(__AVX2__)
+  const Philox4Blocks philox(key);
+  for (; i + 4 <= blocks; i += 4) philox.fill(static_cast<uint32_t>(first + i), out + 4 * i);
+#endif
+  for (; i < blocks; ++i) {
     const Philox4 r = random_block(key, static_cast<uint32_t>(first + i));
-    out[4 * i] = r.v[0];
-    out[4 * i + 1] = r.v[1];
-    out[4 * i + 2] = r.v[2];
-    out[4 * i + 3] = r.v[3];
+    for (int k = 0; k < 4; ++k) out[4 * i + k] = r.v[k];
   }
 }
 
