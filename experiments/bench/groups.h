@@ -1,0 +1,23 @@
+// The groups of rows. Each prints as it measures and compares within the run, because the machines
+// are noisy: a figure of another run proves nothing.
+#pragma once
+
+#include "experiments/bench/timing.h"
+
+namespace macgrad::experiments {
+
+/// Copies and matrix products: the measured limits, and our ops against them.
+void bench_limits(BenchTable& table);
+/// exp, softmax, layer norm, cross entropy on 64 MiB.
+void bench_rows(BenchTable& table);
+/// Softmax attention and RMFA over lengths, forward and backward, with peak memory.
+void bench_attention(BenchTable& table);
+/// A whole training step of a Transformer, and how much of it is GEMM.
+void bench_training(BenchTable& table);
+
+/// Name of the row that holds the 1024³ rate of the GEMM library called directly.
+inline constexpr const char* kGemmLimit = "limit/sgemm 1024x1024x1024";
+/// Name of the row that copies 64 MiB.
+inline constexpr const char* kCopyLimit = "limit/copy 64 MiB";
+
+}  // namespace macgrad::experiments

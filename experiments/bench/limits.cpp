@@ -1,0 +1,52 @@
+#include <fmt/format.h>
+
+#include "autograd/ops.h"
+#include "core/cpu/gemm.h"
+#include "core/kernels.h"
+#include "experiments/bench/groups.h"
+
+namespace macgrad::experiments {
+namespace {
+
+Tensor normal(const Shape& shape, uint32_t draw) {
+  Tensor t = Tensor::empty(shape);
+  kernels::random_normal(t, DrawKey{7, 3, draw, 0});
+  return t;
+}
+
+// Our op beside the library called directly on the same operands.
+void product(BenchTable& table, int64_t m, int64_t n, int64_t k, const char* limit_name = nullptr) {
+  const Tensor a = normal({m, k}, 0), b = normal({k, n}, 1);
+  const Tensor c = Tensor::empty({m, n});
+  const double gflop =
+      2e-9 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
+  const std::string direct = limit_name ? limit_name : fmt::format("limit/sgemm {}x{}x{}", m, n, k);
+  table.run({.name = direct, .gflop = gflop}, [&] {
+    cpu::gemm(false, false, m, n, k, 1.0F, a.data<float>(), k, b.data<float>(), n, 0.0F,
+              c.data<float>(), n);
+  });
+  const std::string ours = fmt::format("matmul {}x{}x{}", m, n, k);
+  const Variable x(a), y(b);
+  table.run({.name = ours, .gflop = gflop}, [&] { (void)matmul(x, y); });
+  table.compare(ours, direct);
+}
+
+}  // namespace
+
+void bench_limits(BenchTable& table) {
+  const NoGrad off;
+  const Tensor from = normal({1 << 24}, 0), to = Tensor::empty({1 << 24});
+  table.run({.name = kCopyLimit, .gbyte = 2e-9 * static_cast<double>(from.bytes())},
+            [&] { kernels::copy(from, to); });
+  product(table, 1024, 1024, 1024, kGemmLimit);
+  product(table, 2560, 256, 256);
+  product(table, 2560, 1024, 256);
+  product(table, 2560, 10000, 256);
+  const Tensor x = normal({2560, 256}, 0), w = normal({1024, 256}, 1), b = normal({1024}, 2);
+  const Variable vx(x), vw(w), vb(b);
+  table.run({.name = "linear 2560x256 -> 1024", .gflop = 2e-9 * 2560 * 1024 * 256},
+            [&] { (void)linear(vx, vw, vb); });
+  table.compare("linear 2560x256 -> 1024", "limit/sgemm 2560x1024x256");
+}
+
+}  // namespace macgrad::experiments

@@ -1,0 +1,53 @@
+// Timing one piece of work, and the row that a table shows of it.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace macgrad::experiments {
+
+struct BenchRow {
+  std::string name = {};
+  double ms = 0;  // median
+  double ms_min = 0;
+  double gflop = 0;          // arithmetic of one run; 0: not counted
+  double gbyte = 0;          // bytes one run must move; 0: not counted
+  std::string against = {};  // row or limit that `ratio` is relative to; empty: none
+  double ratio = 0;          // speed of this row over speed of `against` (1 = equal, more = faster)
+  std::string note = {};
+};
+
+struct Timing {
+  double median = 0;  // milliseconds
+  double min = 0;
+};
+
+/// Runs f until `seconds` and at least `least` samples are spent, after two warm-up runs.
+Timing time_of(const std::function<void()>& f, double seconds = 0.6, int least = 5);
+
+/// Collects rows whose name contains the filter, and prints each when it is there.
+class BenchTable {
+ public:
+  explicit BenchTable(std::string filter) : filter_(std::move(filter)) {}
+
+  bool wants(const std::string& name) const;
+  /// Times f under `row.name`; a row that the filter leaves out is not run (returns nullptr).
+  const BenchRow* run(BenchRow row, const std::function<void()>& f, double seconds = 0.6);
+  /// Adds a row that was measured elsewhere.
+  const BenchRow* add(BenchRow row);
+  /// Sets ratio of `name` to time(against)/time(name), when both were run.
+  void compare(const std::string& name, const std::string& against);
+  void note(const std::string& name, const std::string& text);
+  const BenchRow* find(const std::string& name) const;
+  const std::vector<BenchRow>& rows() const { return rows_; }
+
+ private:
+  BenchRow* get(const std::string& name);
+
+  std::string filter_;
+  std::vector<BenchRow> rows_;
+};
+
+}  // namespace macgrad::experiments
