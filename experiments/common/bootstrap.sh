@@ -4,10 +4,11 @@
 # Environment: MACGRAD_JOBS       parallel compile jobs (default: the processors, at most one for
 #                                 each 2 GiB of memory)
 #              MACGRAD_CMAKE_ARGS further arguments for the configure step, for instance
-#                                 -DMACGRAD_CUDA=OFF (a change configures again)
+#                                 -DMACGRAD_CUDA=OFF; kept until other ones are given
+#              MACGRAD_BUILD      build folder (default: build/release)
 #              CMAKE_PREFIX_PATH  folders with libraries that are not packages of the system
 
-macgrad_build=$macgrad_root/build/release
+macgrad_build=${MACGRAD_BUILD:-$macgrad_root/build/release}
 
 macgrad_say() { printf '%s\n' "macgrad: $*" >&2; }
 
@@ -133,13 +134,19 @@ macgrad_jobs() {
   if [ "$macgrad_cpus" -lt "$macgrad_room" ]; then echo "$macgrad_cpus"; else echo "$macgrad_room"; fi
 }
 
-# Configures build/release when it is new, was made for another folder, or other arguments are
-# asked for. CMake itself sees changed CMake files and added sources.
+# Configures the build folder when it is new, was made for another copy of the sources, or other
+# arguments are asked for. CMake itself sees changed CMake files and added sources.
 macgrad_configure() {
-  macgrad_args_file=$macgrad_build/.macgrad-args
-  macgrad_args="$macgrad_root ${MACGRAD_CMAKE_ARGS:-}"
+  macgrad_note=$macgrad_build/.macgrad-configured
   if [ -f "$macgrad_build/build.ninja" ] || [ -f "$macgrad_build/Makefile" ]; then
-    if [ "$(cat "$macgrad_args_file" 2>/dev/null)" = "$macgrad_args" ]; then return 0; fi
+    macgrad_kept=$(sed -n 2p "$macgrad_note" 2>/dev/null)
+    macgrad_args=${MACGRAD_CMAKE_ARGS-$macgrad_kept}
+    if [ "$(sed -n 1p "$macgrad_note" 2>/dev/null)" = "$macgrad_root" ] &&
+      [ "$macgrad_args" = "$macgrad_kept" ]; then
+      return 0
+    fi
+  else
+    macgrad_args=${MACGRAD_CMAKE_ARGS-}
   fi
   set --
   if command -v ninja >/dev/null 2>&1; then set -- -G Ninja; else set -- -G 'Unix Makefiles'; fi
@@ -148,8 +155,8 @@ macgrad_configure() {
   fi
   # shellcheck disable=SC2086  # the arguments are words
   cmake --fresh -S "$macgrad_root" -B "$macgrad_build" -DCMAKE_BUILD_TYPE=Release "$@" \
-    ${MACGRAD_CMAKE_ARGS:-} >&2 || return 1
-  printf '%s\n' "$macgrad_args" >"$macgrad_args_file"
+    $macgrad_args >&2 || return 1
+  printf '%s\n' "$macgrad_root" "$macgrad_args" >"$macgrad_note"
 }
 
 # macgrad_compile FOLDER [TARGET...]: builds; says nothing when there is nothing to do.
@@ -175,7 +182,7 @@ macgrad_compile() {
   fi
 }
 
-# macgrad_bootstrap [TARGET...]: all of it, for build/release.
+# macgrad_bootstrap [TARGET...]: all of it, for the build folder.
 macgrad_bootstrap() {
   macgrad_install_missing && macgrad_configure && macgrad_compile "$macgrad_build" "$@"
 }
