@@ -1,0 +1,84 @@
+// One draw of a random Maclaurin feature map (Kar & Karnick 2012; Macformer, arXiv 2408.11656):
+//   φ(x) = [√constant, √linear·x, w_m Π_l (x Ω_l)_m],   E[φ(q)·φ(k)] = f(logit_scale·q·k/√d).
+// The scale of the logits is in the weights, so that φ takes raw unit-norm rows. Everything is
+// computed on the host in double and then rounded to the dtype asked for.
+//
+// Shape letters: H heads, d head dimension, D features, M features with a projection, P projections
+// (sum of their degrees). Columns of Ω are level after level: all first factors, then the second
+// factors of the features with degree >= 2, and so on (levels of RmfaArgs, core/kernels.h).
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "core/generator.h"
+#include "core/tensor.h"
+#include "nn/allocation.h"
+
+namespace macgrad::nn {
+
+struct FeatureDraw {
+  FeatureSettings settings;
+  FeaturePlan plan;
+  DrawKey key{};
+  std::vector<int64_t> degrees;  // (D), descending; an exact linear block is d ones, the rest 0
+  std::vector<int64_t> levels;   // levels[l] = features of degree > l with a projection; [0] = M
+  double constant = 0.0;         // what all features of degree 0 add to every kernel value
+  double linear = 0.0;           // weight of the exact q·k (0: none)
+  Tensor omega;                  // (d, P), or (H, d, P) with settings.heads > 1; entries ±1
+  Tensor weight;                 // (M)
+
+  /// Projections, sum of levels.
+  int64_t projections() const;
+};
+
+/// A fresh draw: pure function of its arguments. Features whose coefficient is 0 keep their place
+/// in `degrees` and get no projection. Throws as feature_plan does.
+FeatureDraw draw_features(const DotProductKernel& kernel, const FeatureSettings& settings,
+                          const DrawKey& key, DType dtype = DType::float32);
+/// The same with a plan made before (feature_plan is a search for `optimal`). The plan may have
+/// been made for another logit scale: the estimate stays unbiased, its variance grows slowly.
+FeatureDraw draw_features(const DotProductKernel& kernel, const FeatureSettings& settings,
+                          const FeaturePlan& plan, const DrawKey& key,
+                          DType dtype = DType::float32);
+
+/// Degrees of the random features under a plan, descending, from the numbers of `reader`.
+std::vector<int64_t> draw_degrees(const FeaturePlan& plan, DrawReader& reader);
+
+/// A draw with given degrees of its random features, without signs: levels, weights, constant and
+/// linear are set, omega is undefined.
+FeatureDraw weigh_features(const DotProductKernel& kernel, const FeatureSettings& settings,
+                           const FeaturePlan& plan, const std::vector<int64_t>& random_degrees,
+                           DType dtype = DType::float64);
+
+/// Where Hadamard rows get their chance from; a draw reads its key, a test enumerates.
+class HadamardSource {
+ public:
+  virtual ~HadamardSource() = default;
+  /// n signs.
+  virtual std::vector<double> signs(int64_t n) = 0;
+  /// A random order of 0 … n-1.
+  virtual std::vector<int64_t> permutation(int64_t n) = 0;
+};
+
+/// Sign vectors of `count` features of one degree from Hadamard blocks of hadamard_size(d) rows,
+/// cut to d entries: result[feature][factor·d + i]. Every factor and every set of blocks has signs
+/// and a permutation of its own. Fresh blocks: a set is one block. Shifted blocks: a set is
+/// hadamard_size(d) blocks, and block b shifts factor j by j·b rows.
+std::vector<std::vector<double>> hadamard_signs(int64_t d, int64_t degree, int64_t count,
+                                                SignDesign design, HadamardSource& source);
+
+/// φ(x) in double, for tests: [√constant if any, √linear·x if any, M features].
+std::vector<double> reference_features(const FeatureDraw& draw, std::span<const double> x,
+                                       int64_t head = 0);
+
+/// What a checkpoint stores of a draw: kRecordHeader + D integers, whatever was drawn.
+inline constexpr int64_t kRecordHeader = 20;
+std::vector<int64_t> to_record(const FeatureDraw& draw);
+/// The draw again, bit for bit. The record does not name the kernel. Throws an
+/// Error when it is no record or its degrees fit no plan.
+FeatureDraw from_record(const DotProductKernel& kernel, std::span<const int64_t> record,
+                        DType dtype = DType::float32);
+
+}  // namespace macgrad::nn
