@@ -102,7 +102,12 @@ QkNorm::QkNorm(Module* parent, std::string name, const AttentionSettings& settin
 Variable QkNorm::forward(const Variable& q, const Variable& k, const Variable& v, const Mask& mask,
                          DecodeState* state) {
   const auto in_scope = scope();
-  return inner_->forward(unit_rows(q), unit_rows(k), v, mask, state);
+  // Whatever stands at invalid places, NaN included, must not reach a gradient.
+  const auto cleaned = [](const Variable& x, const Tensor& valid) {
+    return valid.defined() ? where(valid.unsqueeze(1).unsqueeze(3), x, 0.0) : x;
+  };
+  return inner_->forward(unit_rows(cleaned(q, mask.query_valid)),
+                         unit_rows(cleaned(k, valid_keys(mask, k, state))), v, mask, state);
 }
 
 std::string QkNorm::describe() const {

@@ -1,0 +1,350 @@
+// Attention cores: masks, sameness under padding and batching, agreement with each other, ppSBN,
+// the logit scale, decoding with a state.
+#include <cmath>
+#include <limits>
+
+#include "nn_checks.h"
+
+namespace macgrad::nn {
+
+using namespace macgrad::checks;
+
+namespace {
+
+constexpr int64_t kHeads = 2, kDim = 4;
+
+/// A core on its own.
+struct Core : Module {
+  explicit Core(AttentionSettings settings, AttentionRole role = AttentionRole::self)
+      : random(5), core(make_attention_core(this, "core", settings, role, kHeads, kDim, random)) {
+    to(DType::float64);
+  }
+  Variable operator()(const Variable& q, const Variable& k, const Variable& v, const Mask& mask,
+                      DecodeState* state = nullptr) {
+    return core->forward(q, k, v, mask, state);
+  }
+  ModelRandom random;
+  std::unique_ptr<AttentionCore> core;
+};
+
+std::vector<std::pair<std::string, AttentionSettings>> all_settings() {
+  std::vector<std::pair<std::string, AttentionSettings>> all;
+  all.emplace_back("softmax", softmax_settings());
+  all.emplace_back("exact", exact_settings());
+  all.emplace_back("rmfa", rmfa_settings(40, false));
+  for (AttentionKind kind : {AttentionKind::softmax, AttentionKind::exact, AttentionKind::rmfa}) {
+    for (const PreSbnMode mode : {PreSbnMode::row, PreSbnMode::batch}) {
+      AttentionSettings s = rmfa_settings(40);
+      s.kind = kind;
+      s.pre_sbn = mode;
+      s.sbn_eps = 1e-6;
+      s.post_sbn_per_dim = mode == PreSbnMode::row;
+      all.emplace_back(fmt::format("ppSBN {} {}", static_cast<int>(kind), static_cast<int>(mode)),
+                       s);
+    }
+  }
+  AttentionSettings s = rmfa_settings(40, false);
+  s.qk_norm = true;
+  s.kernel = "inv";
+  s.train_logit_scale = true;
+  s.draws = DrawMethod::official;
+  all.emplace_back("rmfa inv, unit norm, trained scale", s);
+  return all;
+}
+
+Variable leaf(int64_t B, int64_t L, uint32_t draw) {
+  return normal_leaf(Shape{B, kHeads, L, kDim}, draw);
+}
+
+}  // namespace
+
+TEST_CASE("attention: invalid queries give 0 and pass no gradient; keys beyond the mask neither") {
+  for (const auto& [name, settings] : all_settings()) {
+    CAPTURE(name);
+    Core core(settings);
+    Variable q = leaf(2, 5, 1), k = leaf(2, 6, 2), v = leaf(2, 6, 3);
+    const Mask mask{first_places({6, 3}, 6), first_places({5, 2}, 5), false};
+    // Whatever stands at invalid places must not matter.
+    q.value().select(0, 1).slice(1, 2, 5).fill(std::numeric_limits<double>::quiet_NaN());
+    k.value().select(0, 1).slice(1, 3, 6).fill(std::numeric_limits<double>::quiet_NaN());
+    v.value().select(0, 1).slice(1, 3, 6).fill(std::numeric_limits<double>::infinity());
+    const Variable out = core(q, k, v, mask);
+    REQUIRE(all_finite(out.value()));
+    const Tensor zeros = Tensor::zeros(Shape{kHeads, 3, kDim}, DType::float64);
+    check_near(out.value().select(0, 1).slice(1, 2, 5), zeros, 0.0);
+    CHECK(max_abs_difference(out.value().select(0, 1).slice(1, 0, 2), zeros.slice(1, 0, 2)) > 1e-3);
+    const Variables g = grad({out}, {q, k, v}, {Variable(normal_tensor(out.shape(), 9))});
+    for (const Variable& one : g) CHECK(all_finite(one.value()));
+    check_near(g[0].value().select(0, 1).slice(1, 2, 5), zeros, 0.0);
+    check_near(g[1].value().select(0, 1).slice(1, 3, 6), zeros, 0.0);
+    check_near(g[2].value().select(0, 1).slice(1, 3, 6), zeros, 0.0);
+  }
+}
+
+TEST_CASE("attention: rows without a visible key are 0") {
+  for (const auto& [name, settings] : all_settings()) {
+    CAPTURE(name);
+    Core core(settings);
+    const Variable q = leaf(2, 3, 1), k = leaf(2, 4, 2), v = leaf(2, 4, 3);
+    const Variable out = core(q, k, v, {first_places({4, 0}, 4), Tensor(), false});
+    const Tensor zeros = Tensor::zeros(Shape{kHeads, 3, kDim}, DType::float64);
+    check_near(out.value().select(0, 1), zeros, 0.0);
+    const Variables g = grad({sum(out)}, {q, k, v});
+    for (const Variable& one : g) {
+      CHECK(all_finite(one.value()));
+      // Batch statistics carry gradients to every row that takes part in them.
+      if (settings.ppsbn && settings.pre_sbn == PreSbnMode::batch) continue;
+      check_near(one.value().select(0, 1),
+                 Tensor::zeros(one.value().select(0, 1).shape(), DType::float64), 0.0);
+    }
+  }
+}
+
+TEST_CASE("attention: padded = unpadded, batch = single, in values and gradients") {
+  for (const auto& [name, settings] : all_settings()) {
+    CAPTURE(name);
+    Core core(settings);
+    // Statistics over a batch depend on the batch; evaluation uses the running ones.
+    if (settings.pre_sbn == PreSbnMode::batch) core.eval();
+    for (const bool causal : {false, true}) {
+      const Variable q = leaf(2, 7, 1), k = leaf(2, 7, 2), v = leaf(2, 7, 3);
+      const Tensor valid = first_places({7, 4}, 7);
+      const Tensor cotangent = normal_tensor(Shape{2, kHeads, 7, kDim}, 4);
+      const Variable out = core(q, k, v, {valid, valid, causal});
+      const Variables g = grad({out}, {q, k, v}, {Variable(cotangent)});
+      for (const int64_t b : {0, 1}) {
+        const int64_t n = b == 0 ? 7 : 4;
+        const auto cut = [&](const Tensor& t) { return t.slice(0, b, b + 1).slice(2, 0, n); };
+        const auto alone = [&](const Variable& x) {
+          return Variable(cut(x.value()).clone(), true);
+        };
+        const Variable q1 = alone(q), k1 = alone(k), v1 = alone(v);
+        const Variable out1 = core(q1, k1, v1, {Tensor(), Tensor(), causal});
+        check_near(out1.value(), cut(out.value()), 1e-12);
+        const Variables g1 = grad({out1}, {q1, k1, v1}, {Variable(cut(cotangent).clone())});
+        for (size_t i = 0; i < 3; ++i) check_near(g1[i].value(), cut(g[i].value()), 1e-11);
+      }
+    }
+  }
+}
+
+TEST_CASE("attention: batch statistics leave padding out") {
+  AttentionSettings s = exact_settings(true);
+  s.pre_sbn = PreSbnMode::batch;
+  Core core(s), same(s);
+  const Variable q = leaf(1, 4, 1), k = leaf(1, 4, 2), v = leaf(1, 4, 3);
+  const auto padded = [](const Variable& x) {
+    return concat({x, Variable(Tensor::full(Shape{1, kHeads, 2, kDim}, 50.0, DType::float64))}, 2);
+  };
+  const Tensor valid = first_places({4}, 6);
+  check_near(core(padded(q), padded(k), padded(v), {valid, valid, false}).value().slice(2, 0, 4),
+             same(q, k, v, {}).value(), 1e-12);
+}
+
+TEST_CASE("attention: exact attention of the exp kernel is softmax attention") {
+  for (const bool ppsbn : {false, true}) {
+    AttentionSettings soft = softmax_settings();
+    AttentionSettings exact = exact_settings();
+    for (AttentionSettings* s : {&soft, &exact}) {
+      s->ppsbn = ppsbn;
+      s->logit_scale = 1.7;
+    }
+    Core a(soft), b(exact);
+    const Variable q = leaf(2, 5, 1), k = leaf(2, 7, 2), v = leaf(2, 7, 3);
+    for (const bool causal : {false, true}) {
+      const Mask mask{first_places({7, 3}, 7), first_places({5, 5}, 5), causal};
+      const Variable ya = a(q, k, v, mask), yb = b(q, k, v, mask);
+      check_near(ya.value(), yb.value(), 1e-12);
+      const Variable c(normal_tensor(ya.shape(), 8));
+      const Variables ga = grad({ya}, {q, k, v}, {c}), gb = grad({yb}, {q, k, v}, {c});
+      for (size_t i = 0; i < 3; ++i) check_near(ga[i].value(), gb[i].value(), 1e-12);
+    }
+  }
+}
+
+TEST_CASE("attention: RMFA comes near exact attention with many features") {
+  const auto nmse = [](const Tensor& a, const Tensor& exact) {
+    const Variable e = sub(Variable(a), Variable(exact));
+    return sum(mul(e, e)).item() / sum(mul(Variable(exact), Variable(exact))).item();
+  };
+  for (const std::string kernel : {"exp", "inv", "log", "sqrt", "poly:c=1,k=3"}) {
+    CAPTURE(kernel);
+    AttentionSettings approximate = rmfa_settings(2048);
+    approximate.kernel = kernel;
+    approximate.draws = DrawMethod::official;
+    AttentionSettings exact = approximate;
+    exact.kind = AttentionKind::exact;
+    Core a(approximate), b(exact);
+    const Variable q = leaf(2, 9, 1), k = leaf(2, 9, 2), v = leaf(2, 9, 3);
+    for (const bool causal : {false, true}) {
+      const Mask mask{first_places({9, 6}, 9), Tensor(), causal};
+      CHECK(nmse(a(q, k, v, mask).value(), b(q, k, v, mask).value()) < 0.01);
+    }
+  }
+}
+
+TEST_CASE("attention: cores pass gradcheck") {
+  const OneThread one_thread;
+  for (const auto& [name, settings] : all_settings()) {
+    CAPTURE(name);
+    Core core(settings);
+    // Small, so that few features keep the denominators away from 0.
+    const auto small = [](uint32_t draw) {
+      return Variable(mul(leaf(2, 4, draw), 0.5).value().clone(), true);
+    };
+    Variables inputs{small(1), small(2), small(3)};
+    for (const Parameter* p : core.parameters()) inputs.push_back(*p);
+    const Tensor valid = first_places({4, 3}, 4);
+    const auto f = [&](const Variables& in) {
+      return core(in[0], in[1], in[2], {valid, valid, true});
+    };
+    const GradcheckResult result = gradcheck(f, inputs);
+    CHECK_MESSAGE(result.ok, result.message);
+  }
+}
+
+TEST_CASE("attention: what leaves a kernel's domain is refused when it is made") {
+  AttentionSettings s = rmfa_settings(16, false);
+  s.kernel = "inv";
+  CHECK(contains(error_of([&] { Core core(s); }), "unit norm"));
+  s.ppsbn = true;
+  s.logit_scale = 2.0;  // radius·√d = 2
+  CHECK(contains(error_of([&] { Core core(s); }), "below 2"));
+  s.logit_scale = 1.95;
+  CHECK_NOTHROW(Core{s});
+  s.train_logit_scale = true;  // below 0.95·2 = 1.9
+  CHECK(contains(error_of([&] { Core core(s); }), "start lower"));
+  s.train_logit_scale = false;
+  s.logit_scale = 0.0;
+  CHECK_THROWS_AS(Core{s}, Error);
+  s.logit_scale = 1.0;
+  s.kernel = "expo";
+  CHECK(contains(error_of([&] { Core core(s); }), "there are: exp"));
+}
+
+TEST_CASE("the trained logit scale starts where told and stays inside the radius") {
+  LogitScale finite(nullptr, "scale", 1.5, true, 1.0, 4);
+  CHECK(finite.value() == doctest::Approx(1.5));
+  CHECK(finite.apply(Variable(Tensor::full(Shape{1}, 2.0))).item() == doctest::Approx(3.0));
+  finite.theta->value().fill(50.0);
+  CHECK(finite.value() == doctest::Approx(1.9));
+  LogitScale free(nullptr, "scale", 8.0, true, kEverywhere, 4);
+  CHECK(free.value() == doctest::Approx(8.0));
+  CHECK(free.apply(Variable(Tensor::full(Shape{1}, 3.0)), 2.0).item() == doctest::Approx(12.0));
+  const Variable x(Tensor::full(Shape{1}, 3.0));
+  const Variable y = free.apply(x);
+  CHECK(grad({y}, {*free.theta})[0].item() == doctest::Approx(24.0));
+}
+
+TEST_CASE("a trained scale reaches RMFA whatever scale the draw was made for") {
+  AttentionSettings s = rmfa_settings(4096);
+  s.draws = DrawMethod::optimal;
+  s.train_logit_scale = true;
+  s.redraw = RedrawPolicy::parse("never");
+  AttentionSettings e = s;
+  e.kind = AttentionKind::exact;
+  Core rmfa(s), exact(e);
+  const Variable q = leaf(1, 9, 1), k = leaf(1, 9, 2), v = leaf(1, 9, 3);
+  const auto difference = [&] {
+    return max_abs_difference(rmfa(q, k, v, {}).value(), exact(q, k, v, {}).value());
+  };
+  CHECK(difference() < 0.05);
+  for (Core* core : {&rmfa, &exact})
+    for (const auto& [name, p] : core->named_parameters())
+      if (contains(name, "theta")) p->value().fill(std::log(3.0));
+  CHECK(difference() < 0.2);  // the draw still stands for scale 1
+  rmfa.begin_step(1, 0);
+  const auto& draw =
+      dynamic_cast<RmfaCore&>(dynamic_cast<PpSbn&>(*rmfa.core).inner()).features.current();
+  CHECK(draw.settings.logit_scale == doctest::Approx(3.0));
+  CHECK(difference() < 0.2);
+}
+
+TEST_CASE("ppSBN: defaults by place, running statistics, described") {
+  AttentionSettings s = rmfa_settings(16);
+  CHECK(contains(Core(s, AttentionRole::self).core->describe(), "preSBN batch"));
+  CHECK(contains(Core(s, AttentionRole::causal_self).core->describe(), "preSBN row"));
+  CHECK(contains(Core(s, AttentionRole::cross).core->describe(), "preSBN row"));
+  s.pre_sbn = PreSbnMode::batch;
+  CHECK(contains(Core(s, AttentionRole::causal_self).core->describe(), "sees later ones"));
+
+  Core core(s);
+  auto& sbn = dynamic_cast<PpSbn&>(*core.core);
+  const Variable q = leaf(3, 50, 1), k = leaf(3, 50, 2), v = leaf(3, 50, 3);
+  core(add(q, 2.0), k, v, {});
+  const Variable rows = reshape(permute(add(q, 2.0), {1, 3, 0, 2}), Shape{kHeads, kDim, 150});
+  check_near(sbn.query_norm.running_mean->value(), mul(mean(rows, {2}), 0.1).value(), 1e-12);
+  check_near(sbn.query_norm.running_var->value(), add(mul(var(rows, {2}, 0.0), 0.1), 0.9).value(),
+             1e-12);
+  CHECK(sbn.key_norm.running_mean->value().at({0, 0}) < 0.1);
+  core.eval();
+  const Tensor kept = sbn.query_norm.running_mean->value().clone();
+  core(q, k, v, {});
+  check_near(sbn.query_norm.running_mean->value(), kept, 0.0);
+}
+
+TEST_CASE("RMFA: floored denominators are counted a step") {
+  AttentionSettings s = rmfa_settings(8, false);
+  s.denominator = Denominator::none;
+  Core core(s);
+  auto& rmfa = dynamic_cast<RmfaCore&>(*core.core);
+  // Long queries make estimates of exp vary around values far below their spread.
+  const Variable q = mul(leaf(2, 30, 1), 6.0), k = mul(leaf(2, 30, 2), 6.0), v = leaf(2, 30, 3);
+  core(q, k, v, {});
+  const RmfaStatistics once = rmfa.statistics();
+  CHECK(once.floored > 0);
+  CHECK(once.smallest_ratio < 0.0);
+  core(q, k, v, {});
+  CHECK(rmfa.statistics().floored == 2 * once.floored);
+  core.begin_step(1, 0);
+  CHECK(rmfa.statistics().floored == 0);
+  CHECK(std::isinf(rmfa_statistics(core).smallest_ratio));
+
+  s.denominator = Denominator::floor;
+  Core floored(s);
+  const Variable out = floored(q, k, v, {});
+  CHECK(all_finite(out.value()));
+  CHECK(rmfa_statistics(floored).floored >= once.floored);
+  s.kernel = "poly:c=0,k=2";
+  CHECK(contains(Core(s).core->describe(), "denominator none (f(0) = 0)"));
+}
+
+TEST_CASE("decoding with a state equals causal attention over the whole; RMFA refuses one") {
+  for (const auto& [name, settings] : all_settings()) {
+    CAPTURE(name);
+    Core core(settings, AttentionRole::causal_self);
+    core.eval();
+    const NoGrad no_grad;
+    const Variable q = leaf(2, 5, 1), k = leaf(2, 5, 2), v = leaf(2, 5, 3);
+    const Tensor whole = core(q, k, v, {Tensor(), Tensor(), true}).value();
+    DecodeState state;
+    if (!core.core->incremental()) {
+      CHECK(contains(error_of([&] {
+                       core(q, k, v, {Tensor(), Tensor(), true}, &state);
+                     }),
+                     "whole prefix"));
+      continue;
+    }
+    for (int64_t t = 0; t < 5; ++t) {
+      const auto at = [&](const Variable& x) { return slice(x, 2, t, t + 1); };
+      const Variable one = core(at(q), at(k), at(v), {Tensor(), Tensor(), true}, &state);
+      check_near(one.value(), whole.slice(2, t, t + 1), 1e-12);
+    }
+    CHECK(state.length() == 5);
+  }
+}
+
+TEST_CASE("unit rows: norm 1, zero rows stay zero with zero gradient") {
+  const Variable x = normal_leaf(Shape{3, 4}, 1);
+  x.value().select(0, 1).fill(0.0);
+  const Variable y = unit_rows(x);
+  CHECK(sum(mul(y, y)).item() == doctest::Approx(2.0));
+  const Tensor g = grad({sum(mul(y, Variable(normal_tensor(Shape{3, 4}, 2))))}, {x})[0].value();
+  CHECK(all_finite(g));
+  check_near(g.select(0, 1), Tensor::zeros(Shape{4}, DType::float64), 0.0);
+  const GradcheckResult result = gradcheck([](const Variables& in) { return unit_rows(in[0]); },
+                                           {normal_leaf(Shape{3, 4}, 5)});
+  CHECK_MESSAGE(result.ok, result.message);
+}
+
+}  // namespace macgrad::nn

@@ -1,0 +1,181 @@
+// Modules: names, modes, strict state dicts, casts; the small layers and their initial values.
+#include <cmath>
+
+#include "nn/init.h"
+#include "nn_checks.h"
+
+namespace macgrad::nn {
+
+using namespace macgrad::checks;
+
+namespace {
+
+struct Pair : Module {
+  explicit Pair(ModelRandom& random)
+      : first(this, "first", 3, 4, random),
+        second(this, "second", 4, random),
+        count(this, "count", Tensor::zeros(Shape{2})) {}
+  struct Inner : Module {
+    Inner(Module* parent, std::string name, int64_t width, ModelRandom& random)
+        : Module(parent, std::move(name)),
+          table(this, "table", 5, width, random),
+          drop(this, "drop", 0.5, random) {}
+    Embedding table;
+    Dropout drop;
+  };
+  Linear first;
+  Inner second;
+  Buffer count;
+};
+
+}  // namespace
+
+TEST_CASE("modules: names come from declaration") {
+  ModelRandom random(1);
+  Pair pair(random);
+  std::vector<std::string> names;
+  for (const auto& [name, p] : pair.named_parameters()) {
+    names.push_back(name);
+    CHECK(p->name() == name);
+    CHECK(p->requires_grad());
+  }
+  CHECK(names == std::vector<std::string>{"first.weight", "first.bias", "second.table.weight"});
+  CHECK(pair.second.table.path() == "second.table");
+  CHECK(pair.parameter_count() == 12 + 4 + 20);
+  CHECK(pair.modules().size() == 5);
+  struct Twice : Module {
+    explicit Twice(ModelRandom& r) : a(this, "x", 2, 2, r), b(this, "x", 2, 2, r) {}
+    Linear a, b;
+  };
+  CHECK(contains(error_of([&] { Twice twice(random); }), "two members named 'x'"));
+}
+
+TEST_CASE("modules: modes reach every child") {
+  ModelRandom random(1);
+  Pair pair(random);
+  CHECK(pair.second.drop.training());
+  pair.eval();
+  CHECK_FALSE(pair.second.drop.training());
+  pair.train();
+  CHECK(pair.second.drop.training());
+}
+
+TEST_CASE("modules: a state dict goes in whole or not at all") {
+  ModelRandom random(1);
+  Pair pair(random);
+  ModelRandom other_random(2);
+  Pair other(other_random);
+  CHECK(max_abs_difference(pair.first.weight.value(), other.first.weight.value()) > 0.01);
+  other.count.set(Tensor::full(Shape{2}, 3.0));
+  pair.load_state_dict(other.state_dict());
+  CHECK(max_abs_difference(pair.first.weight.value(), other.first.weight.value()) == 0.0);
+  CHECK(pair.count.value().at({1}) == 3.0);
+
+  auto state = pair.state_dict();
+  state.erase("first.bias");
+  state["first.weight"] = Tensor::zeros(Shape{4, 2});
+  state["count"] = Tensor::from_vector(std::vector<int64_t>{1, 2});
+  state["third"] = Tensor::zeros(Shape{1});
+  state["second.table.weight"] = Tensor::full(Shape{5, 4}, 9.0);
+  const std::string message = error_of([&] { pair.load_state_dict(state); });
+  CHECK(contains(message, "missing: first.bias (4)"));
+  CHECK(contains(message, "misshapen: first.weight is (4, 2) and must be (4, 3)"));
+  CHECK(contains(message, "misshapen: count holds int64 and must hold float32"));
+  CHECK(contains(message, "unexpected: third (1)"));
+  CHECK(pair.second.table.weight.value().at({0, 0}) != 9.0);
+}
+
+TEST_CASE("modules: a change of dtype keeps names and values") {
+  ModelRandom random(1);
+  Pair pair(random);
+  const Tensor before = pair.first.weight.value().clone();
+  pair.to(DType::float64);
+  CHECK(pair.first.weight.dtype() == DType::float64);
+  CHECK(pair.count.value().dtype() == DType::float64);
+  CHECK(pair.first.weight.name() == "first.weight");
+  CHECK(max_abs_difference(pair.first.weight.value().to(DType::float32), before) == 0.0);
+  const Variable y = pair.first.forward(Variable(normal_tensor(Shape{2, 3}, 1)));
+  backward(sum(y));
+  CHECK(pair.first.bias->grad().value().at({0}) == 2.0);
+}
+
+TEST_CASE("modules: errors and records carry the path") {
+  ModelRandom random(1);
+  Pair pair(random);
+  const Variable x(Tensor::zeros(Shape{2, 3}));
+  CHECK(contains(pair.first.forward(x).name(), "first/"));
+  const std::string message = error_of([&] {
+    pair.first.forward(Variable(Tensor::zeros(Shape{2, 7})));
+  });
+  CHECK(contains(message, "in first"));
+}
+
+TEST_CASE("initial values are set by the seed and have the stated spread") {
+  Generator a(3, 1), b(3, 1);
+  const Tensor x = xavier_uniform(Shape{200, 100}, a);
+  CHECK(max_abs_difference(x, xavier_uniform(Shape{200, 100}, b)) == 0.0);
+  CHECK(max_abs_difference(x, xavier_uniform(Shape{200, 100}, b)) > 0.0);
+  const double bound = std::sqrt(6.0 / 300.0);
+  double largest = 0.0, square = 0.0;
+  for (const double v : x.to_vector<double>()) {
+    largest = std::max(largest, std::abs(v));
+    square += v * v;
+  }
+  CHECK(largest <= bound);
+  CHECK(largest > 0.99 * bound);
+  CHECK(square / 20000.0 == doctest::Approx(bound * bound / 3.0).epsilon(0.03));
+  double spread = 0.0;
+  for (const double v : normal(Shape{10000}, a, 0.5).to_vector<double>()) spread += v * v;
+  CHECK(spread / 10000.0 == doctest::Approx(0.25).epsilon(0.05));
+}
+
+TEST_CASE("dropout: off in evaluation, replayed by step, scaled") {
+  ModelRandom random(4);
+  Dropout drop(nullptr, "drop", 0.25, random);
+  const Variable x(Tensor::full(Shape{4000}, 1.0), true);
+  random.begin_step(7);
+  const Variable a = drop.forward(x);
+  const Variable b = drop.forward(x);
+  random.begin_step(7);
+  const Variable again = drop.forward(x);
+  CHECK(max_abs_difference(a.value(), again.value()) == 0.0);
+  CHECK(max_abs_difference(a.value(), b.value()) > 0.0);
+  CHECK(mean(a).item() == doctest::Approx(1.0).epsilon(0.05));
+  CHECK(max_abs_difference(grad({sum(a)}, {x})[0].value(), a.value()) == 0.0);
+  drop.eval();
+  CHECK(max_abs_difference(drop.forward(x).value(), x.value()) == 0.0);
+  CHECK(contains(error_of([&] { Dropout bad(nullptr, "d", 1.0, random); }), "[0, 1)"));
+}
+
+TEST_CASE("embedding: the table serves both ends") {
+  ModelRandom random(1);
+  Embedding table(nullptr, "table", 6, 4, random);
+  const Tensor ids = Tensor::from_vector(std::vector<int64_t>{1, 5, 1}, Shape{1, 3});
+  const Variable logits = table.project(table.forward(ids));
+  CHECK(logits.shape() == Shape{1, 3, 6});
+  double square = 0.0;
+  for (int64_t c = 0; c < 4; ++c) square += std::pow(table.weight.value().at({5, c}), 2);
+  CHECK(logits.value().at({0, 1, 5}) == doctest::Approx(square));
+  backward(sum(logits));
+  CHECK(table.weight.grad().shape() == Shape{6, 4});
+  CHECK_THROWS_AS(table.forward(Tensor::from_vector(std::vector<int64_t>{6}, Shape{1, 1})), Error);
+}
+
+TEST_CASE("positions: the sinusoids of the paper, and a limit for learned ones") {
+  const Tensor p = sinusoidal_positions(10, 6);
+  CHECK(p.at({0, 0}) == 0.0);
+  CHECK(p.at({0, 1}) == 1.0);
+  CHECK(p.at({7, 2}) == doctest::Approx(std::sin(7.0 / std::pow(10000.0, 2.0 / 6.0))));
+  CHECK(p.at({7, 3}) == doctest::Approx(std::cos(7.0 / std::pow(10000.0, 2.0 / 6.0))));
+  ModelRandom random(1);
+  const Variable x(Tensor::zeros(Shape{2, 3, 6}));
+  Positions fixed(nullptr, "fixed", PositionKind::sinusoidal, 0, 6, random);
+  check_near(fixed.forward(x, 70).value().select(0, 1),
+             sinusoidal_positions(73, 6).slice(0, 70, 73), 0.0);
+  Positions learned(nullptr, "learned", PositionKind::learned, 4, 6, random);
+  check_near(learned.forward(x, 1).value().select(0, 0), learned.weight->value().slice(0, 1, 4),
+             0.0);
+  CHECK(contains(error_of([&] { learned.forward(x, 2); }), "raise max_length"));
+}
+
+}  // namespace macgrad::nn

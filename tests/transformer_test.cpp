@@ -1,0 +1,363 @@
+// The Transformer: PyTorch's outputs and gradients, gradcheck of the whole, overfitting, sameness
+// under padding, batching, accumulation and threads, draws shared in a step, decoding.
+#include <omp.h>
+
+#include <cmath>
+
+#include "core/safetensors.h"
+#include "nn/accumulation.h"
+#include "nn/optimizer.h"
+#include "nn/torch_names.h"
+#include "nn_checks.h"
+
+namespace macgrad::nn {
+
+using namespace macgrad::checks;
+
+namespace {
+
+constexpr int64_t kPad = 0, kBegin = 1, kEnd = 2, kVocabulary = 20;
+
+TransformerSettings tiny(const AttentionSettings& attention, int64_t width = 8, int64_t ffn = 12) {
+  TransformerSettings s;
+  s.source_vocabulary = s.target_vocabulary = kVocabulary;
+  s.encoder_layers = s.decoder_layers = 1;
+  s.layer.width = width;
+  s.layer.heads = 2;
+  s.layer.ffn = ffn;
+  s.layer.dropout = 0.0;
+  s.layer.activation = Activation::gelu;
+  s.layer.attention = attention;
+  s.seed = 11;
+  return s;
+}
+
+/// Sentences of random words, and as translations the words backwards, shifted by one.
+struct Batch {
+  Tensor source, source_valid, input, input_valid, target;
+};
+Batch make_batch(int64_t sentences, int64_t longest, uint32_t draw) {
+  DrawReader reader({8, 8, draw, 0});
+  std::vector<int64_t> source, input, target, lengths, target_lengths;
+  for (int64_t b = 0; b < sentences; ++b) {
+    const int64_t n = 2 + static_cast<int64_t>(reader.below(static_cast<uint64_t>(longest - 1)));
+    std::vector<int64_t> words;
+    for (int64_t i = 0; i < n; ++i)
+      words.push_back(3 + static_cast<int64_t>(reader.below(kVocabulary - 3)));
+    lengths.push_back(n);
+    target_lengths.push_back(n + 1);
+    for (int64_t i = 0; i < longest; ++i)
+      source.push_back(i < n ? words[static_cast<size_t>(i)] : kPad);
+    const auto word = [&](int64_t i) {  // of the translation
+      return 3 + (words[static_cast<size_t>(n - 1 - i)] - 2) % (kVocabulary - 3);
+    };
+    for (int64_t i = 0; i <= longest; ++i) {
+      input.push_back(i > n ? kPad : i == 0 ? kBegin : word(i - 1));
+      target.push_back(i > n ? kPad : i == n ? kEnd : word(i));
+    }
+  }
+  const Shape s{sentences, longest}, t{sentences, longest + 1};
+  return {Tensor::from_vector(source, s), first_places(lengths, longest),
+          Tensor::from_vector(input, t), first_places(target_lengths, longest + 1),
+          Tensor::from_vector(target, t)};
+}
+
+Batch rows(const Batch& b, int64_t start, int64_t end) {
+  const auto cut = [&](const Tensor& t) { return t.slice(0, start, end).contiguous(); };
+  return {cut(b.source), cut(b.source_valid), cut(b.input), cut(b.input_valid), cut(b.target)};
+}
+
+TokenLoss loss_of(Transformer& model, const Batch& b, double smoothing = 0.0) {
+  return token_loss(model.forward(b.source, b.source_valid, b.input, b.input_valid), b.target, kPad,
+                    smoothing);
+}
+
+std::vector<std::pair<std::string, AttentionSettings>> kinds() {
+  AttentionSettings scaled = rmfa_settings(32);
+  scaled.pre_sbn = PreSbnMode::row;
+  scaled.sbn_eps = 1e-5;
+  scaled.draws = DrawMethod::official;
+  AttentionSettings exact = exact_settings(true);
+  exact.sbn_eps = 1e-5;
+  exact.kernel = "inv";
+  exact.train_logit_scale = true;
+  return {{"softmax", softmax_settings()}, {"rmfa + ppSBN", scaled}, {"exact + ppSBN", exact}};
+}
+
+}  // namespace
+
+TEST_CASE("torch.nn.Transformer's weights give its outputs and gradients") {
+  const std::string file = std::string(MACGRAD_FIXTURES) + "/torch_transformer.safetensors";
+  const auto torch = load_safetensors(file).tensors;
+  struct Kind {
+    std::string name;
+    NormPlace norm;
+    Activation activation;
+    int64_t layers;
+  };
+  for (const Kind& kind : {Kind{"post", NormPlace::post, Activation::relu, 2},
+                           Kind{"pre", NormPlace::pre, Activation::gelu, 1}}) {
+    CAPTURE(kind.name);
+    LayerSettings s;
+    s.width = 16;
+    s.heads = 2;
+    s.ffn = 32;
+    s.dropout = 0.0;
+    s.norm = kind.norm;
+    s.activation = kind.activation;
+    ModelRandom random(1);
+    EncoderDecoder model(nullptr, "", kind.layers, kind.layers, s, true, random);
+    model.to(DType::float64);
+    load_torch_weights(model, file, kind.name + ".weights.");
+    const Variable source(torch.at(kind.name + ".source"), true);
+    const Variable target(torch.at(kind.name + ".target"), true);
+    const Tensor valid = torch.at("target_valid");
+    const Variable out = model.forward(source, torch.at("source_valid"), target, valid);
+    const auto shown = [&](const Tensor& t) {
+      return where(valid.unsqueeze(2), Variable(t), 0.0).value();
+    };
+    check_near(shown(out.value()), shown(torch.at(kind.name + ".output")), 1e-10);
+    backward(out, Variable(torch.at(kind.name + ".cotangent")));
+    check_near(source.grad().value(), torch.at(kind.name + ".source_gradient"), 1e-10);
+    check_near(target.grad().value(), torch.at(kind.name + ".target_gradient"), 1e-10);
+    std::map<std::string, Tensor> gradients;
+    const std::string prefix = kind.name + ".gradients.";
+    for (const auto& [name, value] : torch)
+      if (name.starts_with(prefix)) gradients[name.substr(prefix.size())] = value;
+    gradients = from_torch_names(gradients);
+    const auto own = model.named_parameters();
+    CHECK(gradients.size() == own.size());
+    for (const auto& [name, p] : own) {
+      CAPTURE(name);
+      REQUIRE(gradients.contains(name));
+      check_near(p->grad().value(), gradients.at(name), 1e-10);
+    }
+  }
+  ModelRandom random(1);
+  EncoderDecoder other(nullptr, "", 1, 1, LayerSettings{}, true, random);
+  CHECK(contains(error_of([&] { load_torch_weights(other, file, "post.weights."); }),
+                 "unexpected: decoder.layers.1"));
+  CHECK(contains(error_of([&] { load_torch_weights(other, file, "none."); }), "'none.'"));
+}
+
+TEST_CASE("a whole micro-Transformer passes gradcheck") {
+  const OneThread one_thread;
+  for (const auto& [name, attention] : kinds()) {
+    for (const NormPlace norm : {NormPlace::post, NormPlace::pre}) {
+      CAPTURE(name);
+      TransformerSettings s = tiny(attention, 4, 6);
+      s.layer.norm = norm;
+      s.source_vocabulary = s.target_vocabulary = kVocabulary;
+      s.tie_output = norm == NormPlace::post;
+      s.positions = norm == NormPlace::post ? PositionKind::sinusoidal : PositionKind::learned;
+      s.max_length = 6;
+      Transformer model(s);
+      model.to(DType::float64);
+      model.begin_step(1, 0);
+      const Batch b = make_batch(2, 3, 1);
+      Variables parameters;
+      for (const Parameter* p : model.parameters()) parameters.push_back(*p);
+      const GradcheckResult result = gradcheck(
+          [&](const Variables&) { return loss_of(model, b, 0.1).sum; }, parameters, {.atol = 1e-6});
+      CHECK_MESSAGE(result.ok, result.message);
+    }
+  }
+}
+
+TEST_CASE("padding and company change no logit") {
+  for (const auto& [name, attention] : kinds()) {
+    CAPTURE(name);
+    Transformer model(tiny(attention));
+    model.to(DType::float64);
+    model.eval();
+    const Batch b = make_batch(4, 6, 2);
+    const Tensor all = model.forward(b.source, b.source_valid, b.input, b.input_valid).value();
+    for (int64_t i = 0; i < 4; ++i) {
+      int64_t n = 0;
+      for (const bool valid : b.source_valid.select(0, i).to_vector<bool>()) n += valid;
+      const Tensor alone =
+          model
+              .forward(b.source.slice(0, i, i + 1).slice(1, 0, n).contiguous(), Tensor(),
+                       b.input.slice(0, i, i + 1).slice(1, 0, n + 1).contiguous(), Tensor())
+              .value();
+      check_near(alone, all.slice(0, i, i + 1).slice(1, 0, n + 1), 1e-11);
+    }
+  }
+}
+
+TEST_CASE("accumulated micro-batches make the large batch's step, with one draw for all") {
+  for (const auto& [name, attention] : kinds()) {
+    if (attention.ppsbn && attention.kind == AttentionKind::exact) continue;  // batch statistics
+    CAPTURE(name);
+    Transformer large(tiny(attention)), micro(tiny(attention));
+    for (Transformer* m : {&large, &micro}) m->to(DType::float64);
+    const Batch b = make_batch(6, 5, 3);
+    Adam a(decay_groups(large, 0.01)), c(decay_groups(micro, 0.01));
+    for (uint32_t step = 1; step <= 2; ++step) {
+      large.begin_step(step, 0);
+      large.zero_grad();
+      Accumulation one;
+      one.add(loss_of(large, b, 0.1));
+      const double norm = a.step(0.01, {.grad_scale = one.grad_scale(), .clip_norm = 0.5});
+      micro.begin_step(step, 0);
+      micro.zero_grad();
+      Accumulation sum;
+      for (const auto& [start, end] : {std::pair{0, 1}, std::pair{1, 4}, std::pair{4, 6}})
+        sum.add(loss_of(micro, rows(b, start, end), 0.1));
+      CHECK(sum.tokens() == one.tokens());
+      CHECK(sum.loss() == doctest::Approx(one.loss()).epsilon(1e-12));
+      CHECK(c.step(0.01, {.grad_scale = sum.grad_scale(), .clip_norm = 0.5}) ==
+            doctest::Approx(norm).epsilon(1e-10));
+    }
+    const auto state = micro.state_dict();
+    for (const auto& [path, value] : large.state_dict()) {
+      CAPTURE(path);
+      check_near(value, state.at(path), 1e-10);
+    }
+  }
+}
+
+TEST_CASE("one draw serves a step; a checkpoint brings it and the evaluation draws back") {
+  AttentionSettings attention = kinds()[1].second;
+  attention.eval_draws = 2;
+  Transformer model(tiny(attention));
+  const Batch b = make_batch(3, 4, 4);
+  const auto logits = [&](Transformer& m) {
+    return m.forward(b.source, b.source_valid, b.input, b.input_valid).value().clone();
+  };
+  model.begin_step(1, 0);
+  const Tensor first = logits(model);
+  CHECK(max_abs_difference(first, logits(model)) == 0.0);
+  model.begin_step(2, 0);
+  const Tensor second = logits(model);
+  CHECK(max_abs_difference(first, second) > 1e-6);
+
+  TransformerSettings other_settings = tiny(attention);
+  other_settings.seed = 1234;
+  Transformer other(other_settings);
+  other.load_state_dict(model.state_dict());
+  CHECK(max_abs_difference(logits(other), second) == 0.0);
+  const Tensor averaged =
+      model.eval_log_probs(b.source, b.source_valid, b.input, b.input_valid).value();
+  CHECK(max_abs_difference(
+            averaged,
+            other.eval_log_probs(b.source, b.source_valid, b.input, b.input_valid).value()) == 0.0);
+  model.eval();
+  Tensor mean = Tensor::zeros(averaged.shape());
+  for (int e = 0; e < 2; ++e) {
+    model.use_eval_draw(e);
+    mean = add(Variable(mean), mul(log_softmax(Variable(logits(model)), -1), 0.5)).value();
+  }
+  check_near(mean, averaged, 1e-6);
+  model.use_eval_draw(0);
+  const Tensor zero = logits(model);
+  model.use_eval_draw(1);
+  CHECK(max_abs_difference(zero, logits(model)) > 1e-6);
+}
+
+TEST_CASE("one training step is the same at any number of threads") {
+  const int threads_before = omp_get_max_threads();
+  for (auto& [name, attention] : kinds()) {
+    CAPTURE(name);
+    std::map<std::string, Tensor> expected;
+    for (const int threads : {1, 2, 3, 8, 16}) {
+      CAPTURE(threads);
+      omp_set_num_threads(threads);
+      TransformerSettings s = tiny(attention, 32, 64);
+      s.layer.dropout = 0.1;
+      s.layer.attention.dropout = s.layer.attention.kind == AttentionKind::softmax ? 0.1 : 0.0;
+      Transformer model(s);
+      const Batch b = make_batch(16, 12, 5);
+      model.begin_step(1, 0);
+      backward(loss_of(model, b, 0.1).mean());
+      std::map<std::string, Tensor> gradients;
+      for (const auto& [path, p] : model.named_parameters())
+        gradients[path] = p->grad().value().clone();
+      if (threads == 1) expected = gradients;
+      for (const auto& [path, g] : gradients) {
+        CAPTURE(path);
+        const double size =
+            std::max(1e-3, max_abs_difference(expected.at(path), Tensor::zeros(g.shape())));
+        CHECK(max_abs_difference(g, expected.at(path)) <= 1e-6 * size);
+      }
+    }
+  }
+  omp_set_num_threads(threads_before);
+}
+
+TEST_CASE("greedy decoding: a state changes nothing, sentences end, draws are averaged") {
+  const OneThread one_thread;
+  for (auto [name, attention] : kinds()) {
+    CAPTURE(name);
+    attention.eval_draws = 2;
+    Transformer model(tiny(attention));
+    const Batch b = make_batch(5, 6, 6);
+    const auto decoded = model.greedy_decode(b.source, b.source_valid, kBegin, kEnd, 7);
+    CHECK(model.training());
+    REQUIRE(decoded.size() == 5);
+    // The same by hand: the whole prefix each time.
+    for (int64_t i = 0; i < 5; ++i) {
+      std::vector<int64_t> prefix{kBegin};
+      while (prefix.size() <= 7) {
+        const Tensor input =
+            Tensor::from_vector(prefix, Shape{1, static_cast<int64_t>(prefix.size())});
+        const Tensor lp =
+            model
+                .eval_log_probs(b.source.slice(0, i, i + 1).contiguous(),
+                                b.source_valid.slice(0, i, i + 1).contiguous(), input, Tensor())
+                .value();
+        const int64_t best = max(Variable(lp.select(0, 0).select(0, lp.size(1) - 1)), 0)
+                                 .second.to_vector<int64_t>()[0];
+        if (best == kEnd) break;
+        prefix.push_back(best);
+      }
+      prefix.erase(prefix.begin());
+      CHECK(prefix == decoded[static_cast<size_t>(i)]);
+    }
+  }
+}
+
+TEST_CASE("32 sentences are learned by heart") {
+  const OneThread one_thread;
+  AttentionSettings rmfa = rmfa_settings(64);
+  rmfa.draws = DrawMethod::optimal;
+  rmfa.logit_scale = 4.0;
+  struct Kind {
+    std::string name;
+    AttentionSettings attention;
+    int steps;
+  };
+  for (const Kind& kind :
+       {Kind{"softmax", softmax_settings(), 150}, Kind{"rmfa + ppSBN", rmfa, 250}}) {
+    CAPTURE(kind.name);
+    TransformerSettings s = tiny(kind.attention, 64, 128);
+    s.layer.norm = NormPlace::pre;
+    s.layer.heads = 4;
+    Transformer model(s);
+    Adam adam(decay_groups(model, 0.0), {.beta2 = 0.98});
+    const Batch b = make_batch(32, 6, 7);
+    double loss = 0.0;
+    for (uint32_t step = 1; step <= static_cast<uint32_t>(kind.steps); ++step) {
+      model.begin_step(step, 0);
+      model.zero_grad();
+      const TokenLoss l = loss_of(model, b);
+      backward(l.mean());
+      loss = l.mean().item();
+      if (loss < 0.03) break;
+      adam.step(5e-3, {.clip_norm = 1.0});
+    }
+    CHECK(loss < 0.05);
+    MESSAGE(kind.name << ": " << loss << " after " << adam.steps() << " updates");
+    const auto decoded = model.greedy_decode(b.source, b.source_valid, kBegin, kEnd, 8);
+    int right = 0;
+    for (int64_t i = 0; i < 32; ++i) {
+      std::vector<int64_t> expected;
+      for (const int64_t id : b.target.select(0, i).to_vector<int64_t>())
+        if (id != kPad && id != kEnd) expected.push_back(id);
+      right += decoded[static_cast<size_t>(i)] == expected;
+    }
+    CHECK(right >= 30);
+  }
+}
+
+}  // namespace macgrad::nn
