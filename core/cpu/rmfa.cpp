@@ -52,7 +52,7 @@ class Forward {
  private:
   void keys(int64_t head, int64_t begin, int64_t end, size_t slot, const State<T>& state) {
     const int64_t b = head / p_.H, h = head % p_.H;
-    p_.add_keys(b, h, begin, end, p_.map_of_head(h), plan_.workspaces[slot], state);
+    p_.add_keys(b, h, begin, end, p_.map_of_head(h), plan_.workspaces[slot], state, /*keep=*/false);
   }
 
   void queries(int64_t head, int64_t begin, int64_t end, size_t slot, const State<T>& state) {
@@ -63,8 +63,10 @@ class Forward {
     for (int64_t t = begin; t < end; t += p_.block) {
       const int64_t n = std::min(p_.block, end - t);
       Block<T> block;
-      if (p_.load_queries(b, h, t, n, ws.query, block) > 0) {
-        features(map, n, block.x, block.ldx, block.p, block.phi, block.ld);
+      if (p_.load_queries(b, h, t, n, ws.query, kUnkept, block) > 0) {
+        block.phi = block.p;
+        project(map, n, block.x, block.ldx, block.p, block.ld);
+        multiply(map, n, block.p, block.phi, block.ld);
         read(map, block, state, out_.at(b, h, t), out_.ld(), ws.den, ws.row);
       }
       finish(b, h, t, n, ws);
@@ -80,14 +82,18 @@ class Forward {
       const int64_t first = p_.keys_before(t), nk = p_.keys_before(t + n) - first;
       const int64_t shift = t + p_.S - p_.Tn - first;
       Block<T> q, k;
-      p_.load_queries(b, h, t, n, ws.query, q);
-      p_.load_keys(b, h, first, nk, ws.key, k);
+      p_.load_queries(b, h, t, n, ws.query, kUnkept, q);
+      p_.load_keys(b, h, first, nk, ws.key, kUnkept, k);
+      q.phi = q.p;
+      k.phi = k.p;
       p_.visible_counts(q, k, shift, *state.usum, ws.counts);
-      features(map, n, q.x, q.ldx, q.p, q.phi, q.ld);
+      project(map, n, q.x, q.ldx, q.p, q.ld);
+      multiply(map, n, q.p, q.phi, q.ld);
       T* out = out_.at(b, h, t);
       read(map, q, state, out, out_.ld(), ws.den, ws.row);
       if (nk > 0) {
-        features(map, nk, k.x, k.ldx, k.p, k.phi, k.ld);
+        project(map, nk, k.x, k.ldx, k.p, k.ld);
+        multiply(map, nk, k.p, k.phi, k.ld);
         p_.inner_scores(map, q, k, shift, ws.scores);
         for (int64_t i = 0; i < n; ++i) {
           const T* row = ws.scores + i * p_.block;

@@ -40,14 +40,14 @@ class Backward {
       const int64_t early = p_.causal ? p_.keys_before(0) : p_.S;
       keys.reset();
       queries.reset();
-      p_.add_keys(task.b, task.h, 0, early, task.map, task.ws, keys);
+      p_.add_keys(task.b, task.h, 0, early, task.map, task.ws, keys, /*keep=*/!p_.causal);
       if (p_.causal) {
         scan_queries(task, 0, p_.Tn, keys, nullptr);
         scan_keys(task, 0, p_.Tn, queries);
       } else {
         pull_queries(task, 0, p_.Tn, keys, queries);
       }
-      pull_keys(task, 0, early, queries);
+      pull_keys(task, 0, early, queries, /*kept=*/!p_.causal);
     });
   }
 
@@ -100,9 +100,9 @@ class Backward {
                  const State<T>* sums = of_head(plan_.backward_states, head, qp);
                  if (p_.causal) {
                    scan_keys(task, begin, end, sums[piece]);
-                   if (piece == 0) pull_keys(task, 0, p_.keys_before(0), sums[0]);
+                   if (piece == 0) pull_keys(task, 0, p_.keys_before(0), sums[0], false);
                  } else {
-                   pull_keys(task, begin, end, sums[0]);
+                   pull_keys(task, begin, end, sums[0], false);
                  }
                });
   }
@@ -144,31 +144,36 @@ class Backward {
     for (int64_t t = begin; t < end; t += p_.block) {
       const int64_t n = std::min(p_.block, end - t);
       Block<T> q;
-      if (p_.load_queries(task.b, task.h, t, n, ws.query, q) > 0 && *keys.usum > 0.0) {
+      if (p_.load_queries(task.b, task.h, t, n, ws.query, kUnkept, q) > 0 && *keys.usum > 0.0) {
         load_cotangents(task, t, q);
-        features(task.map, n, q.x, q.ldx, q.p, q.phi, q.ld);
+        project(task.map, n, q.x, q.ldx, q.p, q.ld);
+        multiply(task.map, n, q.p, q.phi, q.ld);
         pull_features(task.map, q, keys, ws.dphi);
         accumulate(task.map, q, sums, ws.row);
-        features_backward(task.map, n, ws.dphi, q.p, ws.prefix, q.ld);
-        pull_inputs(task.map, q, keys, dq_.at(task.b, task.h, t), dq_.ld(), ws.row);
+        multiply_backward(task.map, n, ws.dphi, q.p, ws.dp, ws.suffix, q.ld);
+        pull_inputs(task.map, q, keys, ws.dp, dq_.at(task.b, task.h, t), dq_.ld(), ws.row);
       }
       zero_queries(task, t, n);
     }
   }
 
-  /// dk, dv of the keys [begin, end), all of which are seen by all the queries in `sums`.
-  void pull_keys(const Task& task, int64_t begin, int64_t end, const State<T>& sums) const {
+  /// dk, dv of the keys [begin, end), all of which are seen by all the queries in `sums`. `kept`:
+  /// add_keys of the same range left its projections in the workspace.
+  void pull_keys(const Task& task, int64_t begin, int64_t end, const State<T>& sums,
+                 bool kept) const {
     Workspace<T>& ws = task.ws;
-    for (int64_t s = begin; s < end; s += p_.block) {
+    for (int64_t s = begin, i = 0; s < end; s += p_.block, ++i) {
+      const int64_t index = kept ? i : kUnkept;
       const int64_t n = std::min(p_.block, end - s);
       Block<T> k;
-      if (p_.load_keys(task.b, task.h, s, n, ws.key, k) > 0) {
-        features(task.map, n, k.x, k.ldx, k.p, k.phi, k.ld);
+      if (p_.load_keys(task.b, task.h, s, n, ws.key, index, k) > 0) {
+        if (!ws.key.kept(index)) project(task.map, n, k.x, k.ldx, k.p, k.ld);
+        multiply(task.map, n, k.p, k.phi, k.ld);
         read(task.map, k, sums, dv_.at(task.b, task.h, s), dv_.ld(), static_cast<T*>(nullptr),
              ws.row);
         pull_features(task.map, k, sums, ws.dphi);
-        features_backward(task.map, n, ws.dphi, k.p, ws.prefix, k.ld);
-        pull_inputs(task.map, k, sums, dk_.at(task.b, task.h, s), dk_.ld(), ws.row);
+        multiply_backward(task.map, n, ws.dphi, k.p, ws.dp, ws.suffix, k.ld);
+        pull_inputs(task.map, k, sums, ws.dp, dk_.at(task.b, task.h, s), dk_.ld(), ws.row);
       }
       zero_keys(task, s, n);
     }
@@ -180,6 +185,9 @@ class Backward {
     Block<T> q, k;
     int64_t first, shift;
   };
+  int64_t index_of(int64_t t) const {
+    return t / p_.block;
+  }
   Inner load_inner(const Task& task, int64_t t, int64_t n, double before,
                    bool before_is_end) const {
     Workspace<T>& ws = task.ws;
@@ -187,8 +195,8 @@ class Backward {
     in.first = p_.keys_before(t);
     const int64_t nk = p_.keys_before(t + n) - in.first;
     in.shift = t + p_.S - p_.Tn - in.first;
-    p_.load_queries(task.b, task.h, t, n, ws.query, in.q);
-    const int64_t visible = p_.load_keys(task.b, task.h, in.first, nk, ws.key, in.k);
+    p_.load_queries(task.b, task.h, t, n, ws.query, index_of(t), in.q);
+    const int64_t visible = p_.load_keys(task.b, task.h, in.first, nk, ws.key, index_of(t), in.k);
     if (before_is_end) before -= static_cast<double>(visible);
     p_.visible_counts(in.q, in.k, in.shift, before, ws.counts);
     load_cotangents(task, t, in.q);
@@ -204,7 +212,8 @@ class Backward {
   }
 
   /// dq of the queries [begin, end) in order; `state` holds the keys before them and is advanced.
-  /// The queries are added to `sums` unless it is null.
+  /// Projections of queries and keys are kept for scan_keys of the same task. The queries are added
+  /// to `sums` unless it is null.
   void scan_queries(const Task& task, int64_t begin, int64_t end, const State<T>& state,
                     const State<T>* sums) const {
     const FeatureMap<T>& map = task.map;
@@ -213,16 +222,17 @@ class Backward {
       const int64_t n = std::min(p_.block, end - t);
       Inner in = load_inner(task, t, n, *state.usum, false);
       Block<T>&q = in.q, &k = in.k;
-      k.phi = k.p;
-      features(map, n, q.x, q.ldx, q.p, q.phi, q.ld);
-      features(map, k.n, k.x, k.ldx, k.p, k.phi, k.ld);
+      project(map, n, q.x, q.ldx, q.p, q.ld);
+      multiply(map, n, q.p, q.phi, q.ld);
+      project(map, k.n, k.x, k.ldx, k.p, k.ld);
+      multiply(map, k.n, k.p, k.phi, k.ld);
       pull_features(map, q, state, ws.dphi);
       gemm(false, true, map.M, n, k.n, T(1), k.phi, k.ld, ws.cotangents, p_.block, T(1), ws.dphi,
            q.ld);
       if (sums) accumulate(map, q, *sums, ws.row);
-      features_backward(map, n, ws.dphi, q.p, ws.prefix, q.ld);
+      multiply_backward(map, n, ws.dphi, q.p, ws.dp, ws.suffix, q.ld);
       T* dq = dq_.at(task.b, task.h, t);
-      pull_inputs(map, q, state, dq, dq_.ld(), ws.row);
+      pull_inputs(map, q, state, ws.dp, dq, dq_.ld(), ws.row);
       if (map.has_linear()) {
         gemm(false, false, n, map.d, k.n, map.linear, ws.cotangents, p_.block, k.x, k.ldx, T(1), dq,
              dq_.ld());
@@ -244,10 +254,12 @@ class Backward {
       Inner in = load_inner(task, t, n, before, true);
       Block<T>&q = in.q, &k = in.k;
       for (int64_t j = 0; j < k.n; ++j) before -= static_cast<double>(k.u[j]);
-      q.phi = q.p;
-      features(map, n, q.x, q.ldx, q.p, q.phi, q.ld);
+      const bool kept = ws.query.kept(index_of(t)) && !plan_.cut;
+      if (!kept) project(map, n, q.x, q.ldx, q.p, q.ld);
+      multiply(map, n, q.p, q.phi, q.ld);
       if (k.n > 0) {
-        features(map, k.n, k.x, k.ldx, k.p, k.phi, k.ld);
+        if (!kept) project(map, k.n, k.x, k.ldx, k.p, k.ld);
+        multiply(map, k.n, k.p, k.phi, k.ld);
         p_.inner_scores(map, q, k, in.shift, ws.scores);
         T* dv = dv_.at(task.b, task.h, in.first);
         read(map, k, sums, dv, dv_.ld(), static_cast<T*>(nullptr), ws.row);
@@ -255,9 +267,9 @@ class Backward {
         pull_features(map, k, sums, ws.dphi);
         gemm(false, false, map.M, k.n, n, T(1), q.phi, q.ld, ws.cotangents, p_.block, T(1), ws.dphi,
              k.ld);
-        features_backward(map, k.n, ws.dphi, k.p, ws.prefix, k.ld);
+        multiply_backward(map, k.n, ws.dphi, k.p, ws.dp, ws.suffix, k.ld);
         T* dk = dk_.at(task.b, task.h, in.first);
-        pull_inputs(map, k, sums, dk, dk_.ld(), ws.row);
+        pull_inputs(map, k, sums, ws.dp, dk, dk_.ld(), ws.row);
         if (map.has_linear()) {
           gemm(true, false, k.n, map.d, n, map.linear, ws.cotangents, p_.block, q.x, q.ldx, T(1),
                dk, dk_.ld());

@@ -8,6 +8,7 @@
 // Shape letters: n tokens of a block, d head dimension, M features, P projections, ld row stride.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -56,12 +57,15 @@ void for_each_feature(const FeatureMap<T>& map, F&& f) {
   }
 }
 
-/// p (P, n) = (x Ω)ᵀ; phi (M, n), which may be the first M rows of p when p is not needed again.
+/// p (P, n) = (x Ω)ᵀ.
 template <class T>
-void features(const FeatureMap<T>& map, int64_t n, const T* x, int64_t ldx, T* p, T* phi,
-              int64_t ld) {
-  if (map.P == 0 || n == 0) return;
+void project(const FeatureMap<T>& map, int64_t n, const T* x, int64_t ldx, T* p, int64_t ld) {
   gemm(true, true, map.P, n, map.d, T(1), map.omega, map.P, x, ldx, T(0), p, ld);
+}
+
+/// phi (M, n) from p (P, n); phi may be the first M rows of p when p is not needed again.
+template <class T>
+void multiply(const FeatureMap<T>& map, int64_t n, const T* p, T* phi, int64_t ld) {
   for_each_feature(map, [&](int64_t m, int64_t degree) {
     const T w = map.weight[m];
     const T* p0 = p + m * ld;
@@ -82,52 +86,45 @@ void features(const FeatureMap<T>& map, int64_t n, const T* x, int64_t ldx, T* p
   });
 }
 
-/// Overwrites p (P, n) with the gradient of the projections: dp_l = dphi·w·Π_{j≠l} p_j by prefix
-/// and suffix products, never by division. `prefix` holds (max_degree + 1) rows of ld.
+/// dp (P, n), the gradient of the projections: dp_l = dphi·w·Π_{j≠l} p_j by prefix and suffix
+/// products, never by division. `suffix` holds one row.
 template <class T>
-void features_backward(const FeatureMap<T>& map, int64_t n, const T* dphi, T* p, T* prefix,
-                       int64_t ld) {
+void multiply_backward(const FeatureMap<T>& map, int64_t n, const T* dphi, const T* p, T* dp,
+                       T* suffix, int64_t ld) {
   for_each_feature(map, [&](int64_t m, int64_t degree) {
     const T w = map.weight[m];
     const T* g = dphi + m * ld;
-    T* p0 = p + m * ld;
-    if (degree == 1) {
-#pragma omp simd
-      for (int64_t t = 0; t < n; ++t) p0[t] = w * g[t];
-      return;
-    }
+    T* d0 = dp + m * ld;
     if (degree == 2) {
-      T* p1 = p + (map.first_row[1] + m) * ld;
+      const int64_t second = (map.first_row[1] + m) * ld;
+      const T *p0 = p + m * ld, *p1 = p + second;
+      T* d1 = dp + second;
 #pragma omp simd
       for (int64_t t = 0; t < n; ++t) {
         const T wg = w * g[t];
-        const T first = p0[t];
-        p0[t] = wg * p1[t];
-        p1[t] = wg * first;
+        d0[t] = wg * p1[t];
+        d1[t] = wg * p0[t];
       }
       return;
     }
-    auto row = [&](int64_t l) { return p + (map.first_row[static_cast<size_t>(l)] + m) * ld; };
 #pragma omp simd
-    for (int64_t t = 0; t < n; ++t) prefix[t] = w * g[t];
+    for (int64_t t = 0; t < n; ++t) d0[t] = w * g[t];
+    if (degree == 1) return;
+    auto row = [&](int64_t l) { return (map.first_row[static_cast<size_t>(l)] + m) * ld; };
     for (int64_t l = 1; l < degree; ++l) {
-      const T* before = prefix + (l - 1) * ld;
-      const T* pl = row(l - 1);
-      T* here = prefix + l * ld;
+      const T *before = dp + row(l - 1), *pl = p + row(l - 1);
+      T* here = dp + row(l);
 #pragma omp simd
       for (int64_t t = 0; t < n; ++t) here[t] = before[t] * pl[t];
     }
-    T* suffix = prefix + degree * ld;
-#pragma omp simd
-    for (int64_t t = 0; t < n; ++t) suffix[t] = T(1);
+    std::fill_n(suffix, n, T(1));
     for (int64_t l = degree - 1; l >= 0; --l) {
-      const T* before = prefix + l * ld;
-      T* pl = row(l);
+      const T* pl = p + row(l);
+      T* here = dp + row(l);
 #pragma omp simd
       for (int64_t t = 0; t < n; ++t) {
-        const T value = pl[t];
-        pl[t] = before[t] * suffix[t];
-        suffix[t] *= value;
+        here[t] *= suffix[t];
+        suffix[t] *= pl[t];
       }
     }
   });

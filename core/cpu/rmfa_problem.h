@@ -23,6 +23,12 @@ namespace macgrad::cpu::rmfa {
 inline constexpr int64_t kFullBlock = 128;
 /// Causal blocks are smaller: the masked product inside one is quadratic in it.
 inline constexpr int64_t kCausalBlock = 64;
+/// A thread of the backward pass keeps projections from its first use of a token to its second
+/// (keys; when causal also queries), up to this share of the operands' bytes within these bounds.
+/// Beyond, they are computed again.
+inline constexpr int64_t kKeptShare = 512;
+inline constexpr int64_t kKeptLeast = 512 << 10;
+inline constexpr int64_t kKeptMost = 4 << 20;
 inline constexpr int64_t kMinPiece = 512;
 inline constexpr int64_t kPieces = 64;
 
@@ -61,32 +67,45 @@ struct Pieces {
 template <class T>
 struct Workspace {
   struct Side {
-    T *x, *v, *u, *p, *phi;
-    Side(Arena& arena, const FeatureMap<T>& map, int64_t dv, int64_t n, bool backward)
+    T *x, *v, *u, *phi;
+    Side(Arena& arena, const FeatureMap<T>& map, int64_t dv, int64_t n, bool backward,
+         int64_t kept_blocks)
         : x(arena.take<T>(n * map.d)),
           v(arena.take<T>(n * dv)),
           u(arena.take<T>(n)),
-          p(arena.take<T>(map.P * n)),
-          phi(backward ? arena.take<T>(map.M * n) : p) {}
+          phi(backward ? arena.take<T>(map.M * n) : nullptr),
+          kept_(kept_blocks),
+          block_(map.P * n),
+          p_(arena.take<T>((kept_blocks + 1) * block_)) {}
+    bool kept(int64_t i) const { return i < kept_; }
+    /// Projections of block i; one buffer serves all the blocks that are not kept.
+    T* p(int64_t i) const { return p_ + std::min(i, kept_) * block_; }
+
+   private:
+    int64_t kept_, block_;
+    T* p_;
   };
   Side query, key;
-  T *dphi, *prefix, *scores, *cotangents, *den, *row;
+  T *dphi, *dp, *suffix, *scores, *cotangents, *den, *row;
   double* counts;
   int64_t unsafe = 0;
   double smallest = std::numeric_limits<double>::infinity();
 
   Workspace(Arena& arena, const FeatureMap<T>& map, int64_t dv, int64_t n, bool causal,
-            bool backward)
-      : query(arena, map, dv, n, backward),
-        key(causal ? Side(arena, map, dv, n, backward) : query),
+            bool backward, int64_t kept)
+      : query(arena, map, dv, n, backward, kept),
+        key(causal ? Side(arena, map, dv, n, backward, kept) : query),
         dphi(backward ? arena.take<T>(map.M * n) : nullptr),
-        prefix(backward ? arena.take<T>((map.max_degree() + 1) * n) : nullptr),
+        dp(backward ? arena.take<T>(map.P * n) : nullptr),
+        suffix(backward ? arena.take<T>(n) : nullptr),
         scores(causal ? arena.take<T>(n * n) : nullptr),
         cotangents(causal && backward ? arena.take<T>(n * n) : nullptr),
         den(arena.take<T>(n)),
         row(arena.take<T>(std::max(map.d, dv))),
         counts(arena.take<double>(n)) {}
 };
+/// Index of a block whose projections are not kept.
+inline constexpr int64_t kUnkept = std::numeric_limits<int64_t>::max();
 
 template <class T>
 class Problem {
@@ -130,10 +149,10 @@ class Problem {
 
   /// Fills a block of keys: x, v, u = 1 or 0. Returns how many are visible.
   int64_t load_keys(int64_t b, int64_t h, int64_t s, int64_t n,
-                    const typename Workspace<T>::Side& side, Block<T>& out) const {
+                    const typename Workspace<T>::Side& side, int64_t index, Block<T>& out) const {
     out.n = n;
     out.u = side.u;
-    out.p = side.p;
+    out.p = side.p(index);
     out.phi = side.phi;
     out.ld = block;
     int64_t visible = 0;
@@ -150,10 +169,11 @@ class Problem {
 
   /// Fills x of a block of queries. Returns how many are valid.
   int64_t load_queries(int64_t b, int64_t h, int64_t t, int64_t n,
-                       const typename Workspace<T>::Side& side, Block<T>& out) const {
+                       const typename Workspace<T>::Side& side, int64_t index,
+                       Block<T>& out) const {
     out.n = n;
     out.u = side.u;
-    out.p = side.p;
+    out.p = side.p(index);
     out.phi = side.phi;
     out.ld = block;
     int64_t valid = 0;
@@ -163,14 +183,18 @@ class Problem {
     return valid;
   }
 
-  /// state += the keys [begin, end).
+  /// state += the keys [begin, end). With `keep` projections stay in the workspace, blocks counted
+  /// from 0 on.
   void add_keys(int64_t b, int64_t h, int64_t begin, int64_t end, const FeatureMap<T>& map,
-                const Workspace<T>& ws, const State<T>& state) const {
-    for (int64_t s = begin; s < end; s += block) {
+                const Workspace<T>& ws, const State<T>& state, bool keep) const {
+    for (int64_t s = begin, i = 0; s < end; s += block, ++i) {
       Block<T> keys;
-      if (load_keys(b, h, s, std::min(block, end - s), ws.key, keys) == 0) continue;
-      keys.phi = keys.p;
-      features(map, keys.n, keys.x, keys.ldx, keys.p, keys.phi, keys.ld);
+      if (load_keys(b, h, s, std::min(block, end - s), ws.key, keep ? i : kUnkept, keys) == 0) {
+        continue;
+      }
+      if (!keep) keys.phi = keys.p;
+      project(map, keys.n, keys.x, keys.ldx, keys.p, keys.ld);
+      multiply(map, keys.n, keys.p, keys.phi, keys.ld);
       accumulate(map, keys, state, ws.row);
     }
   }
@@ -254,10 +278,19 @@ struct Plan {
   Plan(Arena& arena, const Problem<T>& p, bool backward) {
     const int threads = omp_in_parallel() ? 1 : omp_get_max_threads();
     const auto& map = p.map();
-    for (int i = 0; i < threads; ++i) {
-      workspaces.emplace_back(arena, map, p.dv, p.block, p.causal, backward);
-    }
     cut = p.query_pieces.count > 1 || (!p.causal && p.key_pieces.count > 1);
+    int64_t kept = 0;
+    if (backward && !cut && map.P > 0) {
+      const int64_t bytes = map.P * p.block * static_cast<int64_t>(sizeof(T));
+      const int64_t tokens = p.causal ? p.Tn : p.S;
+      const int64_t operands =
+          2 * p.B * p.H * (p.Tn + p.S) * (map.d + p.dv) * static_cast<int64_t>(sizeof(T));
+      const int64_t most = std::clamp(operands / kKeptShare, kKeptLeast, kKeptMost);
+      kept = std::min(most / bytes, (tokens + p.block - 1) / p.block);
+    }
+    for (int i = 0; i < threads; ++i) {
+      workspaces.emplace_back(arena, map, p.dv, p.block, p.causal, backward, kept);
+    }
     const int64_t heads = p.B * p.H;
     const int64_t keys = p.causal ? p.query_pieces.count : p.key_pieces.count;
     for (int64_t i = 0; i < (cut ? heads * keys : threads); ++i) {
@@ -296,7 +329,7 @@ void key_states(const Problem<T>& p, Plan<T>& plan) {
     const State<T>& state = plan.forward_states[static_cast<size_t>(task)];
     state.reset();
     p.add_keys(head / p.H, head % p.H, begin, end, p.map_of_head(head % p.H), plan.workspaces[slot],
-               state);
+               state, /*keep=*/false);
   });
   for_tasks(heads, [&](int64_t head, size_t) {
     const State<T>* states = &plan.forward_states[static_cast<size_t>(head * pieces.count)];

@@ -178,13 +178,13 @@ void pull_features(const FeatureMap<T>& map, const Block<T>& block, const State<
   }
 }
 
-/// dx (n, d) from the gradient of the projections in block.p, plus the linear block's share.
+/// dx (n, d) from dp (P, n), the gradient of the projections, plus the linear block's share.
 template <class T>
-void pull_inputs(const FeatureMap<T>& map, const Block<T>& block, const State<T>& state, T* dx,
-                 int64_t lddx, T* row) {
+void pull_inputs(const FeatureMap<T>& map, const Block<T>& block, const State<T>& state,
+                 const T* dp, T* dx, int64_t lddx, T* row) {
   const int64_t n = block.n, d = map.d;
   if (n == 0) return;
-  gemm(true, true, n, d, map.P, T(1), block.p, block.ld, map.omega, map.P, T(0), dx, lddx);
+  gemm(true, true, n, d, map.P, T(1), dp, block.ld, map.omega, map.P, T(0), dx, lddx);
   if (!map.has_linear()) return;
   gemm(false, true, n, d, state.dv, map.linear, block.v, block.ldv, state.kv + map.M * state.dv,
        state.dv, T(1), dx, lddx);
