@@ -73,6 +73,10 @@ RandomMaclaurinFeatures::RandomMaclaurinFeatures(Module* parent, std::string nam
                           DrawKey{random.seed(), random.next_feature_stream(), 0, 0})),
       record_(this, "draw", to_tensor(draw_)) {
   require(eval_draws >= 1, "[features] eval_draws is {} and must be at least 1", eval_draws);
+  require(eval_draws == 1 || redraw_.kind != RedrawPolicy::Kind::never,
+          "[features] {} evaluation draws with redraw policy never: there is one draw for all; "
+          "redraw in training or use 1",
+          eval_draws);
 }
 
 void RandomMaclaurinFeatures::fit(FeatureDraw& draw, DType dtype, Device device) const {
@@ -85,7 +89,8 @@ void RandomMaclaurinFeatures::fit(FeatureDraw& draw, DType dtype, Device device)
 }
 
 const FeatureDraw& RandomMaclaurinFeatures::current(DType dtype, Device device) const {
-  if (training()) {
+  // A model trained on one draw alone fits that draw, and fails on others.
+  if (training() || redraw_.kind == RedrawPolicy::Kind::never) {
     fit(draw_, dtype, device);
     return draw_;
   }

@@ -37,7 +37,8 @@ class RandomMaclaurinFeatures : public Module {
   int eval_draws() const { return eval_draws_; }
 
   /// The draw in force: in training the policy's, in evaluation mode the chosen one of the
-  /// eval_draws that the seed fixes. Its settings.logit_scale is the τ it stands for.
+  /// eval_draws that the seed fixes (with policy never: the training draw). Its
+  /// settings.logit_scale is the τ it stands for.
   const FeatureDraw& current(DType dtype = DType::float32, Device device = kCpu) const;
   /// Tells the τ of the step about to begin, before begin_step: the next draw is made for it. When
   /// it is more than 5 % from the one that the columns were allocated for, they are allocated and

@@ -101,6 +101,14 @@ TEST_CASE("evaluation draws are fixed by the seed, apart from training and from 
   CHECK_THROWS_AS(map.features.use_eval_draw(3), Error);
 }
 
+TEST_CASE("a model trained on one draw alone is evaluated on that draw") {
+  Map map("never");
+  const Tensor training = map.omega().clone();
+  map.features.eval();
+  CHECK(same_signs(map.omega(), training));
+  CHECK(contains(error_of([] { Map many("never", 2); }), "one draw for all"));
+}
+
 TEST_CASE("the state has one shape whatever was drawn, and brings the draws back") {
   for (const DrawMethod method : {DrawMethod::iid, DrawMethod::official, DrawMethod::stratified,
                                   DrawMethod::srht, DrawMethod::h01, DrawMethod::optimal}) {
