@@ -139,9 +139,9 @@ macgrad_jobs() {
 macgrad_configure() {
   macgrad_note=$macgrad_build/.macgrad-configured
   if [ -f "$macgrad_build/build.ninja" ] || [ -f "$macgrad_build/Makefile" ]; then
-    macgrad_kept=$(sed -n 2p "$macgrad_note" 2>/dev/null)
+    macgrad_kept=$(cat "$macgrad_note" 2>/dev/null)
     macgrad_args=${MACGRAD_CMAKE_ARGS-$macgrad_kept}
-    if [ "$(sed -n 1p "$macgrad_note" 2>/dev/null)" = "$macgrad_root" ] &&
+    if grep -qxF "CMAKE_HOME_DIRECTORY:INTERNAL=$macgrad_root" "$macgrad_build/CMakeCache.txt" &&
       [ "$macgrad_args" = "$macgrad_kept" ]; then
       return 0
     fi
@@ -156,7 +156,7 @@ macgrad_configure() {
   # shellcheck disable=SC2086  # the arguments are words
   cmake --fresh -S "$macgrad_root" -B "$macgrad_build" -DCMAKE_BUILD_TYPE=Release "$@" \
     $macgrad_args >&2 || return 1
-  printf '%s\n' "$macgrad_root" "$macgrad_args" >"$macgrad_note"
+  printf '%s\n' "$macgrad_args" >"$macgrad_note"
 }
 
 # macgrad_compile FOLDER [TARGET...]: builds; says nothing when there is nothing to do.
