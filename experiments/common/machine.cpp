@@ -1,6 +1,8 @@
 // Read from /proc and /sys; a file that is missing is a fact that is unknown, never an error.
 #include "experiments/common/machine.h"
 
+#include <fmt/format.h>
+
 #include <sched.h>
 #include <sys/utsname.h>
 #include <unistd.h>
@@ -74,7 +76,7 @@ void for_each_group(const fs::path& root, Visit visit) {
     const std::size_t first = line.find(':');
     const std::size_t second = line.find(':', first + 1);
     if (first == std::string::npos || second == std::string::npos) continue;
-    visit("," + line.substr(first + 1, second - first - 1) + ",", line.substr(second + 1));
+    visit(fmt::format(",{},", line.substr(first + 1, second - first - 1)), line.substr(second + 1));
   }
 }
 
