@@ -17,9 +17,9 @@ Variable TokenLoss::mean() const {
 
 TokenLoss token_loss(const Variable& logits, const Tensor& targets, int64_t pad, double smoothing) {
   check(logits.rank() == 3 && targets.rank() == 2 && logits.size(0) == targets.size(0) &&
-                     logits.size(1) == targets.size(1),
-                 "[token_loss] needs logits (B, T, V) and targets (B, T), got {} and {}",
-                 logits.shape(), targets.shape());
+            logits.size(1) == targets.size(1),
+        "[token_loss] needs logits (B, T, V) and targets (B, T), got {} and {}", logits.shape(),
+        targets.shape());
   TokenLoss loss;
   for (const int64_t t : targets.to_vector<int64_t>()) loss.tokens += t != pad;
   const int64_t rows = targets.numel();
