@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs `bench` and the same work in PyTorch in turns, and prints one table of both.
 
-    python3 experiments/bench/compare_pytorch.py --bench build/release/experiments/bench \
+    python3 experiments/bench/compare_pytorch.py --bench build/release/bin/bench \
         [--threads 2] [--filter softmax] [--json results.json] [--markdown table.md]
 
 Needs PyTorch (pip install torch, in a virtual environment outside the repository). Every row is
