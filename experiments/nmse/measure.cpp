@@ -59,10 +59,15 @@ struct Data {
   Variable cotangent;  // undefined without --gradients
 };
 
+// Lengths share neither data nor draws.
+uint64_t seed_of(const NmseSettings& s, int64_t n) {
+  return s.common.seed + static_cast<uint64_t>(n) * 0x9E3779B97F4A7C15u;
+}
+
 // Fresh data of one repeat: a function of (seed, length, repeat).
 Data make_data(const NmseSettings& s, int64_t n, int64_t repeat) {
   const NoGrad off;
-  Generator generator(s.common.seed + static_cast<uint64_t>(n) * 0x9E3779B97F4A7C15u, kDataStream);
+  Generator generator(seed_of(s, n), kDataStream);
   generator.begin_step(static_cast<uint32_t>(repeat));
   Data d;
   d.inputs = {normal(s, n, generator), normal(s, n, generator), normal(s, n, generator)};
@@ -223,7 +228,7 @@ class LengthRun {
   void measure_rmfa(Column& column, const nn::DotProductKernel& kernel, const Data& data,
                     const AttentionResult& exact, int64_t r, uint32_t index) {
     nn::FeatureDraw draw;
-    const DrawKey key{s_.common.seed, kDrawStream, index, static_cast<uint32_t>(r)};
+    const DrawKey key{seed_of(s_, n_), kDrawStream, index, static_cast<uint32_t>(r)};
     const double draw_ms = timed([&] {
       draw = nn::draw_features(kernel, column.features, column.plan, key, dtype_of(s_.common));
       draw.omega = draw.omega.to(device_of(s_.common));
