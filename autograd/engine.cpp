@@ -256,7 +256,11 @@ class Engine {
         uint64_t id;
         ~Restore() { current_backward_of() = id; }
       } restore{outer};
-      gradients = node.vjp(context);
+      try {
+        gradients = node.vjp(context);
+      } catch (const Error& e) {
+        throw Error("{}; in the gradient rule of {}", e.what(), node.text());
+      }
       check(gradients.size() == node.inputs.size(),
             "the rule of {} gave {} gradients for {} inputs", node.text(), gradients.size(),
             node.inputs.size());

@@ -20,6 +20,11 @@ void check_range(const char* op, const Tensor& index, int64_t extent) {
 // Columns a task of a scatter owns.
 constexpr int64_t kColumns = 64;
 
+// Tasks of a scatter of k rows that are worth a block of their own.
+int64_t task_grain(int64_t k, int64_t n) {
+  return std::max<int64_t>(1, kElementGrain / std::max<int64_t>(1, k * std::min(n, kColumns)));
+}
+
 }  // namespace
 
 void gather(In x, In index, Out y) {
@@ -47,7 +52,7 @@ void scatter_add(In index, In source, InOut y) {
     using C = compute_t<T>;
     const T* ps = source->data<T>();
     T* py = y->data<T>();
-    parallel_blocks(outer * pieces, 1, [&](int64_t first, int64_t last) {
+    parallel_blocks(outer * pieces, task_grain(k, n), [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
         const int64_t a = i / pieces, c0 = (i % pieces) * kColumns;
         const int64_t c1 = std::min(n, c0 + kColumns);
@@ -88,7 +93,7 @@ void index_add(In index, In source, InOut y) {
     using C = compute_t<T>;
     const T* ps = source->data<T>();
     T* py = y->data<T>();
-    parallel_blocks(outer * pieces, 1, [&](int64_t first, int64_t last) {
+    parallel_blocks(outer * pieces, task_grain(k, n), [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
         const int64_t a = i / pieces, c0 = (i % pieces) * kColumns;
         const int64_t columns = std::min(n, c0 + kColumns) - c0;

@@ -1,0 +1,359 @@
+// Rows of softmax attention, RMFA and its feature map, against their definitions. Shape letters as
+// in autograd/attention.h.
+
+#include <algorithm>
+#include <cmath>
+
+#include "autograd/attention.h"
+#include "tests/op_cases.h"
+
+namespace macgrad::testing {
+namespace {
+
+using Function = std::function<Variable(const Variables&)>;
+
+struct Problem {
+  std::string name;
+  int64_t B = 2, H = 2, T = 4, S = 4, d = 4, dv = 3;
+  bool causal = false;
+  bool key_mask = false;
+  bool query_mask = false;
+  double dropout = 0.0;
+
+  // Sequence 0 ends one key and one query early; in sequence 1 the first key is hidden too, and
+  // no key at all is left when there is only one.
+  AttentionMask mask() const {
+    AttentionMask m;
+    m.causal = causal;
+    const auto make = [&](int64_t n, bool first_too) {
+      std::vector<bool> v(static_cast<size_t>(B * n), true);
+      for (int64_t b = 0; b < B; ++b) {
+        if (n > 1 && b % 2 == 0) v[static_cast<size_t>(b * n + n - 1)] = false;
+        if (n > 0 && b % 2 == 1 && first_too) v[static_cast<size_t>(b * n)] = false;
+      }
+      return Tensor::from_vector(v, {B, n});
+    };
+    if (key_mask) m.key_valid = make(S, true);
+    if (query_mask) m.query_valid = make(T, false);
+    return m;
+  }
+
+  std::vector<OpInput> inputs(double range) const {
+    return {{{B, H, T, d}, -range, range}, {{B, H, S, d}, -range, range}, {{B, H, S, dv}}};
+  }
+};
+
+const DrawKey kDropout{5, 2, 7, 1};
+
+// Attention with weights kernel(q row, k row, h) by definition. `divisor` turns (sum of weights,
+// visible keys) into the denominator.
+std::vector<double> attention_values(
+    const Problem& p, const Values& x,
+    const std::function<double(const double*, const double*, int64_t)>& kernel,
+    const std::function<double(double, double)>& divisor) {
+  const AttentionMask mask = p.mask();
+  const auto shown = [](const Tensor& m, int64_t b, int64_t i) {
+    return !m.defined() || m.at({b, i}) != 0;
+  };
+  std::vector<double> out;
+  for (int64_t b = 0; b < p.B; ++b) {
+    for (int64_t h = 0; h < p.H; ++h) {
+      const int64_t head = b * p.H + h;
+      for (int64_t i = 0; i < p.T; ++i) {
+        std::vector<double> y(static_cast<size_t>(p.dv), 0.0);
+        double total = 0, count = 0;
+        for (int64_t j = 0; j < p.S; ++j) {
+          if (!shown(mask.key_valid, b, j) || !shown(mask.query_valid, b, i)) continue;
+          if (p.causal && j > i + p.S - p.T) continue;
+          const double w = kernel(&x[0][static_cast<size_t>((head * p.T + i) * p.d)],
+                                  &x[1][static_cast<size_t>((head * p.S + j) * p.d)], h);
+          total += w;
+          ++count;
+          const auto element = static_cast<uint64_t>((head * p.T + i) * p.S + j);
+          const bool kept =
+              p.dropout == 0 || uniform_from_bits(random_bits(kDropout, element)) >= p.dropout;
+          if (!kept) continue;
+          for (int64_t c = 0; c < p.dv; ++c)
+            y[static_cast<size_t>(c)] +=
+                w / (1 - p.dropout) * x[2][static_cast<size_t>((head * p.S + j) * p.dv + c)];
+        }
+        for (double v : y) out.push_back(count == 0 ? 0.0 : v / divisor(total, count));
+      }
+    }
+  }
+  return out;
+}
+
+double dot(const double* a, const double* b, int64_t n) {
+  double t = 0;
+  for (int64_t i = 0; i < n; ++i) t += a[i] * b[i];
+  return t;
+}
+
+OpCase fused(const std::string& name, const std::string& op, std::vector<OpInput> inputs,
+             Function f) {
+  OpCase row;
+  row.name = name;
+  row.op = op;
+  row.inputs = std::move(inputs);
+  row.f = std::move(f);
+  row.fused = true;
+  row.bfloat16 = false;  // the kernels take float32 and float64
+  row.tol32 = 1e-5;
+  return row;
+}
+
+const std::vector<Problem>& problems() {
+  static const std::vector<Problem> list = {
+      {.name = "full"},
+      {.name = "causal", .T = 5, .S = 5, .causal = true},
+      {.name = "padding", .key_mask = true, .query_mask = true},
+      {.name = "causal padding",
+       .B = 2,
+       .T = 5,
+       .S = 5,
+       .causal = true,
+       .key_mask = true,
+       .query_mask = true},
+      {.name = "cross", .T = 3, .S = 6},
+      {.name = "causal T < S", .T = 3, .S = 5, .causal = true},
+      {.name = "causal T > S", .T = 5, .S = 3, .causal = true, .key_mask = true},
+      {.name = "one key", .T = 2, .S = 1, .key_mask = true},
+  };
+  return list;
+}
+
+std::vector<OpInput> long_inputs(int64_t n, double range) {
+  return {{{1, 2, n, 4}, -range, range}, {{1, 2, n, 4}, -range, range}, {{1, 2, n, 3}}};
+}
+
+void add_softmax_attention(OpCases& cases) {
+  std::vector<Problem> list = problems();
+  list.push_back({.name = "dropout", .dropout = 0.25});
+  list.push_back({.name = "dropout causal padding",
+                  .T = 5,
+                  .S = 5,
+                  .causal = true,
+                  .key_mask = true,
+                  .dropout = 0.5});
+  for (const Problem& p : list) {
+    OpCase row = fused(
+        "softmax_attention " + p.name, "softmax_attention", p.inputs(1.5), [p](const Variables& x) {
+          return softmax_attention(x[0], x[1], x[2], p.mask(), 0.75, p.dropout, kDropout);
+        });
+    row.reference = [p](const Values& x) {
+      return attention_values(
+          p, x,
+          [&](const double* q, const double* k, int64_t) {
+            return std::exp(0.75 * dot(q, k, p.d));
+          },
+          [](double total, double) { return total; });
+    };
+    if (!p.key_mask) {
+      row.sized = [](int64_t n) { return long_inputs(n, 1.5); };
+      row.f = [p](const Variables& x) {
+        Problem q = p;
+        q.B = x[0].size(0);
+        q.T = x[0].size(2);
+        q.S = x[1].size(2);
+        return softmax_attention(x[0], x[1], x[2], q.mask(), 0.75, q.dropout, kDropout);
+      };
+    }
+    cases.push_back(std::move(row));
+  }
+  const OpInput x{{1, 2, 3, 4}};
+  cases.push_back(
+      fused("softmax_attention x x x", "softmax_attention", {x}, [](const Variables& v) {
+        return softmax_attention(v[0], v[0], v[0], {{}, {}, true}, 0.5);
+      }));
+  cases.push_back(
+      fused("softmax_attention h g(h)", "softmax_attention", {x}, [](const Variables& v) {
+        const Variable h = sin(v[0]);
+        return softmax_attention(h, h * h, tanh(h), {}, 0.5) * h;
+      }));
+  cases.push_back(
+      fused("softmax_attention of itself", "softmax_attention", {x}, [](const Variables& v) {
+        const Variable y = softmax_attention(v[0], v[0], v[0], {}, 0.5);
+        return softmax_attention(y, v[0], y, {{}, {}, true}, 0.5);
+      }));
+  // Heads as a model makes them: views of one wide projection.
+  cases.push_back(
+      fused("softmax_attention of head views", "softmax_attention", {{{2, 3, 12}}},
+            [](const Variables& v) {
+              const Variable heads = permute(reshape(v[0], {2, 3, 3, 2, 2}), {2, 0, 3, 1, 4});
+              return softmax_attention(select(heads, 0, 0), select(heads, 0, 1),
+                                       select(heads, 0, 2), {}, 0.5);
+            }));
+}
+
+struct Draw {
+  std::string name;
+  RmfaArgs args;
+  bool per_head = false;
+};
+
+// Kernels whose values stay well above 0 on |x| <= 0.5.
+std::vector<Draw> draws() {
+  return {{"merged", {.levels = {5, 3, 1}, .constant = 2.0}},
+          {"linear", {.levels = {3, 3}, .constant = 2.0, .linear = 0.25}},
+          {"heads floored", {.levels = {4, 1}, .constant = 2.0, .floor = 2.02}, true},
+          {"linear only", {.levels = {}, .constant = 2.0, .linear = 0.5}},
+          {"constant only", {.levels = {}, .constant = 1.5}}};
+}
+
+Tensor omega_of(const Draw& draw, int64_t H, int64_t d, DType dtype) {
+  int64_t P = 0;
+  for (int64_t m : draw.args.levels) P += m;
+  return exact_signs(draw.per_head ? Shape{H, d, P} : Shape{d, P}, 60, dtype);
+}
+
+std::vector<double> weight_values(const Draw& draw) {
+  const int64_t M = draw.args.levels.empty() ? 0 : draw.args.levels[0];
+  const std::vector<double> some = {0.5, 0.375, 0.25, 0.25, 0.125};
+  return {some.begin(), some.begin() + M};
+}
+
+Tensor weight_of(const Draw& draw, DType dtype) {
+  const auto w = weight_values(draw);
+  return Tensor::from_values(w, {static_cast<int64_t>(w.size())}, dtype);
+}
+
+// phi(x), by the definition of RmfaArgs.
+std::vector<double> features(const Draw& draw, const std::vector<double>& omega, const double* x,
+                             int64_t d) {
+  std::vector<double> phi = weight_values(draw);
+  int64_t P = 0, column = 0;
+  for (int64_t m : draw.args.levels) P += m;
+  for (int64_t m : draw.args.levels) {
+    for (int64_t f = 0; f < m; ++f, ++column) {
+      double projection = 0;
+      for (int64_t i = 0; i < d; ++i)
+        projection += x[i] * omega[static_cast<size_t>(i * P + column)];
+      phi[static_cast<size_t>(f)] *= projection;
+    }
+  }
+  return phi;
+}
+
+Variable run_rmfa(const Problem& p, const Draw& draw, const Variables& x,
+                  RmfaStatistics* statistics = nullptr) {
+  Problem q = p;
+  q.B = x[0].size(0);
+  q.T = x[0].size(2);
+  q.S = x[1].size(2);
+  const DType dtype = x[0].dtype();
+  return rmfa(x[0], x[1], x[2], q.mask(), omega_of(draw, x[0].size(1), x[0].size(3), dtype),
+              weight_of(draw, dtype), draw.args, statistics);
+}
+
+void add_rmfa(OpCases& cases) {
+  const auto list = draws();
+  size_t turn = 0;
+  const auto add_row = [&](const Problem& p, const Draw& draw) {
+    OpCase row = fused(fmt::format("rmfa {} {}", p.name, draw.name), "rmfa", p.inputs(0.5),
+                       [p, draw](const Variables& x) { return run_rmfa(p, draw, x); });
+    row.reference = [p, draw](const Values& x) {
+      const auto omega = omega_of(draw, p.H, p.d, DType::float64).to_vector<double>();
+      const auto size = omega.size() / (draw.per_head ? static_cast<size_t>(p.H) : 1);
+      return attention_values(
+          p, x,
+          [&](const double* q, const double* k, int64_t h) {
+            const auto first = omega.begin() + (draw.per_head ? h : 0) * static_cast<int64_t>(size);
+            const std::vector<double> own(first, first + static_cast<int64_t>(size));
+            const auto a = features(draw, own, q, p.d), b = features(draw, own, k, p.d);
+            return draw.args.constant + draw.args.linear * dot(q, k, p.d) +
+                   dot(a.data(), b.data(), static_cast<int64_t>(a.size()));
+          },
+          [&](double total, double count) {
+            return draw.args.floor > 0 ? std::max(total, draw.args.floor * count) : total;
+          });
+    };
+    row.sized = [](int64_t n) { return long_inputs(n, 0.5); };
+    if (p.key_mask) row.sized = {};
+    cases.push_back(std::move(row));
+  };
+  for (const Problem& p : problems()) {
+    add_row(p, list[turn++ % 3]);
+    add_row(p, list[turn++ % 3]);
+  }
+  add_row({.name = "full"}, list[3]);
+  add_row({.name = "causal padding", .causal = true, .key_mask = true}, list[3]);
+  add_row({.name = "padding", .key_mask = true, .query_mask = true}, list[4]);
+  add_row({.name = "causal", .causal = true}, list[4]);
+  const OpInput x{{1, 2, 3, 4}, -0.5, 0.5};
+  for (const bool causal : {false, true}) {
+    const std::string text = causal ? " causal" : "";
+    const Problem p{.name = "", .causal = causal};
+    const Draw draw = list[0];
+    cases.push_back(fused("rmfa x x x" + text, "rmfa", {x}, [=](const Variables& v) {
+      return run_rmfa(p, draw, {v[0], v[0], v[0]});
+    }));
+    cases.push_back(fused("rmfa h g(h)" + text, "rmfa", {x}, [=](const Variables& v) {
+      const Variable h = sin(v[0]);
+      return run_rmfa(p, draw, {h, h * h, tanh(h)}) * h;
+    }));
+    cases.push_back(fused("rmfa of itself" + text, "rmfa", {x}, [=](const Variables& v) {
+      const Variable y = run_rmfa(p, draw, {v[0], v[0], v[0]});
+      return run_rmfa(p, draw, {y, v[0], y});
+    }));
+  }
+}
+
+void add_features(OpCases& cases) {
+  const auto list = draws();
+  for (size_t i = 0; i < 4; ++i) {
+    const Draw draw = list[i];
+    OpCase row = fused("maclaurin_features " + draw.name, "maclaurin_features", {{{2, 2, 3, 4}}},
+                       [draw](const Variables& x) {
+                         const DType dtype = x[0].dtype();
+                         return maclaurin_features(x[0], omega_of(draw, 2, 4, dtype),
+                                                   weight_of(draw, dtype), draw.args);
+                       });
+    row.reference = [draw](const Values& x) {
+      const auto omega = omega_of(draw, 2, 4, DType::float64).to_vector<double>();
+      const size_t size = omega.size() / (draw.per_head ? 2 : 1);
+      std::vector<double> y;
+      for (size_t r = 0; r < 12; ++r) {
+        const auto first =
+            omega.begin() + static_cast<std::ptrdiff_t>(draw.per_head ? r / 3 % 2 * size : 0);
+        if (draw.args.linear > 0)
+          for (size_t c = 0; c < 4; ++c) y.push_back(std::sqrt(draw.args.linear) * x[0][r * 4 + c]);
+        for (double v :
+             features(draw, {first, first + static_cast<std::ptrdiff_t>(size)}, &x[0][r * 4], 4))
+          y.push_back(v);
+      }
+      return y;
+    };
+    row.fused = false;
+    row.bfloat16 = true;
+    cases.push_back(std::move(row));
+  }
+  OpCase row;
+  row.name = row.op = "visible";
+  row.inputs = {{{2, 2, 3, 5}}};
+  row.f = [](const Variables& x) {
+    const Problem p{
+        .name = "", .T = 3, .S = 5, .causal = true, .key_mask = true, .query_mask = true};
+    return where(visible(p.mask(), 3, 5), x[0], 0.0);
+  };
+  row.reference = [](const Values& x) {
+    std::vector<double> y = x[0];
+    for (size_t i = 0; i < y.size(); ++i) {
+      const size_t b = i / 30, t = i / 5 % 3, s = i % 5;
+      const bool key = b == 0 ? s != 4 : s != 0, query = b != 0 || t != 2;
+      if (!key || !query || s > t + 2) y[i] = 0;
+    }
+    return y;
+  };
+  cases.push_back(std::move(row));
+}
+
+}  // namespace
+
+void add_attention_cases(OpCases& cases) {
+  add_softmax_attention(cases);
+  add_rmfa(cases);
+  add_features(cases);
+}
+
+}  // namespace macgrad::testing
