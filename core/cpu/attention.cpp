@@ -155,8 +155,8 @@ void Forward<T>::run_block(int64_t b, int64_t h, int64_t begin, int64_t end,
   const int32_t* visible = lists.visible + begin;
   for (int64_t p0 = 0; p0 < n; p0 += kPanel<T>) {
     const int64_t columns = std::min<int64_t>(kPanel<T>, n - p0);
-    transpose_into_panel(hq, list + p0, columns, d, static_cast<T>(scale), m.queries + p0 * d,
-                         whole_vectors<T>(columns));
+    rows_to_panel(hq, list + p0, columns, d, static_cast<T>(scale), m.queries + p0 * d,
+                  whole_vectors<T>(columns));
   }
   const int64_t width = whole_vectors<T>(n);
   std::fill_n(m.maximum, width, -kInfinity<T>);
@@ -172,10 +172,8 @@ void Forward<T>::run_block(int64_t b, int64_t h, int64_t begin, int64_t end,
       const int64_t columns = std::min<int64_t>(kPanel<T>, n - p0);
       const int64_t n_keys = std::min<int64_t>(block_keys, visible[p0 + columns - 1] - j0);
       if (n_keys <= 0) continue;
-      const T* factors =
-          dropout.on() ? dropout.factors(b * heads + h, t, list + p0, columns, lists.keys + j0,
-                                         n_keys, m.factors, whole_vectors<T>(columns))
-                       : nullptr;
+      const T* factors = dropout.factors(b * heads + h, t, list + p0, columns, lists.keys + j0,
+                                         n_keys, m.factors, whole_vectors<T>(columns));
       with_panel_vectors<T>(columns, [&]<int NV>() {
         run_panel<NV>(m, p0, visible + p0, columns, j0, n_keys, factors);
       });
@@ -185,15 +183,17 @@ void Forward<T>::run_block(int64_t b, int64_t h, int64_t begin, int64_t end,
   const Head<T> ho = head<T>(out, b, h);
   T* hl = lse.data<T>() + b * lse.stride(0) + h * lse.stride(1);
   for (int64_t i = 0; i < n; ++i) {
-    const int64_t p0 = i / kPanel<T> * kPanel<T>;
-    const int64_t ld = whole_vectors<T>(std::min<int64_t>(kPanel<T>, n - p0));
-    const T denominator = m.denominator[i];
-    const T inverse = denominator > 0 ? T{1} / denominator : denominator;  // NaN stays NaN
-    T* row = ho.row(list[i]);
-    const T* column = m.sums + p0 * dv + (i - p0);
-    for (int64_t c = 0; c < dv; ++c) row[c] = column[c * ld] * inverse;
-    hl[list[i] * lse.stride(2)] =
-        denominator == 0 ? -kInfinity<T> : m.maximum[i] + std::log(denominator);
+    const T sum = m.denominator[i];
+    hl[list[i] * lse.stride(2)] = sum == 0 ? -kInfinity<T> : m.maximum[i] + std::log(sum);
+  }
+  // No visible key: 0 / 0 becomes 0. A NaN stays one.
+  for (int64_t i = 0; i < width; ++i) {
+    m.denominator[i] = m.denominator[i] == 0 ? T{0} : 1 / m.denominator[i];
+  }
+  for (int64_t p0 = 0; p0 < n; p0 += kPanel<T>) {
+    const int64_t columns = std::min<int64_t>(kPanel<T>, n - p0);
+    panel_to_rows(m.sums + p0 * dv, whole_vectors<T>(columns), m.denominator + p0, ho, list + p0,
+                  columns, dv);
   }
 }
 

@@ -91,8 +91,8 @@ void Backward<T>::load_queries(int64_t b, int64_t h, const int32_t* list, int64_
   for (int64_t p0 = 0; p0 < n; p0 += kPanel<T>) {
     const int64_t columns = std::min<int64_t>(kPanel<T>, n - p0);
     const int64_t ld = whole_vectors<T>(columns);
-    transpose_into_panel(hq, list + p0, columns, d, static_cast<T>(scale), m.queries + p0 * d, ld);
-    transpose_into_panel(hg, list + p0, columns, dv, T{1}, m.grads + p0 * dv, ld);
+    rows_to_panel(hq, list + p0, columns, d, static_cast<T>(scale), m.queries + p0 * d, ld);
+    rows_to_panel(hg, list + p0, columns, dv, T{1}, m.grads + p0 * dv, ld);
   }
   pack_features(hq, list, n, d, static_cast<T>(scale), m.query_rows);
   pack_features(hg, list, n, dv, T{1}, m.grad_rows);
@@ -249,9 +249,8 @@ void Backward<T>::run(int64_t b, int64_t h, int64_t query_begin, int64_t query_e
         const int64_t ld = whole_vectors<T>(columns);
         const int64_t n_keys = std::min<int64_t>(block_keys, visible[p0 + columns - 1] - j0);
         if (n_keys <= 0) continue;
-        const T* factors = dropout.on() ? dropout.factors(b * heads + h, t, list + p0, columns,
-                                                          keys, n_keys, m.factors, ld)
-                                        : nullptr;
+        const T* factors =
+            dropout.factors(b * heads + h, t, list + p0, columns, keys, n_keys, m.factors, ld);
         with_panel_vectors<T>(columns, [&]<int NV>() {
           run_panel<NV>(m, p0, visible + p0, columns, j0, n_keys, factors,
                         want != Want::dkey_dvalue);
@@ -266,12 +265,11 @@ void Backward<T>::run(int64_t b, int64_t h, int64_t query_begin, int64_t query_e
       add_products(hdk, keys, block_keys, d, m.dscores, m.query_rows, n, visible, j0);
     }
     if (want == Want::dkey_dvalue) continue;
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t p0 = i / kPanel<T> * kPanel<T>;
-      const int64_t ld = whole_vectors<T>(std::min<int64_t>(kPanel<T>, n - p0));
-      const T* column = m.sums + p0 * d + (i - p0);
-      T* row = hdq.row(list[i]);
-      for (int64_t c = 0; c < d; ++c) row[c] = static_cast<T>(scale) * column[c * ld];
+    T factor[kPanel<T>];
+    std::fill_n(factor, kPanel<T>, static_cast<T>(scale));
+    for (int64_t p0 = 0; p0 < n; p0 += kPanel<T>) {
+      const int64_t columns = std::min<int64_t>(kPanel<T>, n - p0);
+      panel_to_rows(m.sums + p0 * d, whole_vectors<T>(columns), factor, hdq, list + p0, columns, d);
     }
   }
 }

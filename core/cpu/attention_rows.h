@@ -82,23 +82,63 @@ class RowLists {
 /// Rows `list[0 … n)` of a head, packed into n × width.
 template <class T>
 void copy_rows(const Head<T>& from, const int32_t* list, int64_t n, int64_t width, T* to) {
-  for (int64_t i = 0; i < n; ++i) {
-    std::memcpy(to + i * width, from.row(list[i]), static_cast<size_t>(width) * sizeof(T));
+  for (int64_t i = 0; i < n; ++i, to += width) {
+    const T* row = from.row(list[i]);
+    int64_t c = 0;
+    for (; c + kLanes<T> <= width; c += kLanes<T>) store(to + c, load(row + c));
+    for (; c < width; ++c) to[c] = row[c];
   }
 }
 
 /// The transpose of rows `list[0 … n)`, times scale, into a panel of width × ld; columns from n on
 /// are 0.
 template <class T>
-void transpose_into_panel(const Head<T>& from, const int32_t* list, int64_t n, int64_t width,
-                          T scale, T* panel, int64_t ld) {
-  for (int64_t q = 0; q < ld; ++q) {
-    if (q >= n) {
-      for (int64_t c = 0; c < width; ++c) panel[c * ld + q] = T{0};
-      continue;
+void rows_to_panel(const Head<T>& from, const int32_t* list, int64_t n, int64_t width, T scale,
+                   T* panel, int64_t ld) {
+  constexpr int64_t w = kLanes<T>;
+  for (int64_t q = 0; q < ld; q += w) {
+    int64_t c = 0;
+    for (; c + w <= width; c += w) {
+      Vector<T> square[w];
+      unrolled<w>([&](auto i) __attribute__((always_inline)) {
+        square[i] = q + i < n ? load(from.row(list[q + i]) + c) * scale : Vector<T>{};
+      });
+      transpose_square<w / 2, T>(square);
+      unrolled<w>([&](auto i) __attribute__((always_inline)) {
+        store(panel + (c + i) * ld + q, square[i]);
+      });
     }
-    const T* row = from.row(list[q]);
-    for (int64_t c = 0; c < width; ++c) panel[c * ld + q] = scale * row[c];
+    for (; c < width; ++c) {
+      for (int64_t i = q; i < q + w; ++i) {
+        panel[c * ld + i] = i < n ? from.row(list[i])[c] * scale : T{0};
+      }
+    }
+  }
+}
+
+/// The way back: rows `list[0 … n)` from the columns of a panel, column q times scale[q]; scale has
+/// whole vectors.
+template <class T>
+void panel_to_rows(const T* panel, int64_t ld, const T* scale, const Head<T>& to,
+                   const int32_t* list, int64_t n, int64_t width) {
+  constexpr int64_t w = kLanes<T>;
+  for (int64_t q = 0; q < n; q += w) {
+    int64_t c = 0;
+    for (; c + w <= width; c += w) {
+      Vector<T> square[w];
+      unrolled<w>([&](auto i) __attribute__((always_inline)) {
+        square[i] = load(panel + (c + i) * ld + q) * load(scale + q);
+      });
+      transpose_square<w / 2, T>(square);
+      unrolled<w>([&](auto i) __attribute__((always_inline)) {
+        if (q + i < n) store(to.row(list[q + i]) + c, square[i]);
+      });
+    }
+    for (; c < width; ++c) {
+      for (int64_t i = q; i < std::min(n, q + w); ++i) {
+        to.row(list[i])[c] = panel[c * ld + i] * scale[i];
+      }
+    }
   }
 }
 
@@ -118,12 +158,11 @@ class Dropout {
     scale_ = 1.0 / (1.0 - args.dropout);
   }
   bool on() const { return on_; }
-  /// Rows of scratch that `factors` needs beyond the keys: groups of four start up to three early.
-  static constexpr int64_t kSlack = 12;
+  /// Rows that `factors` may write beyond the keys: it works in groups of four.
+  static constexpr int64_t kSlack = 3;
 
-  /// factors(j, q) for `keys[0 … n)` and the n_queries rows of `queries` of head `bh` (b·H + h, T
-  /// queries each), in a panel of ld columns. `panel` has n + kSlack rows; the result begins
-  /// within.
+  /// Writes factors (j, q) for `keys[0 … n)` and `queries[0 … n_queries)` of head `bh` (b·H + h, T
+  /// queries each) to `panel`, (n + kSlack) × ld. Returns it, or null when nothing is dropped.
   template <class T>
   const T* factors(int64_t bh, int64_t t, const int32_t* queries, int64_t n_queries,
                    const int32_t* keys, int64_t n, T* panel, int64_t ld) const;
@@ -139,8 +178,8 @@ class Dropout {
 template <class T>
 const T* Dropout::factors(int64_t bh, int64_t t, const int32_t* queries, int64_t n_queries,
                           const int32_t* keys, int64_t n, T* panel, int64_t ld) const {
+  if (!on_) return nullptr;
   const T kept = static_cast<T>(scale_);
-  T* first = panel + 3 * ld;
   const auto element = [&](int64_t q, int64_t j) {
     return static_cast<uint64_t>((bh * t + queries[std::min(q, n_queries - 1)]) * s_ + j);
   };
@@ -148,37 +187,43 @@ const T* Dropout::factors(int64_t bh, int64_t t, const int32_t* queries, int64_t
     for (int64_t j = 0; j < n; ++j) {
       for (int64_t q = 0; q < n_queries; ++q) {
         const bool keep = random_bits(key_, element(q, keys[j])) >> 8 >= threshold_;
-        first[j * ld + q] = keep ? kept : T{0};
+        panel[j * ld + q] = keep ? kept : T{0};
       }
-      for (int64_t q = n_queries; q < ld; ++q) first[j * ld + q] = T{0};
+      for (int64_t q = n_queries; q < ld; ++q) panel[j * ld + q] = T{0};
     }
-    return first;
+    return panel;
   }
+  // Numbers come in groups of four. A lane's first key may stand anywhere in its group, `early`
+  // places in, so a group of rows takes its numbers from two groups of the draw.
   constexpr int64_t kMost = kPanel<T>;
-  uint32_t block[kMost];
-  int64_t early[kMost];
+  uint32_t group[kMost], early[kMost], bits[8][kMost] = {};
   for (int64_t q = 0; q < ld; ++q) {
     const uint64_t e = element(q, keys[0]);
-    block[q] = static_cast<uint32_t>(e >> 2);
-    early[q] = static_cast<int64_t>(e & 3);
+    group[q] = static_cast<uint32_t>(e >> 2);
+    early[q] = static_cast<uint32_t>(e & 3);
   }
-  for (int64_t g = 0; 4 * g < n + 3; ++g) {
-    uint32_t bits[4][kMost];
+  for (int64_t j = -4; j < n; j += 4) {
+    const auto step = static_cast<uint32_t>(j / 4 + 1);
 #pragma omp simd
     for (int64_t q = 0; q < ld; ++q) {
-      const Philox4 r = random_block(key_, block[q] + static_cast<uint32_t>(g));
-      bits[0][q] = r.v[0];
-      bits[1][q] = r.v[1];
-      bits[2][q] = r.v[2];
-      bits[3][q] = r.v[3];
+      const Philox4 r = random_block(key_, group[q] + step);
+      for (int64_t i = 0; i < 4; ++i) {
+        bits[i][q] = bits[i + 4][q];
+        bits[i + 4][q] = r.v[i];
+      }
     }
+    if (j < 0) continue;
     for (int64_t i = 0; i < 4; ++i) {
+      T* row = panel + (j + i) * ld;
+#pragma omp simd
       for (int64_t q = 0; q < ld; ++q) {
-        first[(4 * g + i - early[q]) * ld + q] = bits[i][q] >> 8 >= threshold_ ? kept : T{0};
+        const uint32_t low = early[q] & 1 ? bits[i + 1][q] : bits[i][q];
+        const uint32_t high = early[q] & 1 ? bits[i + 3][q] : bits[i + 2][q];
+        row[q] = (early[q] & 2 ? high : low) >> 8 >= threshold_ ? kept : T{0};
       }
     }
   }
-  return first;
+  return panel;
 }
 
 /// Blocks of at most `most` that n rows are cut into, about equal, in whole vectors.

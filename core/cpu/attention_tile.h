@@ -29,12 +29,13 @@ template <>
 struct VectorOf<float> {
   typedef float type __attribute__((vector_size(kVectorBytes)));
   typedef float in_memory __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
-  typedef int32_t bits __attribute__((vector_size(kVectorBytes)));
+  typedef uint32_t index __attribute__((vector_size(kVectorBytes)));
 };
 template <>
 struct VectorOf<double> {
   typedef double type __attribute__((vector_size(kVectorBytes)));
   typedef double in_memory __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
+  typedef uint64_t index __attribute__((vector_size(kVectorBytes)));
 };
 template <class T>
 using Vector = typename VectorOf<T>::type;
@@ -144,9 +145,32 @@ template <class T, class F>
   return f.template operator()<1>();
 }
 
+/// Transposes kLanes vectors as a square matrix: each step swaps the off-diagonal halves of blocks
+/// of 2·distance.
+template <int kDistance, class T>
+[[gnu::always_inline]] inline void transpose_square(Vector<T> (&x)[kLanes<T>]) {
+  if constexpr (kDistance > 0) {
+    constexpr int n = kLanes<T>;
+    typename VectorOf<T>::index first, second;  // lanes of (a, b) counted through
+    for (unsigned i = 0; i < n; ++i) {
+      first[i] = i & kDistance ? n + i - kDistance : i;
+      second[i] = i & kDistance ? n + i : i + kDistance;
+    }
+    unrolled<n>([&](auto i) __attribute__((always_inline)) {
+      if constexpr ((i & kDistance) == 0) {
+        const Vector<T> a = x[i];
+        const Vector<T> b = x[i + kDistance];
+        x[i] = __builtin_shuffle(a, b, first);
+        x[i + kDistance] = __builtin_shuffle(a, b, second);
+      }
+    });
+    transpose_square<kDistance / 2, T>(x);
+  }
+}
+
 /// e^x for x <= 0 or slightly above, 0 below the normal range, -inf included; float to 1.5e-7.
 [[gnu::always_inline]] inline Vector<float> exp_lanes(const Vector<float>& x) {
-  using Bits = VectorOf<float>::bits;
+  using Bits = VectorOf<float>::index;
   // x = n·ln 2 + r: adding 1.5·2^23 rounds to an integer that stands in the low mantissa bits.
   constexpr float kRound = 12582912.0f;
   const Vector<float> shifted = x * 1.44269504f + kRound;
