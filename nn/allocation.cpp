@@ -207,13 +207,17 @@ FeaturePlan optimal_plan(const DotProductKernel& kernel, const FeatureSettings& 
       start.exact_linear = exact_linear;
       const int64_t from = exact_linear ? 2 : 1;
       for (const bool single_tail : {true, false}) {
-        for (int64_t last = from - 1; last <= std::min<int64_t>(highest, 32); ++last) {
+        double least = std::numeric_limits<double>::infinity();
+        int worse = 0;  // a later start of the tail helps up to a point; four misses end the walk
+        for (int64_t last = from - 1; last <= std::min<int64_t>(highest, 32) && worse < 4; ++last) {
           const auto plan = greedy(model, a, highest, start, from, last,
                                    free - (exact_linear ? d : 0), settings.cap, single_tail);
           if (!plan) break;
-          const double handicap = (single_tail ? 1.0 : 1.01) * (exact_linear ? 1.0 : 1.001);
+          const double handicap = (single_tail ? 1.0 : 1.02) * (exact_linear ? 1.0 : 1.001);
           const double v = plan_variance(isotropic, *plan, a) * handicap;
           const double e = plan_variance(equal, *plan, a);
+          worse = v < least ? 0 : worse + 1;
+          least = std::min(least, v);
           const bool holds = e <= equal_limit;
           const bool best_holds = best && best_equal <= equal_limit;
           if (!best || (holds && !best_holds) ||
