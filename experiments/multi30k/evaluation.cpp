@@ -1,0 +1,91 @@
+#include "experiments/multi30k/evaluation.h"
+
+#include <algorithm>
+
+#include "nn/loss.h"
+
+namespace macgrad::experiments {
+namespace {
+
+Tensor ids_of(const PaddedIds& block, Device device) {
+  return Tensor::from_vector(block.ids, Shape{block.rows, block.width}, device);
+}
+
+Tensor valid_of(const PaddedIds& block, Device device) {
+  std::vector<bool> valid;
+  valid.reserve(block.ids.size());
+  for (const int64_t id : block.ids) valid.push_back(id != Vocabulary::kPad);
+  return Tensor::from_vector(valid, Shape{block.rows, block.width}, device);
+}
+
+// Evaluation mode while alive; training mode and evaluation draw 0 afterwards.
+class Evaluating {
+ public:
+  explicit Evaluating(nn::Transformer& model) : model_(model), was_training_(model.training()) {
+    model_.eval();
+  }
+  ~Evaluating() {
+    model_.use_eval_draw(0);
+    model_.train(was_training_);
+  }
+  Evaluating(const Evaluating&) = delete;
+  Evaluating& operator=(const Evaluating&) = delete;
+
+ private:
+  nn::Transformer& model_;
+  bool was_training_;
+};
+
+}  // namespace
+
+BatchTensors to_tensors(const Batch& batch, Device device) {
+  return {ids_of(batch.source, device), valid_of(batch.source, device),
+          ids_of(batch.target_input, device), valid_of(batch.target_input, device),
+          ids_of(batch.target_output, device)};
+}
+
+std::optional<double> validation_loss(nn::Transformer& model, const std::vector<Batch>& batches,
+                                      Device device, const Stop& stop) {
+  const NoGrad no_grad;
+  const Evaluating evaluating(model);
+  const nn::AttentionSettings& attention = model.settings().layer.attention;
+  const int draws = attention.kind == nn::AttentionKind::rmfa ? attention.eval_draws : 1;
+  double sum = 0.0;
+  int64_t tokens = 0;
+  for (const Batch& batch : batches) {
+    if (stop && stop()) return std::nullopt;
+    const BatchTensors b = to_tensors(batch, device);
+    // The loss is linear in log-probabilities: their average has the average of the losses.
+    for (int e = 0; e < draws; ++e) {
+      model.use_eval_draw(e);
+      const Variable logits = model.forward(b.source, b.source_valid, b.input, b.input_valid);
+      sum += nn::token_loss(logits, b.output, Vocabulary::kPad).sum.item() / draws;
+    }
+    tokens += batch.target_tokens;
+  }
+  return sum / static_cast<double>(std::max<int64_t>(1, tokens));
+}
+
+std::optional<std::vector<std::string>> translate(nn::Transformer& model, const Vocabulary& target,
+                                                  const std::vector<Batch>& batches, size_t count,
+                                                  Device device, const Stop& stop) {
+  std::vector<std::string> lines(count);
+  for (const Batch& batch : batches) {
+    if (stop && stop()) return std::nullopt;
+    const int64_t longest = batch.source.width + batch.source.width / 2 + 10;
+    const auto words =
+        model.greedy_decode(ids_of(batch.source, device), valid_of(batch.source, device),
+                            Vocabulary::kBos, Vocabulary::kEos, longest);
+    for (size_t row = 0; row < words.size(); ++row)
+      lines.at(batch.indices[row]) = target.decode(words[row]);
+  }
+  return lines;
+}
+
+EncodedPairs first_pairs(const EncodedPairs& pairs, int64_t count) {
+  if (count <= 0 || static_cast<size_t>(count) >= pairs.size()) return pairs;
+  return {{pairs.source.begin(), pairs.source.begin() + count},
+          {pairs.target.begin(), pairs.target.begin() + count}};
+}
+
+}  // namespace macgrad::experiments

@@ -1,0 +1,40 @@
+// Validation loss and greedy translations of a model, in evaluation mode.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "experiments/common/batches.h"
+#include "nn/transformer.h"
+
+namespace macgrad::experiments {
+
+/// Asked between batches; true ends the work early.
+using Stop = std::function<bool()>;
+
+/// A batch on the model's device. Masks are true at tokens.
+struct BatchTensors {
+  Tensor source, source_valid;  // (B, S)
+  Tensor input, input_valid;    // (B, T), what the decoder reads
+  Tensor output;                // (B, T), what it must predict
+};
+BatchTensors to_tensors(const Batch& batch, Device device);
+
+/// Cross entropy a target token in nats, <eos> counted, without label smoothing; with several
+/// evaluation draws that of the averaged log-probabilities. Nothing when stopped.
+std::optional<double> validation_loss(nn::Transformer& model, const std::vector<Batch>& batches,
+                                      Device device, const Stop& stop = {});
+
+/// Greedy translations of `count` sentences; batches hold the indices 0 … count-1. A translation
+/// ends at <eos> or after 1.5·S + 10 words, S the longest source of its batch. Nothing when
+/// stopped.
+std::optional<std::vector<std::string>> translate(nn::Transformer& model, const Vocabulary& target,
+                                                  const std::vector<Batch>& batches, size_t count,
+                                                  Device device, const Stop& stop = {});
+
+/// The first `count` pairs (0: all).
+EncodedPairs first_pairs(const EncodedPairs& pairs, int64_t count);
+
+}  // namespace macgrad::experiments

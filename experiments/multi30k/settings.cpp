@@ -1,0 +1,243 @@
+#include "experiments/multi30k/settings.h"
+
+#include <cmath>
+
+#include "nn/allocation.h"
+
+namespace macgrad::experiments {
+namespace {
+
+nn::AttentionSettings attention_settings(const Multi30kSettings& s) {
+  nn::AttentionSettings a;
+  a.kind = nn::parse_attention(s.attention);
+  a.kernel = s.kernel;
+  a.logit_scale = s.logit_scale;
+  a.train_logit_scale = s.train_logit_scale;
+  a.draws = nn::draw_method(s.draws);
+  a.features = s.features;
+  a.redraw = nn::RedrawPolicy::parse(s.redraw);
+  a.eval_draws = static_cast<int>(s.eval_draws);
+  a.denominator = nn::parse_denominator(s.denominator);
+  a.ppsbn = s.ppsbn;
+  a.pre_sbn = nn::parse_pre_sbn(s.presbn);
+  a.dropout = s.attention_dropout;
+  return a;
+}
+
+// Options that only some attentions, or only the real corpus, read.
+void refuse_idle_options(const CLI::App& app, const Multi30kSettings& s) {
+  const auto refuse = [&](bool idle, std::initializer_list<const char*> options,
+                          const std::string& why) {
+    if (!idle) return;
+    for (const char* option : options)
+      if (app.count(option) > 0)
+        throw CLI::ValidationError(option, fmt::format("has no effect {}", why));
+  };
+  refuse(s.attention == "softmax", {"--kernel"},
+         "with --attention softmax; add --attention rmfa or --attention exact");
+  refuse(s.attention != "rmfa",
+         {"--features", "--draws", "--redraw", "--eval-draws", "--denominator"},
+         fmt::format("with --attention {}; add --attention rmfa", s.attention));
+  refuse(
+      s.attention != "softmax", {"--attention-dropout"},
+      fmt::format("with --attention {}, which has no weights to drop; use --dropout", s.attention));
+  refuse(!s.ppsbn, {"--presbn"}, "without --ppsbn; add --ppsbn");
+  refuse(s.toy, {"--data", "--text", "--source", "--target"},
+         "with --toy, which makes its own corpus; leave one of the two out");
+}
+
+}  // namespace
+
+DType Multi30kSettings::dtype() const {
+  return common.dtype == "float64" ? DType::float64 : DType::float32;
+}
+
+Device Multi30kSettings::device() const {
+  return common.device == "cuda" ? Device{DeviceType::cuda} : kCpu;
+}
+
+BleuOptions Multi30kSettings::bleu() const {
+  const bool raw = text == "raw" && !toy;
+  return {raw ? BleuTokenizer::mteval13a : BleuTokenizer::none, BleuSmoothing::exponential};
+}
+
+void make_toy(Multi30kSettings& s) {
+  s.toy = true;
+  s.min_frequency = 1;
+  s.layers = 1;
+  s.d_model = 64;
+  s.heads = 4;
+  s.ffn = 128;
+  s.dropout = 0.0;
+  s.epochs = 6;
+  s.batch_tokens = 512;
+  s.lr = 3e-3;
+  s.warmup = 50;
+  s.label_smoothing = 0.0;
+}
+
+void declare_options(CLI::App& app, Multi30kSettings& s) {
+  // Their own text beside the type would repeat in every line of --help.
+  const auto quiet = [](CLI::Validator range) { return range.description(""); };
+  const CLI::Validator share = quiet(CLI::Range(0.0, 0.999));
+  add_common_options(app, s.common);
+  app.add_option("--data", s.data,
+                 "Folder of the Multi30K repository (default: $MULTI30K_DIR, else data/multi30k)");
+  add_choice(app, "--text", s.text, {"tok", "raw"}, "The tokenised or the raw text");
+  app.add_option("--source", s.source, "Source language: a file suffix")->capture_default_str();
+  app.add_option("--target", s.target, "Target language: a file suffix")->capture_default_str();
+  app.add_flag("--toy", s.toy, "A small corpus made by a grammar, with settings to match");
+  const auto whole = [&](const char* name, int64_t& value, int64_t smallest, const char* text) {
+    app.add_option(name, value, text)
+        ->check(quiet(CLI::Range(smallest, int64_t{1} << 40)))
+        ->type_name("INT")
+        ->capture_default_str();
+  };
+  whole("--min-frequency", s.min_frequency, 1, "Rarer words are unknown to the vocabulary");
+
+  whole("--layers", s.layers, 1, "Layers of the encoder, and of the decoder");
+  whole("--d-model", s.d_model, 1, "Model width");
+  whole("--heads", s.heads, 1, "Attention heads");
+  whole("--ffn", s.ffn, 1, "Hidden width of the feed-forward blocks");
+  app.add_option("--dropout", s.dropout, "Dropout of embeddings and sublayers")
+      ->check(share)
+      ->capture_default_str();
+  add_choice(app, "--norm", s.norm, {"pre", "post"}, "Where the layer norms stand");
+  add_choice(app, "--activation", s.activation, {"relu", "gelu", "gelu_tanh"},
+             "Of the feed-forward blocks");
+  add_choice(app, "--attention", s.attention, {"softmax", "rmfa", "exact"},
+             "Softmax, random Maclaurin features, or the kernel exactly");
+  app.add_option("--attention-dropout", s.attention_dropout, "Dropout of softmax weights")
+      ->check(share)
+      ->capture_default_str();
+  app.add_option("--kernel", s.kernel, "Dot-product kernel: " + nn::dot_product_kernel_names())
+      ->capture_default_str();
+  app.add_option("--logit-scale", s.logit_scale, "tau: logits are tau q.k/sqrt(d)")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_flag("--train-logit-scale", s.train_logit_scale, "Train tau, from --logit-scale on");
+  whole("--features", s.features, 1, "Random features D");
+  add_choice(app, "--draws", s.draws, nn::draw_method_names(), "How features are drawn");
+  app.add_option("--redraw", s.redraw, "New features in training: step, epoch, every:K, never")
+      ->capture_default_str();
+  app.add_option("--eval-draws", s.eval_draws,
+                 "Fixed draws whose log-probabilities evaluation averages")
+      ->check(quiet(CLI::Range(1, 1000)))
+      ->capture_default_str();
+  add_choice(app, "--denominator", s.denominator, {"floor", "none"}, "Small denominators of RMFA");
+  app.add_flag("--ppsbn", s.ppsbn, "ppSBN around the attention");
+  add_choice(app, "--presbn", s.presbn, {"auto", "batch", "row"},
+             "preSBN statistics; auto: batch in the encoder, row in the decoder");
+
+  whole("--epochs", s.epochs, 1, "Passes over the training pairs");
+  whole("--max-updates", s.max_updates, 0, "Stop after this many updates; 0: no limit");
+  whole("--batch-tokens", s.batch_tokens, 1, "Sentences x longest sentence of a batch, at most");
+  whole("--accumulate", s.accumulate, 1, "Batches an update");
+  app.add_option("--lr", s.lr, "Peak learning rate")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  whole("--warmup", s.warmup, 0, "Updates of warm-up");
+  add_choice(app, "--schedule", s.schedule, {"inverse-sqrt", "constant", "one-cycle"},
+             "Learning rate after the warm-up");
+  app.add_option("--label-smoothing", s.label_smoothing, "Of the training loss")
+      ->check(share)
+      ->capture_default_str();
+  app.add_option("--clip", s.clip, "Largest global gradient norm; 0: not clipped")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--weight-decay", s.weight_decay, "AdamW decay (not on norms, biases, ppSBN)")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  whole("--valid-bleu-sentences", s.valid_bleu_sentences, 0,
+        "Validation sentences to translate after each epoch; 0: all");
+  app.parse_complete_callback([&] { refuse_idle_options(app, s); });
+}
+
+void check_settings(const Multi30kSettings& s) {
+  require(s.toy || s.source != s.target,
+          "--source and --target are both \"{}\"; choose two languages, for instance --source de "
+          "--target en",
+          s.source);
+  require(s.d_model % s.heads == 0,
+          "--d-model {} cannot be split over --heads {}; make it a multiple of the heads",
+          s.d_model, s.heads);
+  require(s.d_model % 2 == 0, "--d-model {} must be even, for sine and cosine positions",
+          s.d_model);
+  for (const double value : {s.lr, s.clip, s.weight_decay, s.logit_scale})
+    require(std::isfinite(value), "--lr, --clip, --weight-decay and --logit-scale must be finite");
+  const nn::AttentionSettings attention = attention_settings(s);
+  if (attention.kind == nn::AttentionKind::softmax) return;
+  const nn::DotProductKernel kernel = nn::dot_product_kernel(s.kernel);
+  if (std::isinf(kernel.radius())) return;
+  require(s.ppsbn,
+          "--attention {} --kernel {} needs --ppsbn: the series of {} converges for |t| < {} only, "
+          "and ppSBN is what keeps queries and keys that small",
+          s.attention, s.kernel, s.kernel, kernel.radius());
+  const int64_t head_dim = s.d_model / s.heads;
+  const double limit = kernel.radius() * std::sqrt(static_cast<double>(head_dim)) *
+                       (s.train_logit_scale ? 0.95 : 1.0);
+  require(
+      s.logit_scale < limit,
+      "--logit-scale {} is too large for --kernel {}: with {} dimensions a head it must be below "
+      "{:.4g}",
+      s.logit_scale, s.kernel, head_dim, limit);
+}
+
+nn::TransformerSettings transformer_settings(const Multi30kSettings& s, int64_t source_vocabulary,
+                                             int64_t target_vocabulary) {
+  nn::TransformerSettings t;
+  t.source_vocabulary = source_vocabulary;
+  t.target_vocabulary = target_vocabulary;
+  t.encoder_layers = t.decoder_layers = s.layers;
+  t.layer.width = s.d_model;
+  t.layer.heads = s.heads;
+  t.layer.ffn = s.ffn;
+  t.layer.dropout = s.dropout;
+  t.layer.norm = nn::parse_norm(s.norm);
+  t.layer.activation = nn::parse_activation(s.activation);
+  t.layer.attention = attention_settings(s);
+  t.seed = s.common.seed;
+  return t;
+}
+
+Json to_json(const Multi30kSettings& s) {
+  return {{"toy", s.toy},
+          {"data", s.data},
+          {"text", s.text},
+          {"source", s.source},
+          {"target", s.target},
+          {"min_frequency", s.min_frequency},
+          {"layers", s.layers},
+          {"d_model", s.d_model},
+          {"heads", s.heads},
+          {"ffn", s.ffn},
+          {"dropout", s.dropout},
+          {"norm", s.norm},
+          {"activation", s.activation},
+          {"attention", s.attention},
+          {"attention_dropout", s.attention_dropout},
+          {"kernel", s.kernel},
+          {"logit_scale", s.logit_scale},
+          {"train_logit_scale", s.train_logit_scale},
+          {"features", s.features},
+          {"draws", s.draws},
+          {"redraw", s.redraw},
+          {"eval_draws", s.eval_draws},
+          {"denominator", s.denominator},
+          {"ppsbn", s.ppsbn},
+          {"presbn", s.presbn},
+          {"epochs", s.epochs},
+          {"max_updates", s.max_updates},
+          {"batch_tokens", s.batch_tokens},
+          {"accumulate", s.accumulate},
+          {"lr", s.lr},
+          {"warmup", s.warmup},
+          {"schedule", s.schedule},
+          {"label_smoothing", s.label_smoothing},
+          {"clip", s.clip},
+          {"weight_decay", s.weight_decay},
+          {"valid_bleu_sentences", s.valid_bleu_sentences},
+          {"common", to_json(s.common)}};
+}
+
+}  // namespace macgrad::experiments

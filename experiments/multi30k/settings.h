@@ -1,0 +1,83 @@
+// What one run of the translation experiment does: data, model, training. Defaults are those of the
+// small model on Multi30K; make_toy() puts those of the toy corpus in their place.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "experiments/common/arguments.h"
+#include "experiments/common/bleu.h"
+#include "nn/transformer.h"
+
+namespace macgrad::experiments {
+
+struct Multi30kSettings {
+  CommonOptions common;
+
+  // Data.
+  bool toy = false;
+  std::string data;          // folder; "": $MULTI30K_DIR, else ./data/multi30k
+  std::string text = "tok";  // tok | raw
+  std::string source = "de";
+  std::string target = "en";
+  int64_t min_frequency = 2;
+  int64_t toy_train_pairs = 2000;
+  int64_t toy_valid_pairs = 200;
+
+  // Model.
+  int64_t layers = 3;  // of the encoder, and of the decoder
+  int64_t d_model = 256;
+  int64_t heads = 8;
+  int64_t ffn = 1024;
+  double dropout = 0.1;
+  std::string norm = "pre";
+  std::string activation = "relu";
+  std::string attention = "softmax";
+  double attention_dropout = 0.0;
+  std::string kernel = "exp";
+  double logit_scale = 1.0;
+  bool train_logit_scale = false;
+  int64_t features = 128;
+  std::string draws = "iid";
+  std::string redraw = "step";
+  int64_t eval_draws = 1;
+  std::string denominator = "floor";
+  bool ppsbn = false;
+  std::string presbn = "auto";
+
+  // Training.
+  int64_t epochs = 10;
+  int64_t max_updates = 0;      // 0: no limit
+  int64_t batch_tokens = 4096;  // padding included
+  int64_t accumulate = 1;       // batches an update
+  double lr = 1e-3;             // peak
+  int64_t warmup = 200;         // updates
+  std::string schedule = "inverse-sqrt";
+  double label_smoothing = 0.1;
+  double clip = 1.0;  // global gradient norm; 0: not clipped
+  double weight_decay = 0.0;
+  int64_t valid_bleu_sentences = 0;  // translated after each epoch; 0: all
+
+  DType dtype() const;
+  Device device() const;
+  /// Raw text is scored with sacreBLEU's default tokenisation; tokenised text as it is.
+  BleuOptions bleu() const;
+};
+
+/// A model and settings that learn the toy corpus in seconds.
+void make_toy(Multi30kSettings& settings);
+
+/// Declares every option. Parsing then also refuses options that the chosen attention or corpus
+/// would ignore, saying what they need. `settings` must outlive the app.
+void declare_options(CLI::App& app, Multi30kSettings& settings);
+
+/// Throws an Error that says what to change for values that do not go together (a kernel of finite
+/// radius without ppSBN, a width that the heads do not divide, ...).
+void check_settings(const Multi30kSettings& settings);
+
+nn::TransformerSettings transformer_settings(const Multi30kSettings& settings,
+                                             int64_t source_vocabulary, int64_t target_vocabulary);
+
+Json to_json(const Multi30kSettings& settings);
+
+}  // namespace macgrad::experiments

@@ -1,0 +1,101 @@
+#include "experiments/multi30k/training.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "experiments/multi30k/evaluation.h"
+#include "nn/accumulation.h"
+
+namespace macgrad::experiments {
+namespace {
+
+// Adam passes over an update whose gradients are not finite; so many in a row are no accident.
+constexpr int64_t kMostSkipped = 10;
+
+nn::Adam make_optimizer(nn::Transformer& model, const Multi30kSettings& s) {
+  model.to(s.dtype());
+  model.to(s.device());
+  return nn::Adam(nn::decay_groups(model, s.weight_decay), {0.9, 0.98, 1e-9, true});
+}
+
+int64_t count_updates(const Multi30kSettings& s, const TranslationData& data) {
+  // Batches are cut by length alone, so every epoch has as many.
+  const auto batches =
+      static_cast<int64_t>(ordered_batches(data.train, {s.batch_tokens, 1}).size());
+  const int64_t all = s.epochs * ((batches + s.accumulate - 1) / s.accumulate);
+  return s.max_updates > 0 ? std::min(all, s.max_updates) : all;
+}
+
+nn::Schedule make_schedule(const Multi30kSettings& s, int64_t total) {
+  require(s.schedule != "one-cycle" || s.warmup < total,
+          "--warmup {} with --schedule one-cycle must be below the run's {} updates; lower "
+          "--warmup or train longer",
+          s.warmup, total);
+  return nn::parse_schedule(s.schedule, s.lr, s.warmup, total);
+}
+
+}  // namespace
+
+Trainer::Trainer(const Multi30kSettings& settings, const TranslationData& data)
+    : settings_(settings),
+      data_(data),
+      model_(transformer_settings(settings, data.source.size(), data.target.size())),
+      optimizer_(make_optimizer(model_, settings)),
+      total_updates_(count_updates(settings, data)),
+      schedule_(make_schedule(settings, total_updates_)) {}
+
+EpochSummary Trainer::train_epoch(int64_t epoch,
+                                  const std::function<bool(const UpdateReport&)>& report) {
+  using Clock = std::chrono::steady_clock;
+  const auto start = Clock::now();
+  const std::vector<Batch> batches =
+      shuffled_batches(data_.train, {settings_.batch_tokens, 1}, settings_.common.seed,
+                       static_cast<uint64_t>(epoch));
+  const auto group = static_cast<size_t>(settings_.accumulate);
+  EpochSummary summary;
+  double sum = 0.0;
+  model_.train();
+  for (size_t first = 0; first < batches.size() && !finished() && !summary.stopped;
+       first += group) {
+    UpdateReport r;
+    r.update = ++updates_;
+    model_.begin_step(static_cast<uint32_t>(r.update), epoch);
+    optimizer_.zero_grad();
+    nn::Accumulation accumulated;
+    for (size_t i = first; i < std::min(first + group, batches.size()); ++i) {
+      const BatchTensors b = to_tensors(batches[i], settings_.device());
+      accumulated.add(
+          nn::token_loss(model_.forward(b.source, b.source_valid, b.input, b.input_valid), b.output,
+                         Vocabulary::kPad, settings_.label_smoothing));
+    }
+    r.loss = accumulated.loss();
+    r.tokens = accumulated.tokens();
+    r.lr = schedule_(r.update);
+    if (!std::isfinite(r.loss))
+      throw NotFinite(
+          "update {} (epoch {}): the training loss is {}; lower --lr (now {}), lengthen --warmup, "
+          "or clip more (--clip)",
+          r.update, epoch, r.loss, settings_.lr);
+    r.norm = optimizer_.step(r.lr, {accumulated.grad_scale(), settings_.clip});
+    r.skipped = !std::isfinite(r.norm);
+    r.rmfa = nn::rmfa_statistics(model_);
+    skipped_in_a_row_ = r.skipped ? skipped_in_a_row_ + 1 : 0;
+    if (skipped_in_a_row_ == kMostSkipped)
+      throw NotFinite(
+          "update {} (epoch {}): the gradients of {} updates in a row were not finite; lower --lr "
+          "(now {}) or lengthen --warmup",
+          r.update, epoch, kMostSkipped, settings_.lr);
+    ++summary.updates;
+    summary.tokens += r.tokens;
+    sum += r.loss * static_cast<double>(r.tokens);
+    summary.rmfa.floored += r.rmfa.floored;
+    summary.rmfa.smallest_ratio = std::min(summary.rmfa.smallest_ratio, r.rmfa.smallest_ratio);
+    summary.stopped = !report(r);
+  }
+  summary.loss = sum / static_cast<double>(std::max<int64_t>(1, summary.tokens));
+  summary.seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  return summary;
+}
+
+}  // namespace macgrad::experiments

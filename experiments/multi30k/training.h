@@ -1,0 +1,71 @@
+// The training loop: a model, its optimizer and schedule, one epoch at a time. An update sums the
+// losses of --accumulate batches and divides by all their tokens.
+#pragma once
+
+#include <functional>
+#include <limits>
+#include <vector>
+
+#include "experiments/multi30k/data.h"
+#include "nn/optimizer.h"
+#include "nn/schedule.h"
+
+namespace macgrad::experiments {
+
+/// The loss, or the gradients of many updates in a row, were not finite. The message names the
+/// update and what to try.
+class NotFinite : public Error {
+ public:
+  using Error::Error;
+};
+
+/// One update, as reported.
+struct UpdateReport {
+  int64_t update = 0;  // counted from 1 over all epochs
+  double loss = 0;     // a token, with label smoothing
+  double norm = 0;     // of the gradients, before clipping
+  double lr = 0;
+  int64_t tokens = 0;    // target tokens, <eos> counted
+  bool skipped = false;  // gradients were not finite: nothing was changed
+  RmfaStatistics rmfa;   // of this update; nothing seen without RMFA
+};
+
+struct EpochSummary {
+  int64_t updates = 0;
+  int64_t tokens = 0;    // target tokens
+  double loss = 0;       // mean a token, with label smoothing
+  double seconds = 0;    // of the updates
+  bool stopped = false;  // by the callback
+  RmfaStatistics rmfa{0, std::numeric_limits<double>::infinity()};
+};
+
+class Trainer {
+ public:
+  Trainer(const Multi30kSettings& settings, const TranslationData& data);
+
+  /// One pass over the training pairs, or less: until `report` returns false or total_updates() is
+  /// reached. `epoch` counts from 1. Throws NotFinite; the parameters are then those of the update
+  /// before.
+  EpochSummary train_epoch(int64_t epoch, const std::function<bool(const UpdateReport&)>& report);
+
+  /// Of the whole run: epochs x updates an epoch, at most --max-updates.
+  int64_t total_updates() const { return total_updates_; }
+  /// Made so far, skipped ones included.
+  int64_t updates() const { return updates_; }
+  bool finished() const { return updates_ >= total_updates_; }
+
+  nn::Transformer& model() { return model_; }
+  nn::Adam& optimizer() { return optimizer_; }
+
+ private:
+  const Multi30kSettings& settings_;
+  const TranslationData& data_;
+  nn::Transformer model_;
+  nn::Adam optimizer_;
+  int64_t total_updates_;
+  nn::Schedule schedule_;
+  int64_t updates_ = 0;
+  int64_t skipped_in_a_row_ = 0;
+};
+
+}  // namespace macgrad::experiments

@@ -1,0 +1,351 @@
+// The translation experiment: options and what they refuse, data, the training loop, evaluation,
+// checkpoints, and a whole small run with the files it leaves.
+#include <doctest/doctest.h>
+#include <omp.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "experiments/common/text_files.h"
+#include "experiments/multi30k/checkpoint.h"
+#include "experiments/multi30k/evaluation.h"
+#include "experiments/multi30k/run.h"
+#include "experiments/multi30k/training.h"
+
+namespace macgrad::experiments {
+namespace {
+namespace fs = std::filesystem;
+
+class Folder {
+ public:
+  Folder() {
+    std::string name = (fs::temp_directory_path() / "macgrad-multi30k-XXXXXX").string();
+    if (mkdtemp(name.data()) == nullptr) throw Error("mkdtemp {} failed", name);
+    path_ = name;
+  }
+  ~Folder() {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+  }
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
+  std::string operator/(const std::string& name) const { return (path_ / name).string(); }
+
+ private:
+  fs::path path_;
+};
+
+// Keeps the number of threads, which a run sets, to itself.
+class KeepThreads {
+ public:
+  ~KeepThreads() { omp_set_num_threads(threads_); }
+
+ private:
+  int threads_ = omp_get_max_threads();
+};
+
+Multi30kSettings tiny(const std::string& attention = "softmax") {
+  Multi30kSettings s;
+  make_toy(s);
+  s.toy_train_pairs = 200;
+  s.toy_valid_pairs = 20;
+  s.d_model = 16;
+  s.heads = 2;
+  s.ffn = 32;
+  s.features = 32;
+  s.batch_tokens = 256;
+  s.warmup = 10;
+  s.epochs = 2;
+  s.attention = attention;
+  s.ppsbn = attention == "rmfa";
+  s.common.threads = 2;
+  return s;
+}
+
+// The message of parsing `line`, "" when it is accepted.
+std::string parse_error(const std::string& line, Multi30kSettings s = {}) {
+  CLI::App app;
+  declare_options(app, s);
+  try {
+    app.parse(line);
+    check_settings(s);
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+  return "";
+}
+
+bool says(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+std::string check_error(const std::function<void(Multi30kSettings&)>& change) {
+  Multi30kSettings s;
+  change(s);
+  try {
+    check_settings(s);
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+// Column `name` of a CSV file.
+std::vector<double> column(const std::string& path, const std::string& name) {
+  const std::vector<std::string> lines = read_lines(path);
+  std::vector<double> values;
+  size_t at = std::string::npos;
+  for (const std::string& line : lines) {
+    std::istringstream cells(line);
+    std::string cell;
+    for (size_t i = 0; std::getline(cells, cell, ','); ++i) {
+      if (&line == &lines.front() && cell == name) at = i;
+      if (&line != &lines.front() && i == at) values.push_back(std::stod(cell));
+    }
+  }
+  return values;
+}
+
+TEST_CASE("multi30k: options that go together are accepted") {
+  CHECK(parse_error("") == "");
+  CHECK(parse_error("--attention rmfa --ppsbn --kernel inv --features 64 --draws optimal "
+                    "--redraw every:5 --eval-draws 3 --presbn row --denominator none") == "");
+  CHECK(parse_error("--attention exact --kernel log --ppsbn --train-logit-scale") == "");
+  CHECK(parse_error("--text raw --source en --target de --attention-dropout 0.1") == "");
+}
+
+TEST_CASE("multi30k: options that do not go together say what to do") {
+  CHECK(says(parse_error("--attention rmfa --kernel inv"), "needs --ppsbn"));
+  CHECK(says(parse_error("--features 64"), "add --attention rmfa"));
+  CHECK(says(parse_error("--attention exact --draws iid"), "add --attention rmfa"));
+  CHECK(says(parse_error("--kernel inv"), "--attention exact"));
+  CHECK(says(parse_error("--presbn row"), "add --ppsbn"));
+  CHECK(says(parse_error("--attention rmfa --attention-dropout 0.1"), "use --dropout"));
+  CHECK(says(parse_error("--toy --text raw"), "--toy"));
+  CHECK(says(parse_error("--attention rmfa --redraw sometimes"), "every:K"));
+  CHECK(says(parse_error("--attention rmfa --kernel gauss"), "trigh"));
+  CHECK(says(parse_error("--source en --target en"), "two languages"));
+  CHECK(says(parse_error("--heads 3"), "multiple of the heads"));
+  CHECK(says(parse_error("--attention rmfa --kernel inv --ppsbn --logit-scale 6"), "below 5.657"));
+  CHECK(says(parse_error("--dropout 1"), "--dropout"));
+  CHECK(says(check_error([](Multi30kSettings& s) { s.lr = INFINITY; }), "--lr"));
+}
+
+TEST_CASE("multi30k: defaults of --toy and settings in JSON") {
+  Multi30kSettings s;
+  make_toy(s);
+  CHECK(s.toy);
+  CHECK(s.d_model < Multi30kSettings{}.d_model);
+  const Json json = to_json(s);
+  CHECK(json.at("toy") == true);
+  CHECK(json.at("attention") == "softmax");
+  CHECK(json.at("common").at("seed") == 1);
+  CHECK(s.bleu().tokenizer == BleuTokenizer::none);
+  Multi30kSettings raw;
+  raw.text = "raw";
+  CHECK(raw.bleu().tokenizer == BleuTokenizer::mteval13a);
+}
+
+TEST_CASE("multi30k: raw text is split, references stay as written") {
+  const Folder folder;
+  fs::create_directories(folder / "data/task1/raw");
+  const auto put = [&](const std::string& name, const std::string& text) {
+    std::ofstream(folder / ("data/task1/raw/" + name)) << text;
+  };
+  put("train.de", "Ein Hund.\nEin Hund, ein Ball.\n");
+  put("train.en", "A dog.\nA dog, a ball.\n");
+  put("val.de", "Ein Ball.\n");
+  put("val.en", "A ball!\n");
+  Multi30kSettings s;
+  s.data = folder / "";
+  s.text = "raw";
+  s.min_frequency = 1;
+  const TranslationData d = load_translation_data(s);
+  CHECK(d.references == std::vector<std::string>{"A ball!"});
+  CHECK(d.target.decode(d.train.target[1]) == "A dog , a ball .");
+  CHECK(d.target.decode(d.valid.target[0]) == "A ball <unk>");
+  CHECK(d.facts.at("unknown_share").at("valid_target") == doctest::Approx(1.0 / 3));
+  // zlib.crc32(b"A ball!\n") of Python.
+  CHECK(d.facts.at("crc32").at("valid_target") == "f2b15228");
+  s.text = "tok";
+  CHECK_THROWS_AS(load_translation_data(s), Error);
+}
+
+TEST_CASE("multi30k: training lowers both losses, with softmax and with RMFA and ppSBN") {
+  const KeepThreads keep;
+  for (const std::string attention : {"softmax", "rmfa"}) {
+    CAPTURE(attention);
+    const Multi30kSettings s = tiny(attention);
+    const TranslationData data = load_translation_data(s);
+    Trainer trainer(s, data);
+    const auto valid = ordered_batches(data.valid, {s.batch_tokens, 1});
+    const double before = *validation_loss(trainer.model(), valid, s.device());
+    int64_t reports = 0;
+    const auto report = [&](const UpdateReport& r) {
+      CHECK(r.update == ++reports);
+      CHECK(std::isfinite(r.loss));
+      CHECK(r.norm > 0);
+      return true;
+    };
+    const EpochSummary first = trainer.train_epoch(1, report);
+    const double middle = *validation_loss(trainer.model(), valid, s.device());
+    const EpochSummary second = trainer.train_epoch(2, report);
+    const double after = *validation_loss(trainer.model(), valid, s.device());
+    CHECK(first.updates + second.updates == trainer.total_updates());
+    CHECK(trainer.finished());
+    CHECK(second.loss < first.loss);
+    CHECK(middle < before - 0.3);
+    CHECK(after < middle - 0.1);
+    // The same as the number of target words and ends of sentences.
+    int64_t tokens = 0;
+    for (const auto& sentence : data.train.target)
+      tokens += static_cast<int64_t>(sentence.size()) + 1;
+    CHECK(first.tokens == tokens);
+    if (attention == "rmfa") {
+      CHECK(std::isfinite(first.rmfa.smallest_ratio));
+    } else {
+      CHECK(first.rmfa.floored == 0);
+    }
+  }
+}
+
+TEST_CASE("multi30k: validation loss does not depend on how sentences are batched") {
+  const Multi30kSettings s = tiny();
+  const TranslationData data = load_translation_data(s);
+  Trainer trainer(s, data);
+  const double one =
+      *validation_loss(trainer.model(), ordered_batches(data.valid, {100000, 1}), s.device());
+  const double many =
+      *validation_loss(trainer.model(), ordered_batches(data.valid, {1, 1}), s.device());
+  CHECK(one == doctest::Approx(many).epsilon(1e-5));
+  // Without training every word is about as likely as another.
+  CHECK(one == doctest::Approx(std::log(static_cast<double>(data.target.size()))).epsilon(0.3));
+  CHECK(trainer.model().training());
+  CHECK_FALSE(validation_loss(trainer.model(), ordered_batches(data.valid, {512, 1}), s.device(),
+                              [] { return true; }));
+}
+
+TEST_CASE("multi30k: translations stand in the order of the corpus") {
+  const Multi30kSettings s = tiny();
+  const TranslationData data = load_translation_data(s);
+  Trainer trainer(s, data);
+  const EncodedPairs pairs = first_pairs(data.valid, 7);
+  CHECK(pairs.size() == 7);
+  const auto alone = [&](size_t i) {
+    const EncodedPairs one{{pairs.source[i]}, {pairs.target[i]}};
+    return translate(trainer.model(), data.target, ordered_batches(one, {1, 1}), 1, s.device())
+        ->front();
+  };
+  const auto all =
+      translate(trainer.model(), data.target, ordered_batches(pairs, {1, 1}), 7, s.device());
+  REQUIRE(all);
+  for (const size_t i : {size_t{0}, size_t{3}, size_t{6}}) CHECK((*all)[i] == alone(i));
+}
+
+TEST_CASE("multi30k: accumulated batches make the update of the large batch") {
+  Multi30kSettings large = tiny();
+  large.batch_tokens = 1 << 20;
+  Multi30kSettings small = tiny();
+  small.accumulate = 1000;
+  const TranslationData data = load_translation_data(large);
+  std::vector<UpdateReport> reports;
+  for (const Multi30kSettings& s : {large, small}) {
+    Trainer trainer(s, data);
+    const EpochSummary e = trainer.train_epoch(1, [&](const UpdateReport& r) {
+      reports.push_back(r);
+      return true;
+    });
+    CHECK(e.updates == 1);
+  }
+  CHECK(reports[0].tokens == reports[1].tokens);
+  CHECK(reports[0].loss == doctest::Approx(reports[1].loss).epsilon(1e-5));
+  CHECK(reports[0].norm == doctest::Approx(reports[1].norm).epsilon(1e-4));
+}
+
+TEST_CASE("multi30k: stopping, the limit of updates and losses that are not finite") {
+  Multi30kSettings s = tiny();
+  const TranslationData data = load_translation_data(s);
+  {
+    Trainer trainer(s, data);
+    const EpochSummary e =
+        trainer.train_epoch(1, [](const UpdateReport& r) { return r.update < 3; });
+    CHECK(e.stopped);
+    CHECK(e.updates == 3);
+  }
+  s.max_updates = 2;
+  {
+    Trainer trainer(s, data);
+    CHECK(trainer.train_epoch(1, [](const UpdateReport&) { return true; }).updates == 2);
+    CHECK(trainer.finished());
+  }
+  {
+    Trainer trainer(s, data);
+    trainer.model().parameters().front()->value().fill(std::nan(""));
+    CHECK_THROWS_WITH_AS(trainer.train_epoch(1, [](const UpdateReport&) { return true; }),
+                         doctest::Contains("update 1 (epoch 1)"), NotFinite);
+  }
+  s.schedule = "one-cycle";
+  CHECK_THROWS_WITH_AS(Trainer(s, data), doctest::Contains("--warmup 10"), Error);
+}
+
+TEST_CASE("multi30k: a checkpoint holds model, draws and optimizer") {
+  const KeepThreads keep;
+  const Folder folder;
+  const Multi30kSettings s = tiny("rmfa");
+  const TranslationData data = load_translation_data(s);
+  const auto valid = ordered_batches(data.valid, {s.batch_tokens, 1});
+  const auto all = [](const UpdateReport&) { return true; };
+  Trainer trainer(s, data);
+  trainer.train_epoch(1, all);
+  save_checkpoint(folder / "c.safetensors", trainer.model(), trainer.optimizer(),
+                  {1, trainer.updates()}, s);
+  Trainer other(s, data);
+  const TrainingPlace place =
+      load_checkpoint(folder / "c.safetensors", other.model(), other.optimizer());
+  CHECK(place.epoch == 1);
+  CHECK(place.updates == trainer.updates());
+  CHECK(other.optimizer().steps() == trainer.optimizer().steps());
+  CHECK(*validation_loss(other.model(), valid, s.device()) ==
+        *validation_loss(trainer.model(), valid, s.device()));
+  const auto moments = trainer.optimizer().state_dict(), read = other.optimizer().state_dict();
+  for (const auto& [name, value] : moments) CHECK(max_abs_difference(value, read.at(name)) == 0.0);
+  Multi30kSettings wider = s;
+  wider.ffn = 48;
+  Trainer wrong(wider, data);
+  CHECK_THROWS_WITH_AS(load_checkpoint(folder / "c.safetensors", wrong.model(), wrong.optimizer()),
+                       doctest::Contains("misshapen"), Error);
+}
+
+TEST_CASE("multi30k: a run leaves metrics, settings, translations and a checkpoint") {
+  const KeepThreads keep;
+  const Folder folder;
+  Multi30kSettings s = tiny("rmfa");
+  s.valid_bleu_sentences = 10;
+  s.common.out = folder / "run";
+  REQUIRE(run_multi30k(s) == 0);
+  const std::string csv = folder / "run/metrics.csv";
+  CHECK(read_lines(csv).front() ==
+        "epoch,train_loss,valid_loss,valid_perplexity,valid_bleu,seconds,tokens_per_second");
+  const auto loss = column(csv, "valid_loss"), perplexity = column(csv, "valid_perplexity");
+  REQUIRE(loss.size() == 2);
+  CHECK(loss[1] < loss[0]);
+  CHECK(perplexity[1] == doctest::Approx(std::exp(loss[1])));
+  CHECK(column(csv, "epoch") == std::vector<double>{1, 2});
+  CHECK(column(csv, "tokens_per_second")[0] > 0);
+  CHECK(read_lines(folder / "run/translations.txt").size() == 10);
+  const Json json = read_json(folder / "run/settings.json");
+  CHECK(json.at("state") == "complete");
+  CHECK(json.at("settings").at("attention") == "rmfa");
+  CHECK(says(json.at("bleu").at("signature"), "tok:none"));
+  CHECK(json.at("build").contains("commit"));
+  CHECK(fs::exists(folder / "run/checkpoint.safetensors"));
+  CHECK(fs::exists(folder / "run/source.vocab"));
+  CHECK(fs::exists(folder / "run/loss.gp"));
+}
+
+}  // namespace
+}  // namespace macgrad::experiments
