@@ -47,6 +47,35 @@ TEST_CASE("fused ops equal their composites: values, gradients, second derivativ
   CHECK(rows > 60);
 }
 
+// Beyond the second order the operands of the backward op are Variables of one graph: without fresh
+// aliases f(x, x) would count each of them twice.
+TEST_CASE("third derivatives of fused ops on shared operands equal those of the composites") {
+  const Threads one(1);
+  const auto third = [](const OpCase& row) {
+    const Variable x(make_inputs(row.inputs, DType::float64)[0], true);
+    Variables others{x};
+    for (size_t i = 1; i < row.inputs.size(); ++i)
+      others.emplace_back(make_inputs(row.inputs, DType::float64)[i], true);
+    Variable y = row.f(others);
+    for (uint32_t order = 1; order <= 3; ++order) {
+      const Variable cotangent(exact_values(y.shape(), order, DType::float64));
+      y = grad({y}, {x}, {cotangent}, {.create_graph = order < 3})[0];
+    }
+    return y.value();
+  };
+  size_t rows = 0;
+  for (const OpCase& row : op_cases()) {
+    const auto named = [&](const char* part) { return row.name.find(part) != std::string::npos; };
+    if (!row.fused || !(named("x x x") || named("h g(h)") || named("of itself"))) continue;
+    ++rows;
+    CAPTURE(row.name);
+    const Tensor got = third(row);
+    const Unfused composite;
+    CHECK(difference(got, third(row)) < 1e-10);
+  }
+  CHECK(rows >= 12);
+}
+
 TEST_CASE("fused and composite paths are told apart in the graph") {
   const Variable x(exact_values({2, 3}, 1, DType::float64), true, "x");
   const Scope scope("block");
@@ -133,6 +162,25 @@ TEST_CASE("kernels are used where they are, with and without a backward kernel")
   const Variable y = apply_fused(triple_square(&forward, &backward), {x})[0];
   x.value().fill(1);
   CHECK_THROWS_WITH_AS(grad({sum(y)}, {x}), Contains("overwritten in place"), Error);
+}
+
+// x·y with no backward kernel: the composite is differentiated under create_graph.
+TEST_CASE("one Variable as both operands of an op without a backward kernel") {
+  FusedOp op;
+  op.name = "product";
+  op.forward = [](const Tensors& in) {
+    Tensor y = Tensor::empty(in[0].shape(), in[0].dtype());
+    kernels::mul(in[0], in[1], y);
+    return FusedOp::Forward{{y}, {}};
+  };
+  op.composite = [](const Variables& in) { return Variables{in[0] * in[1]}; };
+  const Variable x(Tensor::from_vector(std::vector<double>{3}), true);
+  const Variable y = apply_fused(op, {x, apply_fused(op, {x, x})[0]})[0];
+  const Variable g = grad({y}, {x}, {}, {.create_graph = true})[0];
+  CHECK(g.item() == 27);
+  const Variable h = grad({g}, {x}, {}, {.create_graph = true})[0];
+  CHECK(h.item() == 18);
+  CHECK(grad({h}, {x})[0].item() == 6);
 }
 
 class Environment {
