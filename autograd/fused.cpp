@@ -135,11 +135,23 @@ Variables apply_fused(const FusedOp& op, const Variables& inputs) {
     }
   }
   FusedOp::Forward result = op.forward(x);
+  // The backward kernel reads results and statistics as well as operands.
+  const auto versions_of = [](const FusedOp::Forward& f) {
+    std::vector<uint64_t> versions;
+    for (const Tensors* list : {&f.outputs, &f.saved})
+      for (const Tensor& t : *list) versions.push_back(t.version());
+    return versions;
+  };
   std::vector<Saved> saved;
   saved.reserve(inputs.size());
   for (const Variable& v : inputs) saved.emplace_back(v);
   const Tensors outputs = result.outputs;
-  Vjp vjp = [op, saved = std::move(saved), result = std::move(result)](const VjpContext& ctx) {
+  Vjp vjp = [op, saved = std::move(saved), versions_of, versions = versions_of(result),
+             result = std::move(result)](const VjpContext& ctx) {
+    require(versions_of(result) == versions,
+            "the result of {} was overwritten in place after it was saved for its gradient: run "
+            "backward before changing it, or compute the forward pass again",
+            op.name);
     Variables operands, cotangents;
     for (const Saved& s : saved) operands.push_back(s());
     for (size_t i = 0; i < result.outputs.size(); ++i)

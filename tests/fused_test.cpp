@@ -162,6 +162,10 @@ TEST_CASE("kernels are used where they are, with and without a backward kernel")
   const Variable y = apply_fused(triple_square(&forward, &backward), {x})[0];
   x.value().fill(1);
   CHECK_THROWS_WITH_AS(grad({sum(y)}, {x}), Contains("overwritten in place"), Error);
+  // So is a result that the backward kernel reads.
+  const Variable p = softmax(x, 0);
+  p.value().fill(1);
+  CHECK_THROWS_WITH_AS(grad({sum(p)}, {x}), Contains("result of softmax was overwritten"), Error);
 }
 
 // x·y with no backward kernel: the composite is differentiated under create_graph.
