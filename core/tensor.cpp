@@ -16,8 +16,12 @@ Storage::~Storage() {
 }
 
 Tensor Tensor::empty(const Shape& shape, DType dtype, Device device) {
-  for (int64_t extent : shape)
+  auto bytes = static_cast<int64_t>(item_size(dtype));
+  for (int64_t extent : shape) {
     require(extent >= 0, "[empty] shape {} has a negative extent", shape);
+    require(!__builtin_mul_overflow(bytes, std::max<int64_t>(extent, 1), &bytes),
+            "[empty] shape {} of {} has more bytes than 63 bits count", shape, name(dtype));
+  }
   Tensor t;
   t.shape_ = shape;
   t.strides_ = contiguous_strides(shape);
