@@ -65,7 +65,8 @@ Variable pre_sbn(const Variable& x, const Tensor& valid, SbnStatistics statistic
               moments->mean.shape() == Shape{x.size(1), x.size(3)} &&
               moments->var.shape() == moments->mean.shape(),
           "[pre_sbn] fixed statistics need mean and var of shape ({}, {})", x.size(1), x.size(3));
-    used = {moments->mean.to(x.dtype()).contiguous(), moments->var.to(x.dtype()).contiguous()};
+    // Copies: running statistics may move on before this op's gradient is asked for.
+    used = {moments->mean.to(x.dtype()).clone(), moments->var.to(x.dtype()).clone()};
   } else if (statistics == SbnStatistics::batch) {
     used = {Tensor::empty({x.size(1), x.size(3)}, x.dtype(), x.device()),
             Tensor::empty({x.size(1), x.size(3)}, x.dtype(), x.device())};
