@@ -250,7 +250,8 @@ Variable rmfa(const Variable& q, const Variable& k, const Variable& v, const Att
     check(l == 0 || args.levels[l] <= args.levels[l - 1], "[rmfa] levels must not grow");
     projections += args.levels[l];
   }
-  check(omega.defined() && weight.defined(), "[rmfa] omega and weight must be defined");
+  check(omega.defined() && weight.defined() && omega.is_contiguous() && weight.is_contiguous(),
+        "[rmfa] omega and weight must be defined and contiguous");
   check((omega.rank() == 2 || (omega.rank() == 3 && omega.size(0) == q.size(1))) &&
             omega.size(-2) == q.size(3) && omega.size(-1) == projections,
         "[rmfa] omega {} must be (d = {}, P = {}), or with H = {} in front", omega.shape(),

@@ -60,7 +60,7 @@ Variable RmfaCore::forward(const Variable& q, const Variable& k, const Variable&
   args.constant = draw.constant;
   args.linear = draw.linear;
   args.floor = floor_;
-  RmfaStatistics seen;
+  RmfaStatistics seen = nothing_seen();  // the composite (Unfused) counts nothing
   const Variable out = rmfa(logit_scale.apply(q, draw.settings.logit_scale), k, v, mask, draw.omega,
                             draw.weight, args, &seen);
   merge(statistics_, seen);
