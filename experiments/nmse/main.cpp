@@ -147,8 +147,14 @@ int run_nmse(NmseSettings& s) {
   require(s.p > 1.0, "--p {} must be above 1", s.p);
   for (const std::string& k : s.kernels) (void)nn::dot_product_kernel(k);
   for (const std::string& d : s.draws) (void)nn::draw_method(d);
-  for (const std::string& k : s.kernels)
-    nn::check_domain(nn::dot_product_kernel(k), s.logit_scale, s.dim);
+  for (const std::string& k : s.kernels) {
+    const nn::DotProductKernel kernel = nn::dot_product_kernel(k);
+    nn::check_domain(kernel, s.logit_scale, s.dim);
+    require(s.presbn != "none" || std::isinf(kernel.radius()),
+            "--presbn none with --kernel {}: its series converges for |t| < {} only, and preSBN is "
+            "what keeps queries and keys that small; use --presbn batch or row",
+            k, kernel.radius());
+  }
   const RunDirectory out(s.common.out, "nmse");
   const InterruptGuard guard;
   const auto names = column_names(s.gradients);
