@@ -64,7 +64,7 @@ void rmfa_rows(BenchTable& table, const Inputs& in, int64_t n, const nn::Feature
   const Attention attention = [&](const Variable& q, const Variable& k, const Variable& v) {
     return rmfa(q, k, v, AttentionMask{}, draw.omega, draw.weight, args);
   };
-  // math.md's count of what the merged features need.
+  // What the merged features need, as README.md in this folder counts it.
   const double tokens = static_cast<double>(kBatch * kHeads * n);
   const auto P = static_cast<double>(draw.projections());
   const auto M = static_cast<double>(draw.levels.empty() ? 0 : draw.levels[0]);

@@ -1,8 +1,9 @@
 // bench: speed and memory, each figure as a ratio to a limit or a peer measured in the same run.
 // compare_pytorch.py runs it beside PyTorch; RESULTS.md holds what came out.
 
-#include "core/error.h"
+#include <cstdlib>
 
+#include "core/error.h"
 #include "experiments/bench/groups.h"
 #include "experiments/common/arguments.h"
 #include "experiments/common/machine.h"
@@ -45,6 +46,8 @@ int run_bench(BenchSettings& s) {
 
 int main(int argc, char** argv) {
   using namespace macgrad::experiments;
+  // A composite in place of a kernel must not pass for the kernel's speed.
+  setenv("MACGRAD_FUSED", "strict", /*overwrite=*/0);
   BenchSettings settings;
   return run_program(
       argc, argv, "bench", "Speed and memory of the CPU backend, against limits of the same run.",
