@@ -58,7 +58,7 @@ struct GradOptions {
 /// order. Cotangents default to 1 for outputs with one element.
 Variables grad(const Variables& outputs, const Variables& inputs, const Variables& cotangents = {},
                const GradOptions& options = {});
-/// Adds the gradients of `output` to grad() of every leaf it depends on.
+/// Adds gradients to grad() of every leaf. With create_graph they hold the graph until zero_grad().
 void backward(const Variable& output, const Variable& cotangent = {},
               const GradOptions& options = {});
 
