@@ -30,7 +30,7 @@ struct RmfaStatistics {
   double smallest_ratio = 0;  // min over rows of den / visible keys
 };
 /// Random Maclaurin feature attention: q, k, v, mask as above; omega (d, P) or (H, d, P), weight
-/// (M), both constants, contiguous. The kernel writes statistics when asked; the composite does not.
+/// (M), both constant, contiguous. The kernel writes statistics when asked, the composite does not.
 Variable rmfa(const Variable& q, const Variable& k, const Variable& v, const AttentionMask& mask,
               const Tensor& omega, const Tensor& weight, const RmfaArgs& args,
               RmfaStatistics* statistics = nullptr);
