@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <set>
 #include <sstream>
 
 #include "experiments/common/text_files.h"
@@ -39,10 +40,11 @@ class Folder {
   fs::path path_;
 };
 
-// Keeps the number of threads, which a run sets, to itself.
-class KeepThreads {
+// One thread while alive: models this small gain nothing from more. A run sets the number itself.
+class OneThread {
  public:
-  ~KeepThreads() { omp_set_num_threads(threads_); }
+  OneThread() { omp_set_num_threads(1); }
+  ~OneThread() { omp_set_num_threads(threads_); }
 
  private:
   int threads_ = omp_get_max_threads();
@@ -62,7 +64,7 @@ Multi30kSettings tiny(const std::string& attention = "softmax") {
   s.epochs = 2;
   s.attention = attention;
   s.ppsbn = attention == "rmfa";
-  s.common.threads = 2;
+  s.common.threads = 1;
   return s;
 }
 
@@ -176,7 +178,7 @@ TEST_CASE("multi30k: raw text is split, references stay as written") {
 }
 
 TEST_CASE("multi30k: training lowers both losses, with softmax and with RMFA and ppSBN") {
-  const KeepThreads keep;
+  const OneThread one_thread;
   for (const std::string attention : {"softmax", "rmfa"}) {
     CAPTURE(attention);
     const Multi30kSettings s = tiny(attention);
@@ -214,6 +216,7 @@ TEST_CASE("multi30k: training lowers both losses, with softmax and with RMFA and
 }
 
 TEST_CASE("multi30k: validation loss does not depend on how sentences are batched") {
+  const OneThread one_thread;
   const Multi30kSettings s = tiny();
   const TranslationData data = load_translation_data(s);
   Trainer trainer(s, data);
@@ -230,9 +233,14 @@ TEST_CASE("multi30k: validation loss does not depend on how sentences are batche
 }
 
 TEST_CASE("multi30k: translations stand in the order of the corpus") {
-  const Multi30kSettings s = tiny();
+  const OneThread one_thread;
+  Multi30kSettings s = tiny();
+  s.d_model = 32;
+  s.lr = 1e-2;
+  s.epochs = 8;
   const TranslationData data = load_translation_data(s);
   Trainer trainer(s, data);
+  while (!trainer.finished()) trainer.train_epoch(1, [](const UpdateReport&) { return true; });
   const EncodedPairs pairs = first_pairs(data.valid, 7);
   CHECK(pairs.size() == 7);
   const auto alone = [&](size_t i) {
@@ -243,10 +251,13 @@ TEST_CASE("multi30k: translations stand in the order of the corpus") {
   const auto all =
       translate(trainer.model(), data.target, ordered_batches(pairs, {1, 1}), 7, s.device());
   REQUIRE(all);
-  for (const size_t i : {size_t{0}, size_t{3}, size_t{6}}) CHECK((*all)[i] == alone(i));
+  // A model that says the same of every sentence would show no order.
+  CHECK(std::set<std::string>(all->begin(), all->end()).size() >= 5);
+  for (size_t i = 0; i < all->size(); ++i) CHECK((*all)[i] == alone(i));
 }
 
 TEST_CASE("multi30k: accumulated batches make the update of the large batch") {
+  const OneThread one_thread;
   Multi30kSettings large = tiny();
   large.batch_tokens = 1 << 20;
   Multi30kSettings small = tiny();
@@ -267,6 +278,7 @@ TEST_CASE("multi30k: accumulated batches make the update of the large batch") {
 }
 
 TEST_CASE("multi30k: stopping, the limit of updates and losses that are not finite") {
+  const OneThread one_thread;
   Multi30kSettings s = tiny();
   const TranslationData data = load_translation_data(s);
   {
@@ -293,7 +305,7 @@ TEST_CASE("multi30k: stopping, the limit of updates and losses that are not fini
 }
 
 TEST_CASE("multi30k: a checkpoint holds model, draws and optimizer") {
-  const KeepThreads keep;
+  const OneThread one_thread;
   const Folder folder;
   const Multi30kSettings s = tiny("rmfa");
   const TranslationData data = load_translation_data(s);
@@ -321,7 +333,7 @@ TEST_CASE("multi30k: a checkpoint holds model, draws and optimizer") {
 }
 
 TEST_CASE("multi30k: a run leaves metrics, settings, translations and a checkpoint") {
-  const KeepThreads keep;
+  const OneThread one_thread;
   const Folder folder;
   Multi30kSettings s = tiny("rmfa");
   s.valid_bleu_sentences = 10;

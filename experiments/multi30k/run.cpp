@@ -1,5 +1,6 @@
 #include "experiments/multi30k/run.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "experiments/common/interrupt.h"
@@ -57,7 +58,12 @@ void draw_curves(const RunDirectory& out, const std::vector<Metrics>& rows,
   }
   loss.curves = {train, valid};
   bleu.curves = {score};
-  if (write_plot(loss, out.file("loss"))) write_plot(bleu, out.file("bleu"));
+  for (const auto& [plot, name] : {std::pair(&loss, "loss"), std::pair(&bleu, "bleu")}) {
+    const std::vector<double>& y = plot->curves.back().y;
+    const bool empty = std::all_of(y.begin(), y.end(), [](double v) { return std::isnan(v); });
+    // gnuplot fails on curves without points: a run stopped before its first validation.
+    if (!empty && !write_plot(*plot, out.file(name))) return;
+  }
 }
 
 StepReport step_report(const UpdateReport& r, bool rmfa) {
