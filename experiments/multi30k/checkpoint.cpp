@@ -1,3 +1,5 @@
+// Writing and reading the checkpoint file. What does not fit is an error that names the file:
+// another format, missing or unexpected tensors, shapes of another model.
 #include "experiments/multi30k/checkpoint.h"
 
 #include <charconv>

@@ -1,3 +1,5 @@
+// From files (or the toy grammar) to numbered pairs, with the counts and checksums that a run logs
+// so that two runs can be seen to have used the same text.
 #include "experiments/multi30k/data.h"
 
 #include <zlib.h>

@@ -1,3 +1,5 @@
+// Batches as tensors, and the two evaluations, which return nothing when the run is stopped between
+// batches. The validation loss averages over the evaluation draws of RMFA.
 #include "experiments/multi30k/evaluation.h"
 
 #include <algorithm>
@@ -18,24 +20,6 @@ Tensor valid_of(const PaddedIds& block, Device device) {
   return Tensor::from_vector(valid, Shape{block.rows, block.width}, device);
 }
 
-// Evaluation mode while alive; training mode and evaluation draw 0 afterwards.
-class Evaluating {
- public:
-  explicit Evaluating(nn::Transformer& model) : model_(model), was_training_(model.training()) {
-    model_.eval();
-  }
-  ~Evaluating() {
-    model_.use_eval_draw(0);
-    model_.train(was_training_);
-  }
-  Evaluating(const Evaluating&) = delete;
-  Evaluating& operator=(const Evaluating&) = delete;
-
- private:
-  nn::Transformer& model_;
-  bool was_training_;
-};
-
 }  // namespace
 
 BatchTensors to_tensors(const Batch& batch, Device device) {
@@ -47,7 +31,7 @@ BatchTensors to_tensors(const Batch& batch, Device device) {
 std::optional<double> validation_loss(nn::Transformer& model, const std::vector<Batch>& batches,
                                       Device device, const Stop& stop) {
   const NoGrad no_grad;
-  const Evaluating evaluating(model);
+  const nn::EvalScope evaluation(model);
   const nn::AttentionSettings& attention = model.settings().layer.attention;
   const int draws = attention.kind == nn::AttentionKind::rmfa ? attention.eval_draws : 1;
   double sum = 0.0;

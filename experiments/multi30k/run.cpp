@@ -1,3 +1,5 @@
+// Joins the parts into one run: log lines, metrics.csv, curves, the best and the last checkpoint,
+// resuming, and a clean end on Ctrl-C with what was reached so far.
 #include "experiments/multi30k/run.h"
 
 #include <algorithm>

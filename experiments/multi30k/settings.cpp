@@ -1,3 +1,5 @@
+// The options, their checks and their JSON. An option that the chosen attention never reads is
+// refused, and so is a combination that would fail or diverge only after minutes of training.
 #include "experiments/multi30k/settings.h"
 
 #include <cmath>
@@ -174,8 +176,9 @@ void check_settings(const Multi30kSettings& s) {
           "and ppSBN is what keeps queries and keys that small",
           s.attention, s.kernel, s.kernel, kernel.radius());
   const int64_t head_dim = s.d_model / s.heads;
-  const double limit = kernel.radius() * std::sqrt(static_cast<double>(head_dim)) *
-                       (s.train_logit_scale ? 0.95 : 1.0);
+  const double limit = s.train_logit_scale
+                           ? nn::max_logit_scale(kernel.radius(), head_dim)
+                           : kernel.radius() * std::sqrt(static_cast<double>(head_dim));
   require(
       s.logit_scale < limit,
       "--logit-scale {} is too large for --kernel {}: with {} dimensions a head it must be below "

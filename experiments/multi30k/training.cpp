@@ -1,9 +1,13 @@
+// One update: batches of a group add up losses and gradients over their tokens, then Adam steps
+// with clipping. A loss that is not finite ends the run; a gradient that is not is passed over, and
+// so many in a row end it.
 #include "experiments/multi30k/training.h"
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 
+#include "experiments/common/progress.h"
 #include "experiments/multi30k/evaluation.h"
 #include "nn/accumulation.h"
 
@@ -76,7 +80,7 @@ EpochSummary Trainer::train_epoch(int64_t epoch,
       throw NotFinite(
           "update {} (epoch {}): the training loss is {}; lower --lr (now {}), lengthen --warmup, "
           "or clip more (--clip)",
-          r.update, epoch, r.loss, settings_.lr);
+          r.update, epoch, format_short(r.loss), settings_.lr);
     r.norm = optimizer_.step(r.lr, {accumulated.grad_scale(), settings_.clip});
     r.skipped = !std::isfinite(r.norm);
     r.rmfa = nn::rmfa_statistics(model_);
