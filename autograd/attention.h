@@ -38,7 +38,7 @@ Variable rmfa(const Variable& q, const Variable& k, const Variable& v, const Att
 Variable maclaurin_features(const Variable& x, const Tensor& omega, const Tensor& weight,
                             const RmfaArgs& args);
 
-/// preSBN statistics (H, d): set by batch mode, read by fixed mode.
+/// preSBN statistics (H, d): set by batch mode (of compute_dtype), read by fixed mode.
 struct SbnMoments {
   Tensor mean;
   Tensor var;

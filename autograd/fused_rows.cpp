@@ -92,7 +92,9 @@ Variable layer_norm(const Variable& x, const Variable& weight, const Variable& b
   op.forward = [eps](const Tensors& in) {
     const Tensor rows = in[0].contiguous();
     const int64_t count = rows.size(0);
-    const auto stat = [&] { return Tensor::empty({count}, rows.dtype(), rows.device()); };
+    const auto stat = [&] {
+      return Tensor::empty({count}, compute_dtype(rows.dtype()), rows.device());
+    };
     Tensor y = Tensor::empty(rows.shape(), rows.dtype(), rows.device());
     Tensor mean = stat(), rstd = stat();
     kernels::layer_norm_forward(rows, in[1].contiguous(), in[2].contiguous(), eps, y, mean, rstd);

@@ -33,8 +33,8 @@ Variable pre_sbn_composite(const Variable& given, const PreSbn& p, const SbnMome
     if (count == 0) var_ = var_ + 1.0;
   } else if (p.statistics == SbnStatistics::fixed) {
     const Shape shape{1, x.size(1), 1, x.size(3)};
-    mean_ = Variable(fixed.mean.view(shape));
-    var_ = Variable(fixed.var.view(shape));
+    mean_ = Variable(fixed.mean.view(shape).to(x.dtype()));
+    var_ = Variable(fixed.var.view(shape).to(x.dtype()));
   } else {
     mean_ = mean(x, {3}, true);
     const Variable centred = x - mean_;
@@ -59,6 +59,7 @@ Variable pre_sbn(const Variable& x, const Tensor& valid, SbnStatistics statistic
   PreSbn p{statistics, eps, valid.defined() ? valid.contiguous() : valid, {}};
   if (p.valid.defined())
     p.invalid = equal(p.valid.to(DType::float32), 0.0).unsqueeze(1).unsqueeze(3);
+  const DType dtype = compute_dtype(x.dtype());
   SbnMoments used;
   if (statistics == SbnStatistics::fixed) {
     check(moments && moments->mean.defined() && moments->var.defined() &&
@@ -66,10 +67,10 @@ Variable pre_sbn(const Variable& x, const Tensor& valid, SbnStatistics statistic
               moments->var.shape() == moments->mean.shape(),
           "[pre_sbn] fixed statistics need mean and var of shape ({}, {})", x.size(1), x.size(3));
     // Copies: running statistics may move on before this op's gradient is asked for.
-    used = {moments->mean.to(x.dtype()).clone(), moments->var.to(x.dtype()).clone()};
+    used = {moments->mean.to(dtype).clone(), moments->var.to(dtype).clone()};
   } else if (statistics == SbnStatistics::batch) {
-    used = {Tensor::empty({x.size(1), x.size(3)}, x.dtype(), x.device()),
-            Tensor::empty({x.size(1), x.size(3)}, x.dtype(), x.device())};
+    used = {Tensor::empty({x.size(1), x.size(3)}, dtype, x.device()),
+            Tensor::empty({x.size(1), x.size(3)}, dtype, x.device())};
   }
   FusedOp op;
   op.name = "pre_sbn";

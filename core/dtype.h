@@ -81,6 +81,10 @@ struct compute_type<bfloat16> {
 };
 template <class T>
 using compute_t = typename compute_type<T>::type;
+/// The same at run time: that of statistics which a kernel keeps for its backward kernel.
+constexpr DType compute_dtype(DType dtype) {
+  return dtype == DType::bfloat16 ? DType::float32 : dtype;
+}
 
 /// Calls f.template operator()<T>() with T of `dtype`, one of float, double, bfloat16.
 template <class F>

@@ -101,11 +101,13 @@ void layer_norm_forward(In x, In weight, In bias, double eps, Out y, Out mean, O
 void layer_norm_backward(In x, In weight, In mean, In rstd, In grad, Out dx, Out dweight,
                          Out dbias);
 
-// sbn.cpp
+// pre_sbn.cpp
 void pre_sbn_forward(In x, In valid, SbnStatistics statistics, double eps, InOut mean, InOut var,
                      Out y);
 void pre_sbn_backward(In x, In valid, In mean, In var, In grad, SbnStatistics statistics,
                       double eps, Out dx);
+
+// post_sbn.cpp
 void post_sbn_forward(In x, In gamma, In beta, double eps, Out y);
 void post_sbn_backward(In x, In gamma, In beta, In grad, double eps, Out dx, Out dgamma, Out dbeta);
 
@@ -209,16 +211,16 @@ inline constinit Kernel<void(In, In, double, int64_t, Out, Out)> cross_entropy_f
 inline constinit Kernel<void(In, In, In, In, double, int64_t, Out)> cross_entropy_backward{
     "cross_entropy_backward", {cpu::cross_entropy_backward}};
 
-/// x, y (R, N), weight, bias (N), mean, rstd (R); biased variance.
+/// x, y (R, N), weight, bias (N), mean, rstd (R) of compute_dtype; biased variance.
 inline constinit Kernel<void(In, In, In, double, Out, Out, Out)> layer_norm_forward{
     "layer_norm_forward", {cpu::layer_norm_forward}};
 inline constinit Kernel<void(In, In, In, In, In, Out, Out, Out)> layer_norm_backward{
     "layer_norm_backward", {cpu::layer_norm_backward}};
 
 /// x (B, H, T, d) with unit last stride, any others; valid (B, T) bool or absent; mean, var (H, d)
-/// written by `batch` (biased), read by `fixed`, absent for `row`. y, of x's shape: centred,
-/// divided by sqrt(var + eps), then each row divided by its L2 norm; rows below 1e-12 and invalid
-/// rows are 0 (math of ppSBN: nn/README.md).
+/// of any floating dtype, written by `batch` (biased), read by `fixed`, absent for `row`. y, of x's
+/// shape: centred, divided by sqrt(var + eps), then each row divided by its L2 norm; rows below
+/// 1e-12 and invalid rows are 0 (math of ppSBN: nn/README.md).
 inline constinit Kernel<void(In, In, SbnStatistics, double, InOut, InOut, Out)> pre_sbn_forward{
     "pre_sbn_forward", {cpu::pre_sbn_forward}};
 /// `batch` differentiates through the statistics; `fixed` treats them as constants.
@@ -248,9 +250,8 @@ inline constinit Kernel<void(In, In, In, In, In, In, In, In, const SoftmaxAttent
         {cpu::softmax_attention_backward, nullptr, cpu::softmax_attention_backward_scratch}};
 
 /// Operands as in softmax_attention_forward. omega (d, P), or (H, d, P) for draws a head; weight
-/// (M). den (B, H, T): denominators before flooring. stats (2) float64: how many denominators were
-/// floored, and the smallest den/count (count = visible keys times the kernel's value at 0 is in
-/// args.floor's unit: here plain visible keys) over rows with a visible key.
+/// (M). den (B, H, T): denominators before flooring. stats (2) float64: denominators floored
+/// (without a floor: <= 0), and the smallest den/(visible keys).
 inline constinit Kernel<void(In, In, In, In, In, In, In, const RmfaArgs&, Out, Out, Out, Scratch)>
     rmfa_forward{"rmfa_forward",
                  {cpu::rmfa_forward, cpu::rmfa_forward_supports, cpu::rmfa_forward_scratch}};

@@ -1,16 +1,22 @@
 // Elementwise formulas, each once, as functors that g++ and nvcc both compile. The lists below make
 // the slots, the CPU loops and the CUDA kernels. A new op is a functor and a name in a list here, a
-// gradient line in autograd/ops.cpp and a row in tests/op_cases.
+// gradient line in autograd/ops_elementwise.cpp and a row in tests/op_cases.
 #pragma once
 
 #include "core/vector_math.h"
 
 namespace macgrad {
 
-#define MACGRAD_UNARY_OPS(X)                                                                  \
-  X(neg)                                                                                      \
-  X(abs) X(sign) X(exp) X(expm1) X(log) X(log1p) X(sqrt) X(rsqrt) X(reciprocal) X(sin) X(cos) \
-      X(tanh) X(sigmoid) X(relu) X(gelu) X(gelu_tanh) X(erf)
+#define MACGRAD_UNARY_OPS(X) \
+  X(neg)                     \
+  X(abs)                     \
+  X(sign)                    \
+  X(exp)                     \
+  X(expm1)                   \
+  X(log)                     \
+  X(log1p)                   \
+  X(sqrt)                    \
+  X(rsqrt) X(reciprocal) X(sin) X(cos) X(tanh) X(sigmoid) X(relu) X(gelu) X(gelu_tanh) X(erf)
 #define MACGRAD_BINARY_OPS(X) \
   X(add) X(sub) X(mul) X(div) X(maximum) X(minimum) X(pow) X(signed_pow) X(relu_grad)
 #define MACGRAD_COMPARE_OPS(X) \

@@ -49,8 +49,8 @@ Variable PreSbn::forward(const Variable& x, const Tensor& valid) const {
   const Variable y = pre_sbn(x, valid, SbnStatistics::batch, eps_, &moments);
   const NoGrad no_grad;
   const auto update = [](const Buffer& running, const Tensor& now) {
-    running.set(add(mul(Variable(running.value()), 1.0 - kMomentum), mul(Variable(now), kMomentum))
-                    .value());
+    const Variable before(running.value().to(now.dtype()));
+    running.set(add(mul(before, 1.0 - kMomentum), mul(Variable(now), kMomentum)).value());
   };
   update(*running_mean, moments.mean);
   update(*running_var, moments.var);

@@ -23,8 +23,9 @@ PreSbn pre_sbn(const Tensor& x, const Tensor& valid, SbnStatistics statistics, d
                const Tensor& y_memory = {}) {
   PreSbn r;
   if (statistics != SbnStatistics::row) {
-    r.mean = Tensor::full({x.size(1), x.size(3)}, 0.3, x.dtype());
-    r.var = Tensor::full({x.size(1), x.size(3)}, 1.7, x.dtype());
+    const DType dtype = compute_dtype(x.dtype());
+    r.mean = Tensor::full({x.size(1), x.size(3)}, 0.3, dtype);
+    r.var = Tensor::full({x.size(1), x.size(3)}, 1.7, dtype);
   }
   r.y = y_memory.defined() ? y_memory : like(x);
   kernels::pre_sbn_forward(x, valid, statistics, eps, r.mean, r.var, r.y);
@@ -238,6 +239,20 @@ TEST_CASE("preSBN gradients, through the statistics in batch mode") {
   check_gradient(
       x, pre_sbn_gradient(x, v, SbnStatistics::batch, 1e-12, c), c,
       [&] { return pre_sbn(x, v, SbnStatistics::batch, 1e-12).y; }, 1e-5, 1e-6);
+}
+
+TEST_CASE("preSBN gradients in bfloat16 are those of float32, rounded") {
+  Tensor low = random({3, 2, 20, 8}, 40, DType::bfloat16);
+  auto* values = low.data<bfloat16>();
+  for (int64_t i = 0; i < low.numel(); ++i)
+    values[i] = static_cast<bfloat16>(static_cast<float>(values[i]) + 10);
+  const Tensor grad = random({3, 2, 20, 8}, 41, DType::bfloat16);
+  for (const SbnStatistics mode : kModes) {
+    const Tensor exact =
+        pre_sbn_gradient(low.to(DType::float32), {}, mode, 1e-5, grad.to(DType::float32));
+    check_close(pre_sbn_gradient(low, {}, mode, 1e-5, grad),
+                exact.to(DType::bfloat16).to_vector<double>(), 1e-6);
+  }
 }
 
 TEST_CASE("a row that preSBN maps to zero has zero gradient, and gives none") {

@@ -1,51 +1,20 @@
-// ppSBN (Macformer, arXiv 2408.11656, Algorithm 1; settled form in nn/README.md).
-// preSBN: z = (x - mean)/sqrt(var + eps), y = z/|z| for each row. Statistics come from all valid
-// positions of the batch for each head and channel, are given, or come from the row itself.
-// postSBN: y = s·(s² + eps²)^((beta-1)/2) with s = gamma·x.
-// Sums over rows are taken over fixed blocks, and the blocks in order, so that they do not depend
-// on the number of threads; block moments are merged as in Chan, Golub & LeVeque 1979.
+// preSBN of ppSBN (Macformer, arXiv 2408.11656, Algorithm 1; settled form in nn/README.md):
+// z = (x - mean)/sqrt(var + eps), y = z/|z| for each row. Statistics come from all valid positions
+// of the batch for each head and channel, are given, or come from the row itself. Block moments are
+// merged as in Chan, Golub & LeVeque 1979.
 //
-// Shape letters: B batch, H heads, T positions, d head dimension, R rows.
+// Shape letters: B batch, H heads, T positions, d head dimension.
 #include <cmath>
 #include <vector>
 
-#include "core/cpu/parallel.h"
-#include "core/kernels.h"
+#include "core/cpu/sbn_blocks.h"
 
 namespace macgrad::cpu {
 namespace {
 
-constexpr int64_t kRowBlock = 128;
+using namespace sbn;
+
 constexpr double kSmallestNorm = 1e-12;  // rows with a smaller L2 norm become 0
-
-/// Tasks of one block of rows each that make a block for a thread.
-int64_t task_grain(int64_t d) {
-  return std::max<int64_t>(1, kElementGrain / (kRowBlock * std::max<int64_t>(1, d)));
-}
-
-/// The values of a small tensor of any floating dtype (absent: none).
-template <class C>
-std::vector<C> values_of(const Tensor& t) {
-  std::vector<C> values;
-  if (!t.defined()) return values;
-  dispatch_floating(t.dtype(), "sbn", [&]<class T>() {
-    const T* p = t.data<T>();
-    for (int64_t i = 0; i < t.numel(); ++i) {
-      values.push_back(static_cast<C>(static_cast<compute_t<T>>(p[i])));
-    }
-  });
-  return values;
-}
-
-template <class C>
-void store(const std::vector<C>& values, const Tensor& t) {
-  dispatch_floating(t.dtype(), "sbn", [&]<class T>() {
-    T* p = t.data<T>();
-    for (size_t i = 0; i < values.size(); ++i) {
-      p[i] = static_cast<T>(static_cast<compute_t<T>>(values[i]));
-    }
-  });
-}
 
 /// A tensor (B, H, T, d) as rows (b·T + t, h).
 template <class T>
@@ -205,19 +174,6 @@ void unnormalise(const C* z, const T* g, int64_t d, C* dz) {
   for (int64_t c = 0; c < d; ++c) dz[c] = (static_cast<C>(g[c]) - z[c] * dot) * inverse;
 }
 
-/// Sums two vectors of length `n` over blocks, in order: partial (blocks, 2, n).
-template <class C>
-void merge(const C* partial, int64_t blocks, int64_t n, std::vector<double>& first,
-           std::vector<double>& second) {
-  for (int64_t block = 0; block < blocks; ++block) {
-    const C* p = partial + block * 2 * n;
-    for (int64_t c = 0; c < n; ++c) {
-      first[static_cast<size_t>(c)] += static_cast<double>(p[c]);
-      second[static_cast<size_t>(c)] += static_cast<double>(p[n + c]);
-    }
-  }
-}
-
 }  // namespace
 
 void pre_sbn_forward(In x, In valid, SbnStatistics statistics, double eps, InOut mean, InOut var,
@@ -351,130 +307,6 @@ void pre_sbn_backward(In x, In valid, In mean, In var, In grad, SbnStatistics st
         }
       }
     });
-  });
-}
-
-namespace {
-
-/// A tensor (…, d) as rows; leading dimensions with any strides.
-template <class T>
-class LeadingRows {
- public:
-  explicit LeadingRows(const Tensor& x) : data_(x.data<T>()) {
-    for (int i = 0; i + 1 < x.rank(); ++i) {
-      if (x.size(i) == 1) continue;
-      if (!extents_.empty() && strides_.back() == x.stride(i) * x.size(i)) {
-        extents_.back() *= x.size(i);
-        strides_.back() = x.stride(i);
-      } else {
-        extents_.push_back(x.size(i));
-        strides_.push_back(x.stride(i));
-      }
-    }
-  }
-  T* row(int64_t index) const {
-    int64_t offset = 0;
-    for (size_t i = extents_.size(); i-- > 1;) {
-      offset += index % extents_[i] * strides_[i];
-      index /= extents_[i];
-    }
-    if (!extents_.empty()) offset += index * strides_[0];
-    return data_ + offset;
-  }
-
- private:
-  T* data_;
-  std::vector<int64_t> extents_, strides_;
-};
-
-/// gamma or beta of every channel, whether given as one or as d values.
-template <class C>
-std::vector<C> per_channel(const Tensor& t, int64_t d) {
-  std::vector<C> values = values_of<C>(t);
-  if (values.size() == 1) values.assign(static_cast<size_t>(d), C(values[0]));
-  return values;
-}
-
-}  // namespace
-
-void post_sbn_forward(In x, In gamma, In beta, double eps, Out y) {
-  dispatch_floating(x->dtype(), "post_sbn_forward", [&]<class T>() {
-    using C = compute_t<T>;
-    const int64_t d = x->size(-1);
-    if (x->numel() == 0) return;
-    const std::vector<C> gammas = per_channel<C>(gamma, d), betas = per_channel<C>(beta, d);
-    const C* g = gammas.data();
-    const C* b = betas.data();
-    const C small = static_cast<C>(eps * eps);
-    const LeadingRows<T> from(x), to(y);
-    const int64_t rows = x->numel() / d;
-    parallel_blocks(rows, kRowBlock * task_grain(d), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const T* in = from.row(i);
-        T* out = to.row(i);
-#pragma omp simd
-        for (int64_t c = 0; c < d; ++c) {
-          const C s = g[c] * static_cast<C>(in[c]);
-          const C half_log = C(0.5) * math::log(s * s + small);
-          out[c] = static_cast<T>(s * math::exp((b[c] - C(1)) * half_log));
-        }
-      }
-    });
-  });
-}
-
-// With u = s² + eps², p = u^((beta-1)/2): dy/ds = p (1 + (beta-1) s²/u), dy/dbeta = y log(u)/2.
-void post_sbn_backward(In x, In gamma, In beta, In grad, double eps, Out dx, Out dgamma,
-                       Out dbeta) {
-  dispatch_floating(x->dtype(), "post_sbn_backward", [&]<class T>() {
-    using C = compute_t<T>;
-    const int64_t d = x->size(-1);
-    const std::vector<C> gammas = per_channel<C>(gamma, d), betas = per_channel<C>(beta, d);
-    const C* g = gammas.data();
-    const C* b = betas.data();
-    const C small = static_cast<C>(eps * eps);
-    const LeadingRows<T> from(x), gradient(grad), to(dx);
-    const int64_t rows = d > 0 ? x->numel() / d : 0;
-    const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
-    // (blocks, 2, d): gradients of gamma and of beta.
-    std::vector<C> partial(static_cast<size_t>(blocks * 2 * d));
-    parallel_blocks(blocks, task_grain(d), [&](int64_t first, int64_t last) {
-      for (int64_t block = first; block < last; ++block) {
-        C* dg = partial.data() + block * 2 * d;
-        C* db = dg + d;
-        const int64_t end = std::min(rows, (block + 1) * kRowBlock);
-        for (int64_t i = block * kRowBlock; i < end; ++i) {
-          const T* in = from.row(i);
-          const T* go = gradient.row(i);
-          T* out = to.row(i);
-#pragma omp simd
-          for (int64_t c = 0; c < d; ++c) {
-            const C v = static_cast<C>(in[c]);
-            const C o = static_cast<C>(go[c]);
-            const C s = g[c] * v;
-            const C u = s * s + small;
-            const C half_log = C(0.5) * math::log(u);
-            const C p = math::exp((b[c] - C(1)) * half_log);
-            const C ds = o * p * (C(1) + (b[c] - C(1)) * s * s / u);
-            out[c] = static_cast<T>(ds * g[c]);
-            dg[c] += ds * v;
-            db[c] += o * s * p * half_log;
-          }
-        }
-      }
-    });
-    std::vector<double> dg(static_cast<size_t>(d)), db(static_cast<size_t>(d));
-    merge(partial.data(), blocks, d, dg, db);
-    const auto finish = [](std::vector<double>& sums, const Tensor& out) {
-      if (out.numel() == 1 && sums.size() != 1) {
-        double total = 0;
-        for (double v : sums) total += v;
-        sums.assign(1, total);
-      }
-      store(sums, out);
-    };
-    finish(dg, dgamma);
-    finish(db, dbeta);
   });
 }
 
