@@ -47,9 +47,7 @@ double start_of_theta(double initial, double limit) {
 
 LogitScale::LogitScale(Module* parent, std::string name, double initial, bool trained,
                        double radius, int64_t head_dim)
-    : Module(parent, std::move(name)),
-      fixed_(initial),
-      limit_(0.95 * radius * std::sqrt(static_cast<double>(head_dim))) {
+    : Module(parent, std::move(name)), fixed_(initial), limit_(max_logit_scale(radius, head_dim)) {
   require(initial > 0.0 && std::isfinite(initial), "[logit_scale] is {} and must be positive",
           initial);
   if (!trained) return;

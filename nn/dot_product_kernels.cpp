@@ -146,8 +146,8 @@ void check_domain(const DotProductKernel& kernel, double logit_scale, int64_t he
         kernel.radius() * std::sqrt(static_cast<double>(head_dim)));
 }
 
-double max_logit_scale(const DotProductKernel& kernel, int64_t head_dim) {
-  return 0.95 * kernel.radius() * std::sqrt(static_cast<double>(head_dim));
+double max_logit_scale(double radius, int64_t head_dim) {
+  return 0.95 * radius * std::sqrt(static_cast<double>(head_dim));
 }
 
 }  // namespace macgrad::nn

@@ -74,6 +74,6 @@ std::string dot_product_kernel_names();
 void check_domain(const DotProductKernel& kernel, double logit_scale, int64_t head_dim);
 
 /// Largest value of a trained logit scale: 0.95·radius·√head_dim (infinite for an infinite radius).
-double max_logit_scale(const DotProductKernel& kernel, int64_t head_dim);
+double max_logit_scale(double radius, int64_t head_dim);
 
 }  // namespace macgrad::nn

@@ -168,4 +168,22 @@ class Module {
   std::vector<Module*> children_;
 };
 
+/// Evaluation mode while alive; the mode before, and evaluation draw 0, afterwards.
+class EvalScope {
+ public:
+  explicit EvalScope(Module& model) : model_(model), was_training_(model.training()) {
+    model_.eval();
+  }
+  ~EvalScope() {
+    model_.use_eval_draw(0);
+    model_.train(was_training_);
+  }
+  EvalScope(const EvalScope&) = delete;
+  EvalScope& operator=(const EvalScope&) = delete;
+
+ private:
+  Module& model_;
+  bool was_training_;
+};
+
 }  // namespace macgrad::nn

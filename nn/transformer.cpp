@@ -71,28 +71,6 @@ int Transformer::eval_draws() const {
   return a.kind == AttentionKind::rmfa ? a.eval_draws : 1;
 }
 
-namespace {
-
-/// Evaluation mode while alive; the mode before, and evaluation draw 0, afterwards.
-class EvalScope {
- public:
-  explicit EvalScope(Module& model) : model_(model), was_training_(model.training()) {
-    model_.eval();
-  }
-  ~EvalScope() {
-    model_.use_eval_draw(0);
-    model_.train(was_training_);
-  }
-  EvalScope(const EvalScope&) = delete;
-  EvalScope& operator=(const EvalScope&) = delete;
-
- private:
-  Module& model_;
-  bool was_training_;
-};
-
-}  // namespace
-
 Variable Transformer::eval_log_probs(const Tensor& source, const Tensor& source_valid,
                                      const Tensor& target, const Tensor& target_valid) {
   const EvalScope evaluation(*this);

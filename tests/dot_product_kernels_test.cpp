@@ -134,8 +134,8 @@ TEST_CASE("the logit scale must keep t inside the radius") {
   CHECK_THROWS_AS(check_domain(inv, 1.0, 1), Error);
   CHECK_THROWS_AS(check_domain(inv, 0.0, 64), Error);
   check_domain(dot_product_kernel("exp"), 1000.0, 64);
-  CHECK(max_logit_scale(inv, 64) == doctest::Approx(7.6));
-  CHECK(std::isinf(max_logit_scale(dot_product_kernel("exp"), 64)));
+  CHECK(max_logit_scale(inv.radius(), 64) == doctest::Approx(7.6));
+  CHECK(std::isinf(max_logit_scale(dot_product_kernel("exp").radius(), 64)));
 }
 
 TEST_CASE("power series arithmetic") {
