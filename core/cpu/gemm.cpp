@@ -9,7 +9,9 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <climits>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "core/cpu/parallel.h"
@@ -24,6 +26,13 @@
 
 namespace macgrad::cpu {
 namespace {
+
+// CBLAS counts in int.
+int blas_size(int64_t n) {
+  require(n <= INT_MAX,
+          "[matmul] CBLAS takes sizes and strides up to {}, got {}; split the product", INT_MAX, n);
+  return static_cast<int>(n);
+}
 
 CBLAS_TRANSPOSE blas_flag(bool transpose) {
   return transpose ? CblasTrans : CblasNoTrans;
@@ -49,9 +58,9 @@ void gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, f
   require(status == dnnl_success, "[matmul] dnnl_sgemm failed with status {} at m={} n={} k={}",
           static_cast<int>(status), m, n, k);
 #else
-  cblas_sgemm(CblasRowMajor, blas_flag(transpose_a), blas_flag(transpose_b), static_cast<int>(m),
-              static_cast<int>(n), static_cast<int>(k), alpha, a, static_cast<int>(lda), b,
-              static_cast<int>(ldb), beta, c, static_cast<int>(ldc));
+  cblas_sgemm(CblasRowMajor, blas_flag(transpose_a), blas_flag(transpose_b), blas_size(m),
+              blas_size(n), blas_size(k), alpha, a, blas_size(lda), b, blas_size(ldb), beta, c,
+              blas_size(ldc));
 #endif
 }
 
@@ -60,9 +69,9 @@ void gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, d
           int64_t ldc) {
   if (m == 0 || n == 0) return;
   if (k == 0) return scale_only(m, n, beta, c, ldc);
-  cblas_dgemm(CblasRowMajor, blas_flag(transpose_a), blas_flag(transpose_b), static_cast<int>(m),
-              static_cast<int>(n), static_cast<int>(k), alpha, a, static_cast<int>(lda), b,
-              static_cast<int>(ldb), beta, c, static_cast<int>(ldc));
+  cblas_dgemm(CblasRowMajor, blas_flag(transpose_a), blas_flag(transpose_b), blas_size(m),
+              blas_size(n), blas_size(k), alpha, a, blas_size(lda), b, blas_size(ldb), beta, c,
+              blas_size(ldc));
 }
 
 const char* gemm_libraries() {
@@ -130,6 +139,9 @@ void matmul_typed(const Tensor& a, const Tensor& b, const Tensor& c, T alpha, T 
   const Layout la = layout_of(a, "left operand");
   const Layout lb = layout_of(b, "right operand");
   const Layout lc = layout_of(c, "result");
+  // Checked here as well: an error must not leave a thread of the loop below.
+  if constexpr (std::is_same_v<T, double> || !MACGRAD_WITH_ONEDNN)
+    for (const int64_t size : {m, n, k, la.ld, lb.ld, lc.ld}) (void)blas_size(size);
   const T* pa = a.data<T>();
   const T* pb = b.data<T>();
   T* pc = c.data<T>();
