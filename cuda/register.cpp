@@ -33,6 +33,8 @@ CudaStatus cuda_status() {
   return status;
 }
 
-void register_cuda_kernels() {}
+int register_cuda_kernels() {
+  return 0;
+}
 
 }  // namespace macgrad

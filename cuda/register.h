@@ -16,8 +16,8 @@ struct CudaStatus {
 /// Asks the driver. Never throws; on a machine without a driver or a card it says so.
 CudaStatus cuda_status();
 
-/// Fills the CUDA column of the slots in core/kernels.h. No slot has a CUDA kernel yet, so an op
-/// on a CUDA tensor reports its missing kernel by name.
-void register_cuda_kernels();
+/// Fills the CUDA column of the slots in core/kernels.h and returns how many it filled. No slot has
+/// a CUDA kernel yet, so an op on a CUDA tensor reports its missing kernel by name.
+int register_cuda_kernels();
 
 }  // namespace macgrad

@@ -1,3 +1,6 @@
+// Option parsing on top of CLI11. Numbers and ranges are read here with std::from_chars, because
+// the library's conversion takes "-1" as an unsigned number. With --device cuda this is where the
+// CUDA kernels are registered, or the error says what is missing.
 #include "experiments/common/arguments.h"
 
 #include <fmt/format.h>
@@ -77,7 +80,11 @@ void check_cuda() {
         "(nvidia-smi), or use --device cpu",
         status.reason);
   }
-  register_cuda_kernels();
+  if (register_cuda_kernels() == 0) {
+    throw Error(
+        "--device cuda: {} can be used, but no CUDA kernel is registered yet; use --device cpu",
+        status.device);
+  }
 #else
   std::string reason = "off";
   for (const auto& [name, value] : build_facts()) {
