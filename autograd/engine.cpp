@@ -1,3 +1,6 @@
+// How gradients flow: the nodes that lead from the results to what is asked for are taken from a
+// queue in descending id, each adds its vjp to the cotangents of its inputs, and hooks, records and
+// anomaly mode look on. Cotangents are Variables, so that create_graph records them like any op.
 #include "autograd/engine.h"
 
 #include <algorithm>

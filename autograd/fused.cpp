@@ -1,3 +1,6 @@
+// Running a fused op: its kernel where one takes the operands, its composite otherwise (said once
+// on stderr, an error under MACGRAD_FUSED=strict). The vjp runs the backward kernel, itself an op
+// whose own gradient comes from differentiating the composite.
 #include "autograd/fused.h"
 
 #include <cstdlib>

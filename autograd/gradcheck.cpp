@@ -1,3 +1,6 @@
+// Central differences of Σ f·cotangent, one input element at a time, against grad(); at order 2 the
+// same for the gradients themselves, joined into one number with fixed random weights. The worst
+// element is reported with its place.
 #include "autograd/gradcheck.h"
 
 #include <cmath>

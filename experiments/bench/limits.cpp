@@ -1,3 +1,5 @@
+// Rows that say what the machine gives today (a copy, the GEMM library called directly), and matmul
+// and linear beside them. Other rows are read against these, since a noisy machine moves both.
 #include <fmt/format.h>
 
 #include "autograd/ops.h"

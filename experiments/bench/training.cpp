@@ -1,3 +1,5 @@
+// One update of the translation model on a batch of usual size, with softmax attention and with
+// RMFA: its time, and its share in each kernel slot by an observer of the slots.
 #include <fmt/format.h>
 
 #include <algorithm>

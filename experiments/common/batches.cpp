@@ -1,3 +1,6 @@
+// Pairs are shuffled, stably sorted by length and cut greedily into batches whose rows times width
+// stay within the token budget; the batches are then shuffled. One SplitMix64 of (seed, epoch)
+// makes both shuffles.
 #include "experiments/common/batches.h"
 
 #include <algorithm>

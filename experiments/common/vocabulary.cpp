@@ -1,3 +1,5 @@
+// Building a vocabulary from lines, and its file: a header line, then one word and its frequency a
+// line. A file is checked when read, because ids are positions in it.
 #include "experiments/common/vocabulary.h"
 
 #include <fmt/format.h>

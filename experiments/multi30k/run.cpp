@@ -1,5 +1,5 @@
-// Joins the parts into one run: log lines, metrics.csv, curves, the best and the last checkpoint,
-// resuming, and a clean end on Ctrl-C with what was reached so far.
+// Joins the parts into one run: log lines, and after each epoch metrics.csv, curves, translations
+// and the checkpoint. Ctrl-C ends it cleanly, and a failed one says which checkpoint stays.
 #include "experiments/multi30k/run.h"
 
 #include <algorithm>

@@ -1,3 +1,6 @@
+// Exact attention is computed by blocks of queries, so that long sequences need no n×n matrix; the
+// baselines (the mean of v, and the first two terms of the series) are RMFA without random
+// features.
 #include "experiments/nmse/attention.h"
 
 #include <algorithm>

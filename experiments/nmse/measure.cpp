@@ -1,3 +1,6 @@
+// The loops over kernels, lengths, draw methods and D. Data and draws have streams of their own,
+// and all methods see the same data, so that a row does not depend on which others are measured. A
+// D that a method cannot have leaves its row out with a note.
 #include "experiments/nmse/measure.h"
 
 #include <unistd.h>

@@ -1,3 +1,5 @@
+// The quick grid (minutes instead of hours) and the settings as JSON, so that results say how they
+// came about.
 #include "experiments/nmse/settings.h"
 
 namespace macgrad::experiments {
