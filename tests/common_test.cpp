@@ -23,32 +23,13 @@
 #include "experiments/common/output_files.h"
 #include "experiments/common/plots.h"
 #include "experiments/common/progress.h"
+#include "tests/temporary_folder.h"
 
 namespace macgrad::experiments {
 namespace {
 namespace fs = std::filesystem;
 
-class Folder {
- public:
-  Folder() {
-    std::string name = (fs::temp_directory_path() / "macgrad-common-XXXXXX").string();
-    if (mkdtemp(name.data()) == nullptr) throw Error("mkdtemp {} failed", name);
-    path_ = name;
-  }
-  ~Folder() {
-    std::error_code ignored;
-    fs::remove_all(path_, ignored);
-  }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
-  std::string operator/(const std::string& name) const { return (path_ / name).string(); }
-  std::ptrdiff_t entries() const {
-    return std::distance(fs::directory_iterator(path_), fs::directory_iterator());
-  }
-
- private:
-  fs::path path_;
-};
+using Folder = testing::TemporaryFolder;
 
 std::string contents(const std::string& path) {
   std::ostringstream text;

@@ -16,29 +16,13 @@
 #include "experiments/multi30k/evaluation.h"
 #include "experiments/multi30k/run.h"
 #include "experiments/multi30k/training.h"
+#include "tests/temporary_folder.h"
 
 namespace macgrad::experiments {
 namespace {
 namespace fs = std::filesystem;
 
-class Folder {
- public:
-  Folder() {
-    std::string name = (fs::temp_directory_path() / "macgrad-multi30k-XXXXXX").string();
-    if (mkdtemp(name.data()) == nullptr) throw Error("mkdtemp {} failed", name);
-    path_ = name;
-  }
-  ~Folder() {
-    std::error_code ignored;
-    fs::remove_all(path_, ignored);
-  }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
-  std::string operator/(const std::string& name) const { return (path_ / name).string(); }
-
- private:
-  fs::path path_;
-};
+using Folder = testing::TemporaryFolder;
 
 // One thread while alive: models this small gain nothing from more. A run sets the number itself.
 class OneThread {

@@ -21,6 +21,17 @@ double rounded_to_eighths(double v) {
 
 }  // namespace
 
+OpCase simple(const std::string& name, const std::string& op, std::vector<OpInput> inputs,
+              Function f, Reference reference) {
+  OpCase row;
+  row.name = name;
+  row.op = op;
+  row.inputs = std::move(inputs);
+  row.f = std::move(f);
+  row.reference = std::move(reference);
+  return row;
+}
+
 const OpCases& op_cases() {
   static const OpCases all = [] {
     OpCases cases;

@@ -21,15 +21,17 @@ struct OpInput {
 };
 
 using Values = std::vector<std::vector<double>>;
+using Function = std::function<Variable(const Variables&)>;
+using Reference = std::function<std::vector<double>(const Values&)>;
 
 struct OpCase {
   std::string name;  // of the row: "sum dims 0,2"
   std::string op;    // the function of autograd/ops.h or autograd/attention.h it exercises
   std::vector<OpInput> inputs;
-  std::function<Variable(const Variables&)> f;
+  Function f;
   /// The result by definition, from all inputs in row-major order; absent where nothing naive is
   /// cheap.
-  std::function<std::vector<double>(const Values&)> reference = {};
+  Reference reference = {};
   /// Inputs of size n, for the odd sizes 0, 1, 63 and 100; absent: one size only. The sizes start
   /// at `smallest`.
   std::function<std::vector<OpInput>(int64_t n)> sized = {};
@@ -46,6 +48,10 @@ struct OpCase {
 };
 
 using OpCases = std::vector<OpCase>;
+
+/// A row with every other setting at its default.
+OpCase simple(const std::string& name, const std::string& op, std::vector<OpInput> inputs,
+              Function f, Reference reference = {});
 
 /// Every row.
 const OpCases& op_cases();

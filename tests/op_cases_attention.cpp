@@ -10,8 +10,6 @@
 namespace macgrad::testing {
 namespace {
 
-using Function = std::function<Variable(const Variables&)>;
-
 struct Problem {
   std::string name;
   int64_t B = 2, H = 2, T = 4, S = 4, d = 4, dv = 3;

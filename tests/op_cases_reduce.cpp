@@ -9,20 +9,6 @@
 namespace macgrad::testing {
 namespace {
 
-using Function = std::function<Variable(const Variables&)>;
-using Reference = std::function<std::vector<double>(const Values&)>;
-
-OpCase simple(const std::string& name, const std::string& op, std::vector<OpInput> inputs,
-              Function f, Reference reference = {}) {
-  OpCase row;
-  row.name = name;
-  row.op = op;
-  row.inputs = std::move(inputs);
-  row.f = std::move(f);
-  row.reference = std::move(reference);
-  return row;
-}
-
 // Applies `formula` to each line along `dim` of the only input; the results keep their order.
 Reference over_lines(const Shape& shape, int dim,
                      std::function<std::vector<double>(const std::vector<double>&)> formula) {

@@ -9,17 +9,9 @@
 namespace macgrad::testing {
 namespace {
 
-using Function = std::function<Variable(const Variables&)>;
-using Reference = std::function<std::vector<double>(const Values&)>;
-
 OpCase fused(const std::string& name, const std::string& op, std::vector<OpInput> inputs,
              Function f, Reference reference = {}) {
-  OpCase row;
-  row.name = name;
-  row.op = op;
-  row.inputs = std::move(inputs);
-  row.f = std::move(f);
-  row.reference = std::move(reference);
+  OpCase row = simple(name, op, std::move(inputs), std::move(f), std::move(reference));
   row.fused = true;
   row.tol32 = 1e-5;
   return row;

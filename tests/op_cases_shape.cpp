@@ -5,20 +5,6 @@
 namespace macgrad::testing {
 namespace {
 
-using Function = std::function<Variable(const Variables&)>;
-using Reference = std::function<std::vector<double>(const Values&)>;
-
-OpCase simple(const std::string& name, const std::string& op, std::vector<OpInput> inputs,
-              Function f, Reference reference = {}) {
-  OpCase row;
-  row.name = name;
-  row.op = op;
-  row.inputs = std::move(inputs);
-  row.f = std::move(f);
-  row.reference = std::move(reference);
-  return row;
-}
-
 // y[i] = x[source(i)] for `count` results; a negative source gives `other`.
 Reference picked(size_t count, std::function<int64_t(int64_t)> source, double other = 0.0) {
   return [=](const Values& x) {

@@ -19,44 +19,22 @@
 #include "experiments/common/toy_corpus.h"
 #include "experiments/common/unicode.h"
 #include "experiments/common/vocabulary.h"
+#include "tests/temporary_folder.h"
 
 namespace macgrad::experiments {
 namespace {
 namespace fs = std::filesystem;
 
-// A folder that goes away with the test.
-class Folder {
+class Folder : public testing::TemporaryFolder {
  public:
-  Folder() {
-    std::string name = (fs::temp_directory_path() / "macgrad-text-XXXXXX").string();
-    if (mkdtemp(name.data()) == nullptr) throw Error("mkdtemp {} failed", name);
-    path_ = name;
-  }
-  ~Folder() {
-    std::error_code ignored;
-    fs::remove_all(path_, ignored);
-  }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
-
-  std::string path() const { return path_.string(); }
-  std::string write(const std::string& name, const std::string& text) const {
-    const fs::path file = path_ / name;
-    fs::create_directories(file.parent_path());
-    std::ofstream(file, std::ios::binary) << text;
-    return file.string();
-  }
   std::string write_gz(const std::string& name, const std::string& text) const {
-    const fs::path file = path_ / name;
-    fs::create_directories(file.parent_path());
+    const std::string file = *this / name;
+    fs::create_directories(fs::path(file).parent_path());
     gzFile stream = gzopen(file.c_str(), "wb");
     gzwrite(stream, text.data(), static_cast<unsigned>(text.size()));
     gzclose(stream);
-    return file.string();
+    return file;
   }
-
- private:
-  fs::path path_;
 };
 
 std::string error_of(const std::function<void()>& call) {
