@@ -135,9 +135,9 @@ Variable pow(const Variable& a, const Variable& b) {
       {[a = Saved(a), b = Saved(b)](const Variable& g, const VjpContext&) {
          // Where b = 0 the function is constant; 0·a^-1 would be NaN at a = 0. Elsewhere b stays
          // as it is, for the mixed second derivative.
-         const Tensor constant =
-             where(equal(a().value(), 0.0), Variable(equal(b().value(), 0.0)),
-                   Variable(Tensor::zeros({}, DType::boolean, b().device()))).value();
+         const Tensor constant = where(equal(a().value(), 0.0), Variable(equal(b().value(), 0.0)),
+                                       Variable(Tensor::zeros({}, DType::boolean, b().device())))
+                                     .value();
          return masked_fill(mul(g, mul(b(), pow(a(), add(masked_fill(b(), constant, 1.0), -1.0)))),
                             constant, 0.0);
        },
