@@ -73,6 +73,23 @@ TEST_CASE("NMSE at D = 128: outputs and gradients of every draw method") {
   }
 }
 
+TEST_CASE("NMSE at other D") {
+  NmseSettings s = small_settings();
+  s.draws = {"srht", "h01", "optimal"};
+  s.features = {16, 64, 256};
+  s.repeats = 4;
+  const auto rows = measured(s);
+  // Figures at a mean of V of -3.61.
+  const auto figure = [&](const char* draws, int64_t features) {
+    const NmseRow& r = row_of(rows, draws, features);
+    return r.rmfa.log10 - r.mean.log10 - 3.61;
+  };
+  CHECK(figure("optimal", 16) <= -2.85);
+  CHECK(figure("optimal", 64) <= -4.3);
+  CHECK(std::fabs(figure("h01", 256) + 6.17) < 0.06);
+  CHECK(std::fabs(figure("srht", 256) + 5.83) < 0.15);
+}
+
 TEST_CASE("NMSE does not grow with the length") {
   NmseSettings s = small_settings();
   s.draws = {"official", "optimal"};

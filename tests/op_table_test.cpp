@@ -4,8 +4,6 @@
 
 #include <cmath>
 #include <fstream>
-#include <iterator>
-#include <regex>
 #include <set>
 
 #include "autograd/gradcheck.h"
@@ -171,6 +169,19 @@ TEST_CASE("op table: poisoned memory changes no result, and no guard word breaks
   }
 }
 
+// Name of the op that a line of a header declares, or "".
+std::string declared_op(const std::string& line) {
+  for (const std::string result :
+       {"Variable ", "Variables ", "Tensor ", "std::pair<Variable, Tensor> "}) {
+    if (!line.starts_with(result)) continue;
+    const size_t end =
+        line.find_first_not_of("abcdefghijklmnopqrstuvwxyz_0123456789", result.size());
+    if (end != std::string::npos && end > result.size() && line[end] == '(')
+      return line.substr(result.size(), end - result.size());
+  }
+  return "";
+}
+
 TEST_CASE("op table: one row at least for every op of the headers") {
   std::set<std::string> rows;
   for (const OpCase& row : op_cases()) rows.insert(row.op);
@@ -179,16 +190,15 @@ TEST_CASE("op table: one row at least for every op of the headers") {
     const std::string path = std::string(MACGRAD_FIXTURES) + "/../../autograd/" + header;
     std::ifstream file(path);
     REQUIRE_MESSAGE(file.good(), "cannot read ", path);
-    const std::string text{std::istreambuf_iterator<char>(file), {}};
-    const std::regex declaration(
-        R"((?:^|\n)(?:Variable|Variables|Tensor|std::pair<Variable, Tensor>) ([a-z_0-9]+)\()");
-    for (std::sregex_iterator it(text.begin(), text.end(), declaration), end; it != end; ++it) {
-      CHECK_MESSAGE(rows.contains((*it)[1]), (*it)[1].str(), " of autograd/", header,
+    for (std::string line; std::getline(file, line);) {
+      const std::string op = declared_op(line);
+      if (op.empty()) continue;
+      CHECK_MESSAGE(rows.contains(op), op, " of autograd/", header,
                     " has no row in tests/op_cases");
       ++seen;
     }
   }
-  CHECK(seen > 80);  // the pattern still reads the headers
+  CHECK(seen > 80);  // the headers are still read
 }
 
 }  // namespace

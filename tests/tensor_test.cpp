@@ -270,6 +270,10 @@ TEST_CASE("guard words see a write behind the end") {
   }
   CHECK(guard_violations() == before + 1);
 }
+
+TEST_CASE("out of memory is an error with the numbers") {
+  CHECK_THROWS_WITH_AS(Tensor::empty({int64_t{1} << 60}), Contains("out of memory"), Error);
+}
 #endif
 
 TEST_CASE("poison fills new memory with NaN in every floating dtype") {
@@ -279,10 +283,6 @@ TEST_CASE("poison fills new memory with NaN in every floating dtype") {
     CHECK(std::all_of(values.begin(), values.end(), [](double v) { return std::isnan(v); }));
   }
   CHECK(std::abs(Tensor::empty({1}, DType::int64).item()) > 0);
-}
-
-TEST_CASE("out of memory is an error with the numbers") {
-  CHECK_THROWS_WITH_AS(Tensor::empty({int64_t{1} << 60}), Contains("out of memory"), Error);
 }
 
 TEST_CASE("a slot reports missing kernels and tells the observer what ran") {

@@ -24,7 +24,8 @@ struct Timing {
   double min = 0;
 };
 
-/// Runs f until `seconds` and at least `least` samples are spent, after two warm-up runs.
+/// Runs f until `seconds` and at least `least` samples are spent, after two warm-up runs (one, and
+/// at least 2 samples, when a run takes more than a second).
 Timing time_of(const std::function<void()>& f, double seconds = 0.6, int least = 5);
 
 /// Collects rows whose name contains the filter, and prints each when it is there.
