@@ -276,6 +276,10 @@ TEST_CASE("out of memory is an error with the numbers") {
 }
 #endif
 
+TEST_CASE("a shape whose bytes overflow is refused") {
+  CHECK_THROWS_AS(Tensor::empty({int64_t{1} << 40, int64_t{1} << 40}), Error);
+}
+
 TEST_CASE("poison fills new memory with NaN in every floating dtype") {
   const PoisonScope poison;
   for (const DType dtype : {DType::float32, DType::float64, DType::bfloat16}) {
