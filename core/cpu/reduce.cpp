@@ -14,13 +14,22 @@ constexpr int64_t kRowBlock = 4096;    // elements of a contiguous sum before it
 constexpr int64_t kColumnRows = 128;   // rows added in the compute type before going to the total
 constexpr int64_t kColumnBlock = 256;  // columns a task of a column sum works on
 
+constexpr int64_t kLanes = 32;  // partial sums of a block: short chains round little
+
+// The same sums with and without vector instructions.
 template <class T>
 compute_t<T> block_sum(const T* x, int64_t n) {
   using C = compute_t<T>;
-  C total = 0;
-#pragma omp simd reduction(+ : total)
-  for (int64_t i = 0; i < n; ++i) total += static_cast<C>(x[i]);
-  return total;
+  C lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+#pragma omp simd
+    for (int64_t l = 0; l < kLanes; ++l) lanes[l] += static_cast<C>(x[i + l]);
+  }
+  for (int64_t l = 0; i < n; ++i, ++l) lanes[l] += static_cast<C>(x[i]);
+  for (int64_t width = kLanes / 2; width > 0; width /= 2)
+    for (int64_t l = 0; l < width; ++l) lanes[l] += lanes[l + width];
+  return lanes[0];
 }
 
 template <class T>
