@@ -734,6 +734,24 @@ TEST_CASE("matmul against the triple loop: transposes, odd sizes, empty sums, ba
   }
 }
 
+TEST_CASE(
+    "matmul of operands whose rows lie a multiple of 2 KiB apart, read through padded copies") {
+  // k passes one copy's rows; the left and the right operand collide, alone and together.
+  for (const auto& [m, n, k] :
+       {std::array<int64_t, 3>{512, 130, 530}, std::array<int64_t, 3>{130, 512, 1030},
+        std::array<int64_t, 3>{512, 512, 70}}) {
+    const Tensor a = random_values({k, m}, DType::float32, 20, -1, 1).transpose(0, 1);
+    const Tensor b = random_values({k, n}, DType::float32, 21, -1, 1);
+    for (const bool turned : {false, true}) {
+      const Tensor c = turned ? random_values({n, m}, DType::float32, 22, -1, 1).transpose(0, 1)
+                              : random_values({m, n}, DType::float32, 22, -1, 1);
+      const auto blended = naive_product(a, b, c, 0.5, -2.0);
+      kernels::matmul(a, b, c, 0.5, -2.0);
+      check_close(c, blended, 2e-5, "matmul through padded copies");
+    }
+  }
+}
+
 TEST_CASE("matmul reads expanded batches and slices in place") {
   for (const DType dtype : {DType::float32, DType::float64, DType::bfloat16}) {
     const Tensor a = random_values({2, 1, 5, 6}, dtype, 13, -1, 1).expand({2, 3, 5, 6});

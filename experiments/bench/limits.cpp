@@ -33,6 +33,23 @@ void product(BenchTable& table, int64_t m, int64_t n, int64_t k, const char* lim
   table.compare(ours, direct);
 }
 
+// The weight gradient of a Linear(in, out) over `rows` rows: a transposed left operand.
+void weight_gradient(BenchTable& table, int64_t rows, int64_t out, int64_t in) {
+  const Tensor g = normal({rows, out}, 0), x = normal({rows, in}, 1);
+  const Tensor c = Tensor::empty({out, in});
+  const double gflop =
+      2e-9 * static_cast<double>(rows) * static_cast<double>(out) * static_cast<double>(in);
+  const std::string direct = fmt::format("limit/sgemm transposed {}x{}x{}", out, in, rows);
+  table.run({.name = direct, .gflop = gflop}, [&] {
+    cpu::gemm(true, false, out, in, rows, 1.0F, g.data<float>(), out, x.data<float>(), in, 0.0F,
+              c.data<float>(), in);
+  });
+  const std::string ours = fmt::format("matmul transposed {}x{}x{}", out, in, rows);
+  const Variable vg(g), vx(x);
+  table.run({.name = ours, .gflop = gflop}, [&] { (void)matmul(transpose(vg, 0, 1), vx); });
+  table.compare(ours, direct);
+}
+
 }  // namespace
 
 void bench_limits(BenchTable& table) {
@@ -44,6 +61,7 @@ void bench_limits(BenchTable& table) {
   product(table, 2560, 256, 256);
   product(table, 2560, 1024, 256);
   product(table, 2560, 10000, 256);
+  weight_gradient(table, 2560, 1024, 256);
   const Tensor x = normal({2560, 256}, 0), w = normal({1024, 256}, 1), b = normal({1024}, 2);
   const Variable vx(x), vw(w), vb(b);
   table.run({.name = "linear 2560x256 -> 1024", .gflop = 2e-9 * 2560 * 1024 * 256},
