@@ -23,14 +23,32 @@ void product(BenchTable& table, int64_t m, int64_t n, int64_t k, const char* lim
   const double gflop =
       2e-9 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
   const std::string direct = limit_name ? limit_name : fmt::format("limit/sgemm {}x{}x{}", m, n, k);
-  table.run({.name = direct, .gflop = gflop}, [&] {
-    cpu::gemm(false, false, m, n, k, 1.0F, a.data<float>(), k, b.data<float>(), n, 0.0F,
-              c.data<float>(), n);
-  });
-  const std::string ours = fmt::format("matmul {}x{}x{}", m, n, k);
   const Variable x(a), y(b);
-  table.run({.name = ours, .gflop = gflop}, [&] { (void)matmul(x, y); });
-  table.compare(ours, direct);
+  table.run_against(
+      {.name = direct, .gflop = gflop},
+      [&] {
+        cpu::gemm(false, false, m, n, k, 1.0F, a.data<float>(), k, b.data<float>(), n, 0.0F,
+                  c.data<float>(), n);
+      },
+      {.name = fmt::format("matmul {}x{}x{}", m, n, k), .gflop = gflop},
+      [&] { (void)matmul(x, y); });
+}
+
+// x·Wᵀ + b beside the product alone.
+void linear_layer(BenchTable& table, int64_t rows, int64_t in, int64_t out) {
+  const Tensor x = normal({rows, in}, 0), w = normal({out, in}, 1), b = normal({out}, 2);
+  const Tensor c = Tensor::empty({rows, out});
+  const Variable vx(x), vw(w), vb(b);
+  const double gflop =
+      2e-9 * static_cast<double>(rows) * static_cast<double>(out) * static_cast<double>(in);
+  const std::string shape = fmt::format("{}x{} -> {}", rows, in, out);
+  table.run_against(
+      {.name = "limit/sgemm of linear " + shape, .gflop = gflop},
+      [&] {
+        cpu::gemm(false, true, rows, out, in, 1.0F, x.data<float>(), in, w.data<float>(), in, 0.0F,
+                  c.data<float>(), out);
+      },
+      {.name = "linear " + shape, .gflop = gflop}, [&] { (void)linear(vx, vw, vb); });
 }
 
 // The weight gradient of a Linear(in, out) over `rows` rows: a transposed left operand.
@@ -40,14 +58,15 @@ void weight_gradient(BenchTable& table, int64_t rows, int64_t out, int64_t in) {
   const double gflop =
       2e-9 * static_cast<double>(rows) * static_cast<double>(out) * static_cast<double>(in);
   const std::string direct = fmt::format("limit/sgemm transposed {}x{}x{}", out, in, rows);
-  table.run({.name = direct, .gflop = gflop}, [&] {
-    cpu::gemm(true, false, out, in, rows, 1.0F, g.data<float>(), out, x.data<float>(), in, 0.0F,
-              c.data<float>(), in);
-  });
-  const std::string ours = fmt::format("matmul transposed {}x{}x{}", out, in, rows);
   const Variable vg(g), vx(x);
-  table.run({.name = ours, .gflop = gflop}, [&] { (void)matmul(transpose(vg, 0, 1), vx); });
-  table.compare(ours, direct);
+  table.run_against(
+      {.name = direct, .gflop = gflop},
+      [&] {
+        cpu::gemm(true, false, out, in, rows, 1.0F, g.data<float>(), out, x.data<float>(), in, 0.0F,
+                  c.data<float>(), in);
+      },
+      {.name = fmt::format("matmul transposed {}x{}x{}", out, in, rows), .gflop = gflop},
+      [&] { (void)matmul(transpose(vg, 0, 1), vx); });
 }
 
 }  // namespace
@@ -62,11 +81,7 @@ void bench_limits(BenchTable& table) {
   product(table, 2560, 1024, 256);
   product(table, 2560, 10000, 256);
   weight_gradient(table, 2560, 1024, 256);
-  const Tensor x = normal({2560, 256}, 0), w = normal({1024, 256}, 1), b = normal({1024}, 2);
-  const Variable vx(x), vw(w), vb(b);
-  table.run({.name = "linear 2560x256 -> 1024", .gflop = 2e-9 * 2560 * 1024 * 256},
-            [&] { (void)linear(vx, vw, vb); });
-  table.compare("linear 2560x256 -> 1024", "limit/sgemm 2560x1024x256");
+  linear_layer(table, 2560, 256, 1024);
 }
 
 }  // namespace macgrad::experiments

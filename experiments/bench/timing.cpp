@@ -9,27 +9,43 @@
 
 namespace macgrad::experiments {
 
-Timing time_of(const std::function<void()>& f, double seconds, int least) {
+std::vector<Timing> times_in_turns(const std::vector<std::function<void()>>& work, double seconds,
+                                   int least) {
   using Clock = std::chrono::steady_clock;
-  const auto once = [&] {
+  const auto once = [](const std::function<void()>& f) {
     const auto start = Clock::now();
     f();
     return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
   };
   // Warm caches and allocators; work of a second or more needs one run for that, and fewer samples.
-  if (once() < 1e3) {
-    once();
-  } else {
-    least = std::min(least, 2);
+  bool slow = false;
+  for (const auto& f : work) {
+    if (once(f) < 1e3) {
+      once(f);
+    } else {
+      slow = true;
+    }
   }
-  std::vector<double> samples;
+  if (slow) least = std::min(least, 2);
+  std::vector<std::vector<double>> samples(work.size());
   double spent = 0;
-  while (spent < seconds * 1e3 || static_cast<int>(samples.size()) < least) {
-    samples.push_back(once());
-    spent += samples.back();
+  const double budget = seconds * 1e3 * static_cast<double>(work.size());
+  for (int turn = 0; turn < least || spent < budget; ++turn) {
+    for (size_t i = 0; i < work.size(); ++i) {
+      samples[i].push_back(once(work[i]));
+      spent += samples[i].back();
+    }
   }
-  std::sort(samples.begin(), samples.end());
-  return {samples[samples.size() / 2], samples[0]};
+  std::vector<Timing> timings;
+  for (auto& s : samples) {
+    std::sort(s.begin(), s.end());
+    timings.push_back({s[s.size() / 2], s[0]});
+  }
+  return timings;
+}
+
+Timing time_of(const std::function<void()>& f, double seconds, int least) {
+  return times_in_turns({f}, seconds, least).front();
 }
 
 bool BenchTable::wants(const std::string& name) const {
@@ -42,6 +58,20 @@ const BenchRow* BenchTable::run(BenchRow row, const std::function<void()>& f, do
   row.ms = t.median;
   row.ms_min = t.min;
   return add(std::move(row));
+}
+
+void BenchTable::run_against(BenchRow limit, const std::function<void()>& limit_work, BenchRow row,
+                             const std::function<void()>& work, double seconds) {
+  if (!wants(limit.name) && !wants(row.name)) return;
+  const auto times = times_in_turns({limit_work, work}, seconds);
+  limit.ms = times[0].median;
+  limit.ms_min = times[0].min;
+  row.ms = times[1].median;
+  row.ms_min = times[1].min;
+  const std::string name = row.name, against = limit.name;
+  add(std::move(limit));
+  add(std::move(row));
+  compare(name, against);
 }
 
 const BenchRow* BenchTable::add(BenchRow row) {

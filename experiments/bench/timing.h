@@ -28,6 +28,11 @@ struct Timing {
 /// at least 2 samples, when a run takes more than a second).
 Timing time_of(const std::function<void()>& f, double seconds = 0.6, int least = 5);
 
+/// The same for several pieces of work run in turns, so that a machine whose speed drifts slows
+/// them all alike: for ratios. Each gets the same number of samples.
+std::vector<Timing> times_in_turns(const std::vector<std::function<void()>>& work,
+                                   double seconds = 0.6, int least = 5);
+
 /// Collects rows whose name contains the filter, and prints each when it is there.
 class BenchTable {
  public:
@@ -36,6 +41,10 @@ class BenchTable {
   bool wants(const std::string& name) const;
   /// Times f under `row.name`; a row that the filter leaves out is not run (returns nullptr).
   const BenchRow* run(BenchRow row, const std::function<void()>& f, double seconds = 0.6);
+  /// Times a limit and the work that should reach it in turns, and compares them. Both are run when
+  /// the filter keeps either.
+  void run_against(BenchRow limit, const std::function<void()>& limit_work, BenchRow row,
+                   const std::function<void()>& work, double seconds = 0.6);
   /// Adds a row that was measured elsewhere.
   const BenchRow* add(BenchRow row);
   /// Sets ratio of `name` to time(against)/time(name), when both were run.
