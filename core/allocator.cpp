@@ -43,6 +43,20 @@ size_t size_class(size_t bytes) {
   return (bytes + step - 1) / step * step;
 }
 
+std::atomic<std::string (*)()> allocation_context{nullptr};
+
+std::string context() {
+  const auto where = allocation_context.load();
+  return where ? where() : "";
+}
+
+std::string what_is_left(Device device, const RawMemory& raw) {
+  if (!raw.left) return "";
+  size_t free = 0, total = 0;
+  raw.left(free, total, device);
+  return fmt::format(", {} of {} free on the device", free, total);
+}
+
 class Pool {
  public:
   void* take(size_t bytes, Device device, const RawMemory& raw) {
@@ -61,9 +75,10 @@ class Pool {
       }
       if (block == nullptr) {
         throw Error(
-            "out of memory on {}: {} bytes asked, {} in use, {} cached; use a smaller batch or "
-            "shorter sequences",
-            text(device), bytes, stats_.current_bytes, stats_.cached_bytes);
+            "out of memory on {}: {} bytes asked, {} in use, {} cached{}{}; use a smaller "
+            "batch or shorter sequences",
+            text(device), bytes, stats_.current_bytes, stats_.cached_bytes,
+            what_is_left(device, raw), context());
       }
     }
     stats_.current_bytes += want;
@@ -144,6 +159,10 @@ constexpr bool kExact = MACGRAD_EXACT_ALLOC != 0;
 
 void set_raw_memory(DeviceType type, RawMemory functions) {
   backends().raw[static_cast<size_t>(type)] = functions;
+}
+
+void set_allocation_context(std::string (*where)()) {
+  allocation_context = where;
 }
 
 void* allocate(size_t bytes, Device device) {

@@ -4,7 +4,9 @@
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
 
-#include "cuda/check.h"
+#include "cuda/backend.h"
+#include "cuda/memory.h"
+#include "cuda/runtime.h"
 
 namespace macgrad {
 
@@ -34,7 +36,22 @@ CudaStatus cuda_status() {
 }
 
 int register_cuda_kernels() {
-  return 0;
+  cuda::register_memory();
+  int filled = 0;
+  const auto fill_slot = [&](auto& slot, const auto&... functions) {
+    slot.set(DeviceType::cuda, {functions...});
+    ++filled;
+  };
+#define MACGRAD_FILL(op) fill_slot(kernels::op, cuda::op);
+  MACGRAD_UNARY_OPS(MACGRAD_FILL)
+  MACGRAD_BINARY_OPS(MACGRAD_FILL)
+  MACGRAD_COMPARE_OPS(MACGRAD_FILL)
+  MACGRAD_FILL(where)
+  MACGRAD_FILL(copy)
+  MACGRAD_FILL(fill)
+  MACGRAD_FILL(matmul)
+#undef MACGRAD_FILL
+  return filled;
 }
 
 }  // namespace macgrad

@@ -1,0 +1,154 @@
+// Copies with any strides between any dtypes, and fills. A transposition goes through tiles in
+// shared memory, so that both sides are read and written in whole lines.
+#include "cuda/backend.h"
+#include "cuda/device_code.cuh"
+#include "cuda/launch.h"
+#include "cuda/strided.h"
+
+namespace macgrad::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kTile = 32;
+constexpr int kTileRows = 8;  // rows a block moves at a time; a thread moves kTile / kTileRows
+
+template <class To, class From>
+__device__ To convert(From value) {
+  if constexpr (std::is_same_v<To, From>) {
+    return value;
+  } else if constexpr (std::is_same_v<To, bool>) {
+    return static_cast<compute_t<From>>(value) != compute_t<From>(0);
+  } else if constexpr (std::is_same_v<To, bfloat16>) {
+    return bfloat16(static_cast<float>(static_cast<compute_t<From>>(value)));
+  } else {
+    return static_cast<To>(static_cast<compute_t<From>>(value));
+  }
+}
+
+template <class From, class To>
+__global__ void copy_strided(const From* x, To* y, Strided<2> shape) {
+  const auto count = static_cast<int64_t>(shape.count);
+  for (int64_t i = thread_index(); i < count; i += thread_count()) {
+    int64_t at[2];
+    shape.offsets(static_cast<uint32_t>(i), at);
+    y[at[1]] = convert<To>(x[at[0]]);
+  }
+}
+
+template <class From, class To>
+__global__ void copy_contiguous(const From* __restrict__ x, To* __restrict__ y, int64_t n) {
+  for (int64_t i = thread_index(); i < n; i += thread_count()) y[i] = convert<To>(x[i]);
+}
+
+// The last two dimensions of `shape`: columns are consecutive in y and `x_column` apart in x, rows
+// are consecutive in x and `y_row` apart in y; earlier dimensions are walked by blockIdx.y.
+template <class T>
+__global__ void copy_transposed(const T* x, T* y, Strided<2> shape) {
+  T(*tile)[kTile + 1] = shared_memory<T[kTile + 1]>();
+  const int row_dim = shape.rank - 2, column_dim = shape.rank - 1;
+  const auto rows = static_cast<int64_t>(shape.extents[row_dim]);
+  const auto columns = static_cast<int64_t>(shape.extents[column_dim]);
+  const int64_t x_column = shape.strides[0][column_dim], y_row = shape.strides[1][row_dim];
+  int64_t from = 0, to = 0;
+  uint32_t outer = blockIdx.y;
+  for (int d = row_dim - 1; d >= 0; --d) {
+    const int64_t i = outer % shape.extents[d];
+    outer /= shape.extents[d];
+    from += i * shape.strides[0][d];
+    to += i * shape.strides[1][d];
+  }
+  const int64_t tiles_across = (columns + kTile - 1) / kTile;
+  const int64_t row0 = static_cast<int64_t>(blockIdx.x) / tiles_across * kTile;
+  const int64_t column0 = static_cast<int64_t>(blockIdx.x) % tiles_across * kTile;
+  const int across = static_cast<int>(threadIdx.x), down = static_cast<int>(threadIdx.y);
+  for (int i = down; i < kTile; i += kTileRows) {
+    const int64_t row = row0 + across, column = column0 + i;
+    if (row < rows && column < columns) tile[i][across] = x[from + row + column * x_column];
+  }
+  __syncthreads();
+  for (int i = down; i < kTile; i += kTileRows) {
+    const int64_t row = row0 + i, column = column0 + across;
+    if (row < rows && column < columns) y[to + row * y_row + column] = tile[across][i];
+  }
+}
+
+template <class T>
+__global__ void fill_strided(T* y, Strided<1> shape, T value) {
+  const auto count = static_cast<int64_t>(shape.count);
+  for (int64_t i = thread_index(); i < count; i += thread_count()) {
+    int64_t at[1];
+    shape.offsets(static_cast<uint32_t>(i), at);
+    y[at[0]] = value;
+  }
+}
+
+// x consecutive along the last dimension but one, y along the last.
+bool is_transposition(const Strided<2>& s) {
+  if (s.rank < 2) return false;
+  const int rows = s.rank - 2, columns = s.rank - 1;
+  return s.strides[0][rows] == 1 && s.strides[1][columns] == 1 && s.strides[0][columns] > 1 &&
+         s.extents[rows] >= 8 && s.extents[columns] >= 8;
+}
+
+template <class T>
+bool launch_transposed(const T* x, T* y, const Strided<2>& s) {
+  if (!is_transposition(s)) return false;
+  const auto tiles = [](uint32_t n) { return (n + kTile - 1) / kTile; };
+  const int64_t outer = int64_t{s.count} / s.extents[s.rank - 1] / s.extents[s.rank - 2];
+  const int64_t blocks = int64_t{tiles(s.extents[s.rank - 1])} * tiles(s.extents[s.rank - 2]);
+  if (outer > 65535) return false;  // the limit of blockIdx.y
+  launch(copy_transposed<T>,
+         {dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(outer)), dim3(kTile, kTileRows),
+          sizeof(T) * kTile * (kTile + 1)},
+         x, y, s);
+  return true;
+}
+
+}  // namespace
+
+void copy(In x, Out y) {
+  dispatch_any(x->dtype(), [&]<class From>() {
+    const From* px = x->data<From>();
+    dispatch_any(y->dtype(), [&]<class To>() {
+      To* py = y->data<To>();
+      for (const auto& [shape, start] : strided_parts<2>({&x.t, &y.t})) {
+        const From* from = px + start[0];
+        To* to = py + start[1];
+        const auto count = static_cast<int64_t>(shape.count);
+        const LaunchShape blocks{blocks_strided(count, kThreads * 4), kThreads};
+        if constexpr (std::is_same_v<To, From>) {
+          if (shape.contiguous()) {
+            CUDA_CHECK(cudaMemcpyAsync(to, from, sizeof(To) * shape.count, cudaMemcpyDeviceToDevice,
+                                       stream()));
+            continue;
+          }
+          if (launch_transposed(from, to, shape)) continue;
+        }
+        if (shape.contiguous()) {
+          launch(copy_contiguous<From, To>, blocks, from, to, count);
+        } else {
+          launch(copy_strided<From, To>, blocks, from, to, shape);
+        }
+      }
+    });
+  });
+}
+
+void fill(Out y, double value) {
+  dispatch_any(y->dtype(), [&]<class T>() {
+    T* py = y->data<T>();
+    T v;
+    if constexpr (std::is_same_v<T, bool>) {
+      v = value != 0;
+    } else if constexpr (std::is_same_v<T, bfloat16>) {
+      v = bfloat16(static_cast<float>(value));
+    } else {
+      v = static_cast<T>(value);
+    }
+    for (const auto& [shape, start] : strided_parts<1>({&y.t}))
+      launch(fill_strided<T>, {blocks_strided(shape.count, kThreads * 4), kThreads}, py + start[0],
+             shape, v);
+  });
+}
+
+}  // namespace macgrad::cuda

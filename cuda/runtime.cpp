@@ -1,0 +1,78 @@
+#include "cuda/runtime.h"
+
+#include "cuda/math_mode.h"
+
+namespace macgrad::cuda {
+namespace {
+
+constexpr size_t kCublasWorkspace = size_t{32} << 20;  // what cuBLAS itself takes on Hopper
+
+int current_device() {
+  int device = -1;
+  return cudaGetDevice(&device) == cudaSuccess ? device : -1;
+}
+
+MathMode the_math_mode = MathMode::exact;
+
+}  // namespace
+
+MathMode math_mode() {
+  return the_math_mode;
+}
+void set_math_mode(MathMode mode) {
+  the_math_mode = mode;
+}
+
+void check(cudaError_t status, const char* expression, const char* file, int line) {
+  if (status == cudaSuccess) [[likely]]
+    return;
+  throw Error("{}:{}: {} failed on CUDA device {}: {} ({})", file, line, expression,
+              current_device(), cudaGetErrorString(status), cudaGetErrorName(status));
+}
+
+void check(cublasStatus_t status, const char* expression, const char* file, int line) {
+  if (status == CUBLAS_STATUS_SUCCESS) [[likely]]
+    return;
+  throw Error("{}:{}: {} failed on CUDA device {}: {} ({})", file, line, expression,
+              current_device(), cublasGetStatusString(status), cublasGetStatusName(status));
+}
+
+cudaStream_t stream() {
+  static const cudaStream_t the_stream = [] {
+    cudaStream_t s = nullptr;
+    CUDA_CHECK(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking));
+    return s;
+  }();
+  return the_stream;
+}
+
+cublasHandle_t cublas() {
+  static const cublasHandle_t handle = [] {
+    cublasHandle_t h = nullptr;
+    CUBLAS_CHECK(cublasCreate(&h));
+    CUBLAS_CHECK(cublasSetStream(h, stream()));
+    void* workspace = nullptr;
+    CUDA_CHECK(cudaMalloc(&workspace, kCublasWorkspace));
+    CUBLAS_CHECK(cublasSetWorkspace(h, workspace, kCublasWorkspace));
+    return h;
+  }();
+  return handle;
+}
+
+const Card& card() {
+  static const Card the_card = [] {
+    cudaDeviceProp properties{};
+    CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
+    return Card{properties.multiProcessorCount, properties.sharedMemPerBlockOptin,
+                properties.totalGlobalMem};
+  }();
+  return the_card;
+}
+
+bool capturing() {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  CUDA_CHECK(cudaStreamIsCapturing(stream(), &status));
+  return status != cudaStreamCaptureStatusNone;
+}
+
+}  // namespace macgrad::cuda

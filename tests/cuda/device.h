@@ -1,0 +1,17 @@
+// Short words for the CUDA tests: the device, and moving a tensor there with its layout.
+#pragma once
+
+#include "core/tensor.h"
+
+namespace macgrad::testing {
+
+inline constexpr Device kGpu{DeviceType::cuda, 0};
+
+/// A tensor on the GPU with the shape, strides and offset of `t`, and its whole storage behind it.
+inline Tensor on_gpu(const Tensor& t) {
+  const auto bytes = static_cast<int64_t>(t.storage()->bytes() / item_size(t.dtype()));
+  const Tensor flat = t.as_strided({bytes}, {1}, 0);
+  return flat.to(kGpu).as_strided(t.shape(), t.strides(), t.offset());
+}
+
+}  // namespace macgrad::testing

@@ -1,0 +1,395 @@
+#include "machine.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <numeric>
+#include <vector>
+
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace emulation {
+namespace {
+
+[[noreturn]] void fail(const char* what) {
+  std::fprintf(stderr, "played CUDA machine: %s\n", what);
+  std::abort();
+}
+
+// ---- fibers: a stack each, and a switch that saves the registers a call must keep.
+
+constexpr size_t kStackBytes = 128 << 10;
+
+struct Fiber {
+  char* stack = nullptr;
+#if defined(__x86_64__)
+  void* sp = nullptr;
+#else
+  ucontext_t context;
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+  void* fake_stack = nullptr;
+#endif
+};
+
+#if defined(__x86_64__)
+extern "C" void emulation_switch(void** save, void* to);
+asm(R"(
+.text
+.globl emulation_switch
+.type emulation_switch,@function
+emulation_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size emulation_switch,.-emulation_switch
+)");
+#endif
+
+enum class State { ready, at_block, at_warp, done };
+
+struct Thread {
+  Fiber fiber;
+  Index place;
+  State state = State::done;
+  unsigned warp_mask = 0;  // of the collective it waits in
+  unsigned parity = 0;     // which of the warp's two boards the next collective uses
+  bool predicate = false;
+};
+
+constexpr size_t kSlotBytes = 32;
+
+struct Warp {
+  // Two boards in turns: a lane may put its next value down before the others have read this one.
+  alignas(32) char board[2][32 * kSlotBytes];
+};
+
+struct Machine {
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  std::vector<size_t> order;
+  Fiber scheduler;
+  Thread* current = nullptr;
+  size_t live = 0;
+  const std::function<void()>* kernel = nullptr;
+  std::unique_ptr<char[]> shared_storage;
+  char* shared = nullptr;
+  int count = 0;
+  Order mode = Order::forward;
+  uint64_t launches = 0;
+};
+Machine machine;
+
+// The running thread's built-in variables.
+struct {
+  Index thread, block, block_size, grid_size;
+} here;
+
+void switch_to(Fiber& from, Fiber& to, [[maybe_unused]] bool leaves_for_good) {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(leaves_for_good ? nullptr : &from.fake_stack,
+                                 to.stack ? to.stack : nullptr, to.stack ? kStackBytes : 0);
+#endif
+#if defined(__x86_64__)
+  emulation_switch(&from.sp, to.sp);
+#else
+  swapcontext(&from.context, &to.context);
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(from.fake_stack, nullptr, nullptr);
+#endif
+}
+
+void yield() {
+  switch_to(machine.current->fiber, machine.scheduler, false);
+}
+
+void thread_main() {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
+#endif
+  (*machine.kernel)();
+  machine.current->state = State::done;
+  switch_to(machine.current->fiber, machine.scheduler, true);
+  fail("a finished thread was resumed");
+}
+
+void prepare(Fiber& fiber) {
+  if (!fiber.stack) {
+    fiber.stack = static_cast<char*>(mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
+                                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    if (fiber.stack == MAP_FAILED) fail("no memory for a thread's stack");
+  }
+#if defined(__x86_64__)
+  // As if thread_main had been called: six saved registers, the address to return to, and a stack
+  // aligned as a called function expects it.
+  auto** top = reinterpret_cast<void**>(fiber.stack + kStackBytes - 64);
+  *--top = nullptr;
+  *--top = reinterpret_cast<void*>(&thread_main);
+  for (int i = 0; i < 6; ++i) *--top = nullptr;
+  fiber.sp = top;
+#else
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = fiber.stack;
+  fiber.context.uc_stack.ss_size = kStackBytes;
+  fiber.context.uc_link = nullptr;
+  makecontext(&fiber.context, thread_main, 0);
+#endif
+}
+
+void order_threads(size_t n) {
+  machine.order.resize(n);
+  std::iota(machine.order.begin(), machine.order.end(), size_t{0});
+  if (machine.mode == Order::backward) std::reverse(machine.order.begin(), machine.order.end());
+  if (machine.mode == Order::scattered) {
+    uint64_t state = 88172645463325252ull + n;
+    for (size_t i = n; i > 1; --i) {
+      state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+      std::swap(machine.order[i - 1], machine.order[state % i]);
+    }
+  }
+}
+
+// Lets waiting threads go whose partners have all arrived; true when one could.
+bool release_waiting(size_t n) {
+  bool any = false;
+  size_t at_block = 0;
+  for (size_t i = 0; i < n; ++i) at_block += machine.threads[i].state == State::at_block;
+  if (machine.live > 0 && at_block == machine.live) {
+    machine.count = 0;
+    for (size_t i = 0; i < n; ++i) {
+      Thread& t = machine.threads[i];
+      if (t.state != State::at_block) continue;
+      machine.count += t.predicate;
+      t.state = State::ready;
+    }
+    return true;
+  }
+  for (size_t first = 0; first < n; first += 32) {
+    for (size_t i = first; i < std::min(n, first + 32); ++i) {
+      if (machine.threads[i].state != State::at_warp) continue;
+      const unsigned mask = machine.threads[i].warp_mask;
+      bool all = true;
+      for (unsigned lane = 0; lane < 32; ++lane) {
+        if (!(mask >> lane & 1)) continue;
+        const size_t other = first + lane;
+        all = all && other < n && machine.threads[other].state == State::at_warp &&
+              machine.threads[other].warp_mask == mask;
+      }
+      if (!all) continue;
+      for (unsigned lane = 0; lane < 32; ++lane)
+        if (mask >> lane & 1) machine.threads[first + lane].state = State::ready;
+      any = true;
+    }
+  }
+  return any;
+}
+
+void run_block(size_t n) {
+  machine.live = n;
+  while (machine.live > 0) {
+    bool ran = false;
+    for (const size_t i : machine.order) {
+      Thread& t = machine.threads[i];
+      if (t.state != State::ready) continue;
+      ran = true;
+      machine.current = &t;
+      here.thread = t.place;
+      switch_to(machine.scheduler, t.fiber, false);
+      if (t.state == State::done) --machine.live;
+    }
+    const bool released = release_waiting(n);
+    if (!ran && !released)
+      fail(
+          "threads wait for partners that never come: a barrier or warp collective that not every "
+          "thread of its group reaches");
+  }
+  machine.current = nullptr;
+}
+
+// ---- device memory: each block ends at a page that cannot be touched.
+
+struct Block {
+  char* base;
+  size_t mapped;
+  size_t bytes;
+};
+struct Memory {
+  std::map<const char*, Block> blocks;  // by first address
+  size_t used = 0;
+  size_t limit = size_t{1} << 30;
+  int unlocked = 0;
+};
+// Leaked on purpose: tensors with static lifetime are released late.
+Memory& memory() {
+  static auto* m = new Memory;
+  return *m;
+}
+
+size_t page() {
+  static const auto size = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  return size;
+}
+
+void protect_all(int protection) {
+  for (auto& [address, b] : memory().blocks) mprotect(b.base, b.mapped - page(), protection);
+}
+
+}  // namespace
+}  // namespace emulation
+
+extern const emulation::Index &threadIdx, &blockIdx, &blockDim, &gridDim;
+const emulation::Index &threadIdx = emulation::here.thread, &blockIdx = emulation::here.block,
+                       &blockDim = emulation::here.block_size, &gridDim = emulation::here.grid_size;
+
+namespace emulation {
+
+void run_grid(const Index& grid, const Index& block, size_t shared_bytes,
+              const std::function<void()>& kernel) {
+  if (machine.current) fail("a kernel launched a kernel");
+  const Unlock unlock;
+  const size_t n = size_t{block.x} * block.y * block.z;
+  if (machine.threads.size() < n) machine.threads.resize(n);
+  machine.warps.resize((n + 31) / 32);
+  order_threads(n);
+  machine.kernel = &kernel;
+  here.grid_size = grid;
+  here.block_size = block;
+  // Ends where the allocation ends, so that a sanitizer sees an overrun.
+  machine.shared_storage.reset(static_cast<char*>(::operator new[](shared_bytes + 128)));
+  machine.shared = machine.shared_storage.get();
+  machine.shared += (128 - reinterpret_cast<uintptr_t>(machine.shared) % 128) % 128;
+  for (unsigned z = 0; z < grid.z; ++z)
+    for (unsigned y = 0; y < grid.y; ++y)
+      for (unsigned x = 0; x < grid.x; ++x) {
+        std::memset(machine.shared, 0xff, shared_bytes);
+        for (size_t i = 0; i < n; ++i) {
+          Thread& t = machine.threads[i];
+          prepare(t.fiber);
+          t.state = State::ready;
+          t.parity = 0;
+          const auto at = static_cast<unsigned>(i);
+          t.place = {at % block.x, at / block.x % block.y, at / block.x / block.y};
+        }
+        here.block = {x, y, z};
+        run_block(n);
+      }
+}
+
+void* shared() {
+  return machine.shared;
+}
+
+void block_barrier() {
+  machine.current->state = State::at_block;
+  machine.current->predicate = false;
+  yield();
+}
+
+int block_count(bool predicate) {
+  machine.current->state = State::at_block;
+  machine.current->predicate = predicate;
+  yield();
+  return machine.count;
+}
+
+const void* warp_exchange(unsigned mask, const void* value, size_t bytes) {
+  Thread& t = *machine.current;
+  const auto index = static_cast<size_t>(&t - machine.threads.data());
+  if (bytes > kSlotBytes) fail("a warp exchanges at most 32 bytes a lane");
+  if (!(mask >> (index % 32) & 1)) fail("a lane calls a warp collective without being in its mask");
+  char* board = machine.warps[index / 32].board[t.parity];
+  t.parity ^= 1;
+  std::memcpy(board + index % 32 * bytes, value, bytes);
+  t.warp_mask = mask;
+  t.state = State::at_warp;
+  yield();
+  return board;
+}
+
+void set_order(Order order) {
+  machine.mode = order;
+}
+
+void* device_allocate(size_t bytes) {
+  Memory& m = memory();
+  if (m.used + bytes > m.limit) return nullptr;
+  const size_t rounded = std::max(page(), (bytes + page() - 1) / page() * page());
+  auto* base = static_cast<char*>(
+      mmap(nullptr, rounded + page(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  if (base == MAP_FAILED) return nullptr;
+  mprotect(base + rounded, page(), PROT_NONE);
+  if (m.unlocked == 0) mprotect(base, rounded, PROT_NONE);
+  // Blocks end at the locked page as closely as their alignment of 256 bytes allows.
+  char* block = base + (rounded - (bytes + 255) / 256 * 256);
+  m.blocks[block] = {base, rounded + page(), bytes};
+  m.used += bytes;
+  return block;
+}
+
+bool device_release(void* block) {
+  Memory& m = memory();
+  const auto it = m.blocks.find(static_cast<char*>(block));
+  if (it == m.blocks.end()) return false;
+  munmap(it->second.base, it->second.mapped);
+  m.used -= it->second.bytes;
+  m.blocks.erase(it);
+  return true;
+}
+
+bool is_device(const void* address) {
+  const Memory& m = memory();
+  auto it = m.blocks.upper_bound(static_cast<const char*>(address));
+  if (it == m.blocks.begin()) return false;
+  --it;
+  return static_cast<const char*>(address) < it->second.base + it->second.mapped;
+}
+
+size_t device_bytes_in_use() {
+  return memory().used;
+}
+size_t memory_limit() {
+  return memory().limit;
+}
+void set_memory_limit(size_t bytes) {
+  memory().limit = bytes;
+}
+
+Unlock::Unlock() {
+  if (memory().unlocked++ == 0) protect_all(PROT_READ | PROT_WRITE);
+}
+Unlock::~Unlock() {
+  if (--memory().unlocked == 0) protect_all(PROT_NONE);
+}
+
+uint64_t launches() {
+  return machine.launches;
+}
+void count_launch() {
+  ++machine.launches;
+}
+
+}  // namespace emulation
