@@ -8,6 +8,7 @@
 #include <cstring>
 #include <mutex>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 namespace macgrad {
@@ -31,6 +32,9 @@ void* allocate_host(size_t bytes, Device) {
 }
 void release_host(void* block, size_t, Device) {
   std::free(block);
+}
+void fill_host(void* block, int byte, size_t bytes, Device) {
+  std::memset(block, byte, bytes);
 }
 void copy_host(void* to, Device, const void* from, Device, size_t bytes) {
   std::memcpy(to, from, bytes);
@@ -130,8 +134,10 @@ class Pool {
 };
 
 struct Backends {
-  std::array<RawMemory, kDeviceTypes> raw{RawMemory{allocate_host, release_host, copy_host}};
+  std::array<RawMemory, kDeviceTypes> raw{
+      RawMemory{allocate_host, release_host, copy_host, nullptr, fill_host}};
   std::array<Pool, kDeviceTypes> pool;
+  std::unordered_set<void*> guarded;  // device blocks handed out poisoned; tests only, one thread
 };
 
 // Leaked on purpose: tensors with static lifetime may be released after other statics.
@@ -182,8 +188,13 @@ void* allocate(size_t bytes, Device device) {
     std::fill_n(words, bytes / 4, kPoisonWord);
     std::memset(static_cast<char*>(block) + bytes / 4 * 4, 0xff, bytes % 4);
   }
-  if (device.type == DeviceType::cpu)
+  if (device.type == DeviceType::cpu) {
     std::memset(static_cast<char*>(block) + bytes, kGuardByte, kGuardBytes);
+  } else if (poison_depth > 0) {
+    raw.fill(block, 0xff, bytes, device);
+    raw.fill(static_cast<char*>(block) + bytes, kGuardByte, kGuardBytes, device);
+    backends().guarded.insert(block);
+  }
   return block;
 }
 
@@ -193,10 +204,16 @@ void release(void* block, size_t bytes, Device device) noexcept {
     pool_of(device).count(-static_cast<int64_t>(bytes));
     return;
   }
+  const auto* guard = static_cast<unsigned char*>(block) + bytes;
+  const auto broken = [](const unsigned char* g) {
+    return !std::all_of(g, g + kGuardBytes, [](unsigned char c) { return c == kGuardByte; });
+  };
   if (device.type == DeviceType::cpu) {
-    const auto* guard = static_cast<unsigned char*>(block) + bytes;
-    if (!std::all_of(guard, guard + kGuardBytes, [](unsigned char c) { return c == kGuardByte; }))
-      ++violations;
+    violations += broken(guard);
+  } else if (backends().guarded.erase(block)) {
+    std::array<unsigned char, kGuardBytes> copied{};
+    raw_of(device).copy(copied.data(), kCpu, guard, device, kGuardBytes);
+    violations += broken(copied.data());
   }
   pool_of(device).give(block, bytes, device);
 }

@@ -26,6 +26,7 @@ struct RawMemory {
   void (*copy)(void* to, Device to_device, const void* from, Device from_device,
                size_t bytes) = nullptr;
   void (*left)(size_t& free, size_t& total, Device device) = nullptr;  // absent: not known
+  void (*fill)(void* block, int byte, size_t bytes, Device device) = nullptr;
 };
 void set_raw_memory(DeviceType type, RawMemory functions);
 
@@ -45,7 +46,7 @@ void reset_peak(Device device = kCpu);
 /// Returns cached blocks to the system.
 void trim_cache(Device device = kCpu);
 
-/// While alive, CPU blocks are handed out filled with NaN bit patterns, and guard words after each
+/// While alive, blocks are handed out filled with NaN bit patterns, and guard words after each
 /// block are checked on release: an unwritten output or an overrun shows in the tests.
 class PoisonScope {
  public:

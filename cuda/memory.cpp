@@ -44,10 +44,15 @@ void memory_left(size_t& free, size_t& total, Device) {
   CUDA_CHECK(cudaMemGetInfo(&free, &total));
 }
 
+void fill_device(void* block, int byte, size_t bytes, Device) {
+  CUDA_CHECK(cudaMemsetAsync(block, byte, bytes, stream()));
+}
+
 }  // namespace
 
 void register_memory() {
-  set_raw_memory(DeviceType::cuda, {allocate_device, release_device, copy_device, memory_left});
+  set_raw_memory(DeviceType::cuda,
+                 {allocate_device, release_device, copy_device, memory_left, fill_device});
 }
 
 }  // namespace macgrad::cuda

@@ -19,6 +19,22 @@ double rounded_to_eighths(double v) {
   return std::round(v * 8) / 8;
 }
 
+Device row_device = kCpu;
+
+// While a row is evaluated, its own tensors are made where its inputs are.
+class RowDevice {
+ public:
+  explicit RowDevice(const Tensors& inputs) : previous_(row_device) {
+    if (!inputs.empty()) row_device = inputs[0].device();
+  }
+  ~RowDevice() { row_device = previous_; }
+  RowDevice(const RowDevice&) = delete;
+  RowDevice& operator=(const RowDevice&) = delete;
+
+ private:
+  Device previous_;
+};
+
 }  // namespace
 
 OpCase simple(const std::string& name, const std::string& op, std::vector<OpInput> inputs,
@@ -62,18 +78,22 @@ Tensors make_inputs(const std::vector<OpInput>& inputs, DType dtype) {
   return result;
 }
 
-Tensor exact_values(const Shape& shape, uint32_t draw, DType dtype, Device device) {
+Tensor placed(const Tensor& t) {
+  return t.to(row_device);
+}
+
+Tensor exact_values(const Shape& shape, uint32_t draw, DType dtype) {
   DrawReader reader({12, kStream, draw, 0});
   std::vector<double> values(static_cast<size_t>(shape.numel()));
   for (double& v : values) v = rounded_to_eighths(4 * reader.uniform() - 2) + 0.0625;
-  return Tensor::from_values(values, shape, dtype, device);
+  return placed(Tensor::from_values(values, shape, dtype));
 }
 
 Tensor exact_signs(const Shape& shape, uint32_t draw, DType dtype) {
   DrawReader reader({13, kStream, draw, 0});
   std::vector<double> values(static_cast<size_t>(shape.numel()));
   for (double& v : values) v = reader.sign();
-  return Tensor::from_values(values, shape, dtype);
+  return placed(Tensor::from_values(values, shape, dtype));
 }
 
 Tensor random_mask(const Shape& shape, uint32_t draw) {
@@ -84,18 +104,19 @@ Tensor random_mask(const Shape& shape, uint32_t draw) {
     const bool kept = reader.uniform() < 0.75;
     values.push_back(kept || i % n == 0);
   }
-  return Tensor::from_vector(values, shape);
+  return placed(Tensor::from_vector(values, shape));
 }
 
 Tensor random_index(const Shape& shape, int64_t below, uint32_t draw) {
   DrawReader reader({15, kStream, draw, 0});
   std::vector<int64_t> values(static_cast<size_t>(shape.numel()));
   for (int64_t& v : values) v = static_cast<int64_t>(reader.below(static_cast<uint64_t>(below)));
-  return Tensor::from_vector(values, shape);
+  return placed(Tensor::from_vector(values, shape));
 }
 
 Evaluation evaluate(const std::function<Variable(const Variables&)>& f, const Tensors& inputs,
                     const std::vector<bool>& wanted, int order) {
+  const RowDevice here(inputs);
   Evaluation result;
   Variables x, targets;
   for (size_t i = 0; i < inputs.size(); ++i) {
@@ -108,7 +129,7 @@ Evaluation evaluate(const std::function<Variable(const Variables&)>& f, const Te
   const auto zeros = [](const Variable& v) {
     return Tensor::zeros(v.shape(), v.dtype(), v.device());
   };
-  const Variable cotangent(exact_values(y.shape(), 1, y.dtype(), y.device()), order > 1);
+  const Variable cotangent(exact_values(y.shape(), 1, y.dtype()), order > 1);
   const Variables g = grad({y}, targets, {cotangent},
                            {.create_graph = order > 1, .allow_unused = true, .record = nullptr});
   for (size_t i = 0; i < g.size(); ++i)
@@ -118,8 +139,7 @@ Evaluation evaluate(const std::function<Variable(const Variables&)>& f, const Te
   for (size_t i = 0; i < g.size(); ++i) {
     if (!g[i].defined() || !g[i].requires_grad()) continue;
     outputs.push_back(g[i]);
-    weights.emplace_back(
-        exact_values(g[i].shape(), 2 + static_cast<uint32_t>(i), g[i].dtype(), g[i].device()));
+    weights.emplace_back(exact_values(g[i].shape(), 2 + static_cast<uint32_t>(i), g[i].dtype()));
   }
   targets.push_back(cotangent);
   Variables h(targets.size());

@@ -67,8 +67,11 @@ void add_attention_cases(OpCases& cases);
 /// Random values in [low, high), different for each input, the same for every dtype (rounded to
 /// it). Contiguous.
 Tensors make_inputs(const std::vector<OpInput>& inputs, DType dtype);
+/// Tensors that rows make themselves (masks, indices, draws) go where the inputs of the row that is
+/// being evaluated are; the helpers below do so.
+Tensor placed(const Tensor& t);
 /// Standard-normal-like values that every floating dtype holds exactly, from `draw` alone.
-Tensor exact_values(const Shape& shape, uint32_t draw, DType dtype, Device device = kCpu);
+Tensor exact_values(const Shape& shape, uint32_t draw, DType dtype);
 /// -1 and +1.
 Tensor exact_signs(const Shape& shape, uint32_t draw, DType dtype);
 /// True with probability 3/4, and always at the first place of a row.

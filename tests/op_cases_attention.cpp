@@ -29,7 +29,7 @@ struct Problem {
         if (n > 1 && b % 2 == 0) v[static_cast<size_t>(b * n + n - 1)] = false;
         if (n > 0 && b % 2 == 1 && first_too) v[static_cast<size_t>(b * n)] = false;
       }
-      return Tensor::from_vector(v, {B, n});
+      return placed(Tensor::from_vector(v, {B, n}));
     };
     if (key_mask) m.key_valid = make(S, true);
     if (query_mask) m.query_valid = make(T, false);
@@ -213,7 +213,7 @@ std::vector<double> weight_values(const Draw& draw) {
 
 Tensor weight_of(const Draw& draw, DType dtype) {
   const auto w = weight_values(draw);
-  return Tensor::from_values(w, {static_cast<int64_t>(w.size())}, dtype);
+  return placed(Tensor::from_values(w, {static_cast<int64_t>(w.size())}, dtype));
 }
 
 // phi(x), by the definition of RmfaArgs.

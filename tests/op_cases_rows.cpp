@@ -119,7 +119,7 @@ void add_cross_entropy(OpCases& cases) {
       return t;
     };
     const Function f = [s, targets](const Variables& x) {
-      const Tensor target = Tensor::from_vector(targets(x[0].size(0), x[0].size(1)));
+      const Tensor target = placed(Tensor::from_vector(targets(x[0].size(0), x[0].size(1))));
       return cross_entropy(x[0], target, s.smoothing, s.ignore ? kIgnored : kNoIgnore, s.reduction);
     };
     const Reference reference = [s, targets](const Values& x) {
@@ -155,7 +155,7 @@ void add_cross_entropy(OpCases& cases) {
   }
   cases.push_back(fused("cross_entropy h·h", "cross_entropy", {{{3, 4}}}, [](const Variables& x) {
     const Variable h = x[0] * x[0];
-    const Tensor target = Tensor::from_vector(std::vector<int64_t>{1, 0, 3});
+    const Tensor target = placed(Tensor::from_vector(std::vector<int64_t>{1, 0, 3}));
     return cross_entropy(h, target, 0.1) * sum(h);
   }));
 }
@@ -163,11 +163,12 @@ void add_cross_entropy(OpCases& cases) {
 constexpr size_t kB = 2, kH = 2, kT = 5, kD = 3;
 
 Tensor some_valid() {
-  return Tensor::from_vector(std::vector<bool>{1, 1, 1, 0, 0, 1, 1, 1, 1, 0}, {2, 5});
+  return placed(Tensor::from_vector(std::vector<bool>{1, 1, 1, 0, 0, 1, 1, 1, 1, 0}, {2, 5}));
 }
 SbnMoments fixed_moments(DType dtype) {
-  return {exact_values({2, 3}, 50, dtype),
-          Tensor::from_values(std::vector<double>{0.5, 1, 2, 0.75, 1.5, 0.25}, {2, 3}, dtype)};
+  return {
+      exact_values({2, 3}, 50, dtype),
+      placed(Tensor::from_values(std::vector<double>{0.5, 1, 2, 0.75, 1.5, 0.25}, {2, 3}, dtype))};
 }
 
 // Algorithm 1 of the paper, first two steps, by definition.

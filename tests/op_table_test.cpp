@@ -35,7 +35,7 @@ void guarded(const OpCase& row, F&& f) {
   try {
     f();
   } catch (const std::exception& e) {
-    FAIL_CHECK(row.name << " threw: " << e.what());
+    FAIL_CHECK(row.name << " threw: " << std::string(e.what()));
   }
 }
 

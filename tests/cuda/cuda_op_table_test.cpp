@@ -1,0 +1,122 @@
+// The op table (tests/op_cases.h) on the CUDA device, against the same rows in float64 on the CPU:
+// values, gradients and second derivatives, strides, odd sizes, poisoned memory, order of threads.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <set>
+
+#include "core/allocator.h"
+#include "tests/cuda/device.h"
+#include "tests/op_cases.h"
+#ifdef MACGRAD_CUDA_EMULATED
+#include "tests/cuda/emulation/machine.h"
+#endif
+
+namespace macgrad::testing {
+namespace {
+
+int order_of(const OpCase& row) {
+  return !row.gradient ? 0 : row.second ? 2 : 1;
+}
+
+Tensors moved(const Tensors& list, Device device) {
+  Tensors result;
+  for (const Tensor& t : list)
+    result.push_back(device == kGpu && t.device() != kGpu ? on_gpu(t) : t.to(device));
+  return result;
+}
+
+Tensors in_float64(const Tensors& list) {
+  Tensors wide;
+  for (const Tensor& t : list) wide.push_back(t.to(DType::float64));
+  return wide;
+}
+
+void check_within(const OpCase& row, const Worst& worst, double limit, const char* mode) {
+  const bool within = worst.value <= limit;
+  CHECK_MESSAGE(within, row.name, ", ", mode, ": ", worst.where, " differs by ", worst.value,
+                ", allowed ", limit);
+}
+
+// A row that throws says which row it was.
+template <class F>
+void guarded(const OpCase& row, F&& f) {
+  try {
+    f();
+  } catch (const std::exception& e) {
+    FAIL_CHECK(row.name << " threw: " << std::string(e.what()));
+  }
+}
+
+TEST_CASE("cuda op table: every dtype agrees with float64 on the CPU, values and derivatives") {
+  const Threads one(1);
+  for (const OpCase& row : op_cases()) {
+    for (const DType dtype : {DType::float64, DType::float32, DType::bfloat16}) {
+      if (dtype == DType::bfloat16 && !row.bfloat16) continue;
+      guarded(row, [&] {
+        const Tensors inputs = make_inputs(row.inputs, dtype);
+        const int order = dtype == DType::bfloat16 ? std::min(1, order_of(row)) : order_of(row);
+        const Worst worst = compare(evaluate(row, moved(inputs, kGpu), order),
+                                    evaluate(row, in_float64(inputs), order));
+        check_within(row, worst, tolerance(row, dtype), name(dtype));
+      });
+    }
+  }
+}
+
+TEST_CASE("cuda op table: strided operands and odd sizes") {
+  const Threads one(1);
+  for (const OpCase& row : op_cases()) {
+    guarded(row, [&] {
+      const Tensors inputs = make_inputs(row.inputs, DType::float32);
+      Tensors views;
+      for (const Tensor& t : inputs) views.push_back(strided(t));
+      const int order = std::min(1, order_of(row));
+      check_within(row,
+                   compare(evaluate(row, moved(views, kGpu), order),
+                           evaluate(row, in_float64(inputs), order)),
+                   tolerance(row, DType::float32), "strided");
+    });
+    if (!row.sized) continue;
+    for (const int64_t n : {0, 1, 63, 100}) {
+      if (n < row.smallest) continue;
+      guarded(row, [&] {
+        const Tensors inputs = make_inputs(row.sized(n), DType::float32);
+        const int order = std::min(1, order_of(row));
+        check_within(row,
+                     compare(evaluate(row, moved(inputs, kGpu), order),
+                             evaluate(row, in_float64(inputs), order)),
+                     3 * row.tol32, fmt::format("size {}", n).c_str());
+      });
+    }
+  }
+}
+
+// An output that a kernel forgot to write shows the NaN of fresh memory, a write outside one breaks
+// a guard word; and the same inputs give the same bits whatever order the threads run in.
+TEST_CASE("cuda op table: poisoned memory and other orders of threads change no bit") {
+  const Threads one(1);
+  const uint64_t before = guard_violations();
+  for (const OpCase& row : op_cases()) {
+    guarded(row, [&] {
+      const Tensors inputs = moved(make_inputs(row.inputs, DType::float32), kGpu);
+      const int order = std::min(1, order_of(row));
+      const Evaluation clean = evaluate(row, inputs, order);
+      const PoisonScope poison;
+#ifdef MACGRAD_CUDA_EMULATED
+      for (const auto threads : {emulation::Order::backward, emulation::Order::scattered}) {
+        emulation::set_order(threads);
+        check_within(row, compare(evaluate(row, inputs, order), clean), 0.0, "poisoned");
+      }
+      emulation::set_order(emulation::Order::forward);
+#else
+      check_within(row, compare(evaluate(row, inputs, order), clean), 0.0, "poisoned");
+#endif
+    });
+    CHECK_MESSAGE(guard_violations() == before, row.name, " wrote outside its memory");
+    if (guard_violations() != before) break;
+  }
+}
+
+}  // namespace
+}  // namespace macgrad::testing
