@@ -50,6 +50,14 @@ int register_cuda_kernels() {
   MACGRAD_FILL(copy)
   MACGRAD_FILL(fill)
   MACGRAD_FILL(matmul)
+  MACGRAD_FILL(softmax_forward)
+  MACGRAD_FILL(softmax_backward)
+  MACGRAD_FILL(log_softmax_forward)
+  MACGRAD_FILL(log_softmax_backward)
+  MACGRAD_FILL(cross_entropy_forward)
+  MACGRAD_FILL(cross_entropy_backward)
+  MACGRAD_FILL(layer_norm_forward)
+  MACGRAD_FILL(layer_norm_backward)
 #undef MACGRAD_FILL
   return filled;
 }

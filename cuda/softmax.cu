@@ -1,0 +1,291 @@
+// Softmax, log-softmax and cross entropy over rows. Short rows stay in registers; long ones are
+// read once by a block that keeps the maximum and the sum of exponentials together (Milakov &
+// Gimelshein 2018) and lays the row down in shared memory for the second pass. Cross entropy never
+// makes probabilities. A row of only -inf gives NaN; masks belong to the attention kernels.
+//
+// A target outside [0, V) that is not the ignored one gives a NaN loss and a NaN gradient row: the
+// host cannot look at targets without waiting for the device.
+//
+// Shape letters: R rows, N columns, V vocabulary.
+#include <limits>
+
+#include "cuda/backend.h"
+#include "cuda/rows.cuh"
+
+namespace macgrad::cuda {
+namespace {
+
+// Exponentials are taken against 0 while everything seen is -inf, because -inf - -inf is NaN.
+template <class C>
+__device__ C shift_of(C max) {
+  return max == -std::numeric_limits<C>::infinity() ? C(0) : max;
+}
+
+template <class C>
+struct RowSums {
+  C max = -std::numeric_limits<C>::infinity();
+  C exp_sum = 0;  // sum of exp(x - max)
+  C x_sum = 0;    // sum of x
+};
+
+// NaN is passed over by the maximum and comes back through the exponentials.
+template <class C, class R, class Members>
+__device__ RowSums<C> row_sums(R& row, const Members& team) {
+  RowSums<C> s;
+  constexpr int vec = R::vec;
+  if constexpr (R::in_registers) {
+    row.each([&](int, auto, const auto& x) {
+#pragma unroll
+      for (int j = 0; j < vec; ++j) {
+        const C v = load(&x[j]);
+        s.max = v > s.max ? v : s.max;
+        s.x_sum += v;
+      }
+    });
+    s.max = team.max(s.max);
+    const C shift = shift_of(s.max);
+    row.each([&](int, auto, const auto& x) {
+#pragma unroll
+      for (int j = 0; j < vec; ++j) s.exp_sum += math::exp(load(&x[j]) - shift);
+    });
+  } else {
+    row.each([&](int, auto, const auto& x) {
+      C max = s.max;
+#pragma unroll
+      for (int j = 0; j < vec; ++j) {
+        const C v = load(&x[j]);
+        max = v > max ? v : max;
+        s.x_sum += v;
+      }
+      const C shift = shift_of(max);
+      if (max > s.max) s.exp_sum *= math::exp(s.max - shift);
+      s.max = max;
+#pragma unroll
+      for (int j = 0; j < vec; ++j) s.exp_sum += math::exp(load(&x[j]) - shift);
+    });
+    const C max = team.max(s.max);
+    s.exp_sum *= math::exp(s.max - shift_of(max));
+    s.max = max;
+  }
+  s.exp_sum = team.sum(s.exp_sum);
+  s.x_sum = team.sum(s.x_sum);
+  return s;
+}
+
+template <class C>
+__device__ C log_sum(const RowSums<C>& s) {
+  return s.max + math::log(s.exp_sum);
+}
+
+template <bool log, class T, int vec, int width, int per>
+__global__ void __launch_bounds__(Team<width>::threads)
+    softmax_rows(const T* __restrict__ x, T* __restrict__ y, int64_t rows, int64_t n, bool keep) {
+  using C = compute_t<T>;
+  const Team<width> team;
+  const int64_t r = int64_t{blockIdx.x} * team.rows + team.row;
+  Row<T, vec, width, per> row(x + r * n, r < rows ? n : 0, team.member, row_cache<T>(n, 0, keep));
+  const RowSums<C> s = row_sums<C>(row, team);
+  const C factor = C(1) / s.exp_sum, log_total = math::log(s.exp_sum);
+  T* to = y + r * n;
+  row.each([&](int, auto column, const auto& in) {
+    C out[vec];
+#pragma unroll
+    for (int j = 0; j < vec; ++j) {
+      const C v = load(&in[j]) - s.max;
+      out[j] = log ? v - log_total : math::exp(v) * factor;
+    }
+    put_unit<vec>(to, column, out);
+  });
+}
+
+// dx = y (g - Σ g y), or for logarithms y: dx = g - exp(y) Σ g.
+template <bool log, class T, int vec, int width, int per>
+__global__ void __launch_bounds__(Team<width>::threads)
+    softmax_gradient_rows(const T* __restrict__ y, const T* __restrict__ grad, T* __restrict__ dx,
+                          int64_t rows, int64_t n, bool keep) {
+  using C = compute_t<T>;
+  using R = Row<T, vec, width, per>;
+  const Team<width> team;
+  const int64_t r = int64_t{blockIdx.x} * team.rows + team.row;
+  const int64_t columns = r < rows ? n : 0;
+  // The first pass over logarithms needs the gradient alone, the second reads y once.
+  R g(grad + r * n, columns, team.member, row_cache<T>(n, 0, keep));
+  R p(y + r * n, columns, team.member, log ? nullptr : row_cache<T>(n, 1, keep));
+  C sum = 0;
+  if constexpr (log) {
+    g.each([&](int, auto, const auto& gradient) {
+#pragma unroll
+      for (int j = 0; j < vec; ++j) sum += load(&gradient[j]);
+    });
+  } else {
+    R::each_pair(g, p, [&](int, auto, const auto& gradient, const auto& probability) {
+#pragma unroll
+      for (int j = 0; j < vec; ++j) sum += load(&gradient[j]) * load(&probability[j]);
+    });
+  }
+  sum = team.sum(sum);
+  T* to = dx + r * n;
+  R::each_pair(g, p, [&](int, auto column, const auto& gradient, const auto& result) {
+    C out[vec];
+#pragma unroll
+    for (int j = 0; j < vec; ++j) {
+      const C d = load(&gradient[j]), v = load(&result[j]);
+      out[j] = log ? d - math::exp(v) * sum : v * (d - sum);
+    }
+    put_unit<vec>(to, column, out);
+  });
+}
+
+// loss = lse - (1-s) x_target - s mean(x), written with differences from the maximum so that large
+// logits lose nothing.
+template <class T, int vec, int width, int per>
+__global__ void __launch_bounds__(Team<width>::threads)
+    cross_entropy_rows(const T* __restrict__ logits, const int64_t* __restrict__ target,
+                       int64_t rows, int64_t v, compute_t<T> smoothing, int64_t ignore,
+                       T* __restrict__ loss, T* __restrict__ lse) {
+  using C = compute_t<T>;
+  const Team<width> team;
+  const int64_t r = int64_t{blockIdx.x} * team.rows + team.row;
+  const T* x = logits + r * v;
+  Row<T, vec, width, per> row(x, r < rows ? v : 0, team.member);
+  const RowSums<C> s = row_sums<C>(row, team);
+  if (r >= rows || team.member != 0) return;
+  const int64_t t = target[r];
+  C value = 0;
+  if (t != ignore) {
+    if (t >= 0 && t < v) {
+      value = math::log(s.exp_sum) + (C(1) - smoothing) * (s.max - load(x + t));
+      if (smoothing != C(0)) value += smoothing * (s.max - s.x_sum / static_cast<C>(v));
+    } else {
+      value = std::numeric_limits<C>::quiet_NaN();
+    }
+  }
+  store(loss + r, value);
+  store(lse + r, log_sum(s));
+}
+
+// dlogits = g (softmax - target distribution).
+template <class T, int vec, int width, int per>
+__global__ void __launch_bounds__(Team<width>::threads)
+    cross_entropy_gradient_rows(const T* __restrict__ logits, const int64_t* __restrict__ target,
+                                const T* __restrict__ lse, const T* __restrict__ grad, int64_t rows,
+                                int64_t v, compute_t<T> smoothing, int64_t ignore,
+                                T* __restrict__ dlogits, bool keep) {
+  using C = compute_t<T>;
+  using R = Row<T, vec, width, per>;
+  const Team<width> team;
+  const int64_t r = int64_t{blockIdx.x} * team.rows + team.row;
+  const bool inside = r < rows;
+  const int64_t t = inside ? target[r] : ignore;
+  const int64_t columns = t != ignore ? v : 0;  // nothing of an ignored row is read
+  R row(logits + r * v, columns, team.member, row_cache<T>(v, 0, keep));
+  C log_total = 0;
+  // A bfloat16 lse would put an error of a few per cent on every probability.
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    log_total = log_sum(row_sums<C>(row, team));
+  } else if (columns > 0) {
+    log_total = lse[r];
+  }
+  T* to = dlogits + r * v;
+  if (columns == 0) {
+    const C zeros[vec] = {};
+    each_column<R>(inside ? v : 0, team.member,
+                   [&](int, auto column) { put_unit<vec>(to, column, zeros); });
+    return;
+  }
+  const C g = t >= 0 && t < v ? load(grad + r) : std::numeric_limits<C>::quiet_NaN();
+  const C everywhere = smoothing / static_cast<C>(v);
+  row.each([&](int, auto column, const auto& x) {
+    C out[vec];
+#pragma unroll
+    for (int j = 0; j < vec; ++j) {
+      const C on_target = column + j == t ? C(1) - smoothing : C(0);
+      out[j] = g * (math::exp(load(&x[j]) - log_total) - everywhere - on_target);
+    }
+    put_unit<vec>(to, column, out);
+  });
+}
+
+template <int width>
+LaunchShape shape_of(int64_t rows, const TeamMemory& memory = {}) {
+  const size_t scratch = width > kWarp ? kTeamScratchBytes : 0;
+  return {blocks_for(rows, Team<width>::rows), Team<width>::threads,
+          std::max(memory.bytes, scratch)};
+}
+
+template <bool log>
+void forward(const char* op, const Tensor& x, const Tensor& y) {
+  dispatch_floating(x.dtype(), op, [&]<class T>() {
+    const int64_t rows = x.size(0), n = x.size(1);
+    const T* from = x.data<T>();
+    T* to = y.data<T>();
+    if (n == 0) return;
+    dispatch_rows<T>(n, rows_aligned<T>(n, {from, to}), [&]<int vec, int width, int per>() {
+      const TeamMemory memory = team_memory(width > kWarp, n * int64_t{sizeof(T)}, 1);
+      launch(softmax_rows<log, T, vec, width, per>, shape_of<width>(rows, memory), from, to, rows,
+             n, memory.keep);
+    });
+  });
+}
+
+template <bool log>
+void backward(const char* op, const Tensor& y, const Tensor& grad, const Tensor& dx) {
+  dispatch_floating(y.dtype(), op, [&]<class T>() {
+    const int64_t rows = y.size(0), n = y.size(1);
+    const T *result = y.data<T>(), *g = grad.data<T>();
+    T* to = dx.data<T>();
+    if (n == 0) return;
+    dispatch_rows<T>(n, rows_aligned<T>(n, {result, g, to}), [&]<int vec, int width, int per>() {
+      const TeamMemory memory = team_memory(width > kWarp, n * int64_t{sizeof(T)}, log ? 1 : 2);
+      launch(softmax_gradient_rows<log, T, vec, width, per>, shape_of<width>(rows, memory), result,
+             g, to, rows, n, memory.keep);
+    });
+  });
+}
+
+}  // namespace
+
+void softmax_forward(In x, Out y) {
+  forward<false>("softmax_forward", x, y);
+}
+void softmax_backward(In y, In grad, Out dx) {
+  backward<false>("softmax_backward", y, grad, dx);
+}
+void log_softmax_forward(In x, Out y) {
+  forward<true>("log_softmax_forward", x, y);
+}
+void log_softmax_backward(In y, In grad, Out dx) {
+  backward<true>("log_softmax_backward", y, grad, dx);
+}
+
+void cross_entropy_forward(In logits, In target, double smoothing, int64_t ignore, Out loss,
+                           Out lse) {
+  dispatch_floating(logits->dtype(), "cross_entropy_forward", [&]<class T>() {
+    const int64_t rows = logits->size(0), v = logits->size(1);
+    const T* x = logits->data<T>();
+    dispatch_rows<T>(v, rows_aligned<T>(v, {x}), [&]<int vec, int width, int per>() {
+      launch(cross_entropy_rows<T, vec, width, per>, shape_of<width>(rows), x,
+             target->data<int64_t>(), rows, v, static_cast<compute_t<T>>(smoothing), ignore,
+             loss->data<T>(), lse->data<T>());
+    });
+  });
+}
+
+void cross_entropy_backward(In logits, In target, In lse, In grad, double smoothing, int64_t ignore,
+                            Out dlogits) {
+  dispatch_floating(logits->dtype(), "cross_entropy_backward", [&]<class T>() {
+    const int64_t rows = logits->size(0), v = logits->size(1);
+    const T* x = logits->data<T>();
+    T* to = dlogits->data<T>();
+    if (v == 0) return;
+    dispatch_rows<T>(v, rows_aligned<T>(v, {x, to}), [&]<int vec, int width, int per>() {
+      constexpr bool twice = std::is_same_v<T, bfloat16>;
+      const TeamMemory memory = team_memory(width > kWarp && twice, v * int64_t{sizeof(T)}, 1);
+      launch(cross_entropy_gradient_rows<T, vec, width, per>, shape_of<width>(rows, memory), x,
+             target->data<int64_t>(), lse->data<T>(), grad->data<T>(), rows, v,
+             static_cast<compute_t<T>>(smoothing), ignore, to, memory.keep);
+    });
+  });
+}
+
+}  // namespace macgrad::cuda

@@ -1,0 +1,103 @@
+// Layer norm of the CUDA backend against the CPU's: row lengths for every way of sharing out a row,
+// all dtypes, chunks of rows, rows too long for shared memory, and the same bits whatever the order
+// of the threads.
+#include <doctest/doctest.h>
+
+#include "core/kernels.h"
+#include "tests/cuda/device.h"
+#include "tests/op_cases.h"
+#ifdef MACGRAD_CUDA_EMULATED
+#include "tests/cuda/emulation/machine.h"
+#endif
+
+namespace macgrad::testing {
+namespace {
+
+const std::vector<DType> kFloating = {DType::float32, DType::float64, DType::bfloat16};
+
+struct Operands {
+  Tensor x, weight, bias, grad;
+};
+
+Operands operands(const Shape& shape, DType dtype) {
+  return {exact_values(shape, 1, dtype), exact_values({shape[1]}, 2, dtype),
+          exact_values({shape[1]}, 3, dtype), exact_values(shape, 4, dtype)};
+}
+Operands on_gpu(const Operands& o) {
+  return {testing::on_gpu(o.x), testing::on_gpu(o.weight), testing::on_gpu(o.bias),
+          testing::on_gpu(o.grad)};
+}
+
+// y, mean, rstd, dx, dweight, dbias
+Tensors run(const Operands& o, double eps = 1e-5) {
+  const auto like = [](const Tensor& t) { return Tensor::empty(t.shape(), t.dtype(), t.device()); };
+  const auto statistic = [&] {
+    return Tensor::empty({o.x.size(0)}, compute_dtype(o.x.dtype()), o.x.device());
+  };
+  const Tensors r{like(o.x), statistic(), statistic(), like(o.x), like(o.weight), like(o.bias)};
+  kernels::layer_norm_forward(o.x, o.weight, o.bias, eps, r[0], r[1], r[2]);
+  kernels::layer_norm_backward(o.x, o.weight, r[1], r[2], o.grad, r[3], r[4], r[5]);
+  return r;
+}
+
+void check_against_cpu(const Operands& o) {
+  const Tensors expected = run(o), got = run(on_gpu(o));
+  const double tolerance = o.x.dtype() == DType::float64   ? 1e-12
+                           : o.x.dtype() == DType::float32 ? 4e-6
+                                                           : 8e-3;
+  for (size_t i = 0; i < got.size(); ++i) {
+    CAPTURE(i);
+    CHECK(difference(got[i].to(kCpu), expected[i]) <= tolerance);
+  }
+}
+
+TEST_CASE("cuda layer norm: values and gradients at every row length and dtype") {
+  for (const DType dtype : kFloating) {
+    for (const Shape& shape : {Shape{0, 4}, Shape{2, 0}, Shape{3, 1}, Shape{70, 20}, Shape{40, 64},
+                              Shape{35, 63}, Shape{19, 128}, Shape{5, 255}, Shape{20, 512},
+                              Shape{6, 1024}, Shape{5, 1001}, Shape{6, 2304}}) {
+      CAPTURE(shape.text());
+      CAPTURE(name(dtype));
+      check_against_cpu(operands(shape, dtype));
+    }
+  }
+}
+
+TEST_CASE("cuda layer norm: sums for weight and bias over many chunks") {
+  check_against_cpu(operands({700, 12}, DType::float32));
+  check_against_cpu(operands({300, 36}, DType::bfloat16));
+}
+
+TEST_CASE("cuda layer norm: rows and sums too long for shared memory") {
+  check_against_cpu(operands({2, 20000}, DType::float32));  // rows fit, sums do not
+  check_against_cpu(operands({2, 30001}, DType::float32));  // neither
+}
+
+TEST_CASE("cuda layer norm: a large common offset costs no digits") {
+  const Tensor x =
+      Tensor::from_vector(std::vector<double>{1e8 + 1, 1e8 - 1, 1e8 + 1, 1e8 - 1}, Shape{1, 4});
+  const Tensor one = Tensor::full({4}, 1, DType::float64),
+               zero = Tensor::zeros({4}, DType::float64);
+  const Tensor y = run(on_gpu(Operands{x, one, zero, x}), 0)[0].to(kCpu);
+  CHECK(difference(y, Tensor::from_vector(std::vector<double>{1, -1, 1, -1}, Shape{1, 4})) <=
+        1e-12);
+}
+
+#ifdef MACGRAD_CUDA_EMULATED
+TEST_CASE("cuda layer norm: the order of the threads does not matter") {
+  for (const Shape& shape : {Shape{70, 20}, Shape{20, 200}, Shape{5, 1500}}) {
+    const Operands o = on_gpu(operands(shape, DType::float32));
+    const Tensors forward = run(o);
+    for (const emulation::Order order : {emulation::Order::backward, emulation::Order::scattered}) {
+      emulation::set_order(order);
+      const Tensors other = run(o);
+      emulation::set_order(emulation::Order::forward);
+      for (size_t i = 0; i < other.size(); ++i)
+        CHECK(other[i].to_vector<double>() == forward[i].to_vector<double>());
+    }
+  }
+}
+#endif
+
+}  // namespace
+}  // namespace macgrad::testing

@@ -1,0 +1,181 @@
+// Softmax, log-softmax and cross entropy of the CUDA backend against the CPU's: row lengths for
+// every way of sharing out a row, all dtypes, unaligned rows, infinities and NaN, ignored and wrong
+// targets, and the same bits whatever the order of the threads.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <functional>
+#include <limits>
+
+#include "core/kernels.h"
+#include "tests/cuda/device.h"
+#include "tests/op_cases.h"
+#ifdef MACGRAD_CUDA_EMULATED
+#include "tests/cuda/emulation/machine.h"
+#endif
+
+namespace macgrad::testing {
+namespace {
+
+constexpr double kInf = std::numeric_limits<double>::infinity();
+const std::vector<DType> kFloating = {DType::float32, DType::float64, DType::bfloat16};
+
+double row_tolerance(DType dtype) {
+  return dtype == DType::float64 ? 1e-13 : dtype == DType::float32 ? 2e-6 : 8e-3;
+}
+
+Tensor like(const Tensor& t) {
+  return Tensor::empty(t.shape(), t.dtype(), t.device());
+}
+
+// Rows that start at an address which is no multiple of 16.
+Tensor unaligned(const Tensor& t) {
+  const Tensor memory = Tensor::empty({t.numel() + 1}, t.dtype());
+  const Tensor view = memory.as_strided(t.shape(), t.strides(), 1);
+  view.copy_from(t);
+  return view;
+}
+
+// Every result of softmax and log-softmax for x with cotangent c, where they lie.
+Tensors softmaxes(const Tensor& x, const Tensor& c) {
+  const Tensor y = like(x), dx = like(x), z = like(x), dz = like(x);
+  kernels::softmax_forward(x, y);
+  kernels::softmax_backward(y, c, dx);
+  kernels::log_softmax_forward(x, z);
+  kernels::log_softmax_backward(z, c, dz);
+  return {y, dx, z, dz};
+}
+
+Tensors cross_entropies(const Tensor& x, const Tensor& target, const Tensor& g, double smoothing,
+                        int64_t ignore) {
+  const Tensor loss = like(g), lse = like(g), dx = like(x);
+  kernels::cross_entropy_forward(x, target, smoothing, ignore, loss, lse);
+  kernels::cross_entropy_backward(x, target, lse, g, smoothing, ignore, dx);
+  return {loss, lse, dx};
+}
+
+void check_same(const Tensors& got, const Tensors& expected, double tolerance) {
+  REQUIRE(got.size() == expected.size());
+  for (size_t i = 0; i < got.size(); ++i) {
+    CAPTURE(i);
+    CHECK(difference(got[i].to(kCpu), expected[i]) <= tolerance);
+  }
+}
+
+// The largest logits of a row come late, so that a running maximum keeps rising.
+Tensor logits(const Shape& shape, uint32_t draw, DType dtype) {
+  Tensor x = exact_values(shape, draw, DType::float32);
+  auto* p = x.data<float>();
+  for (int64_t i = 0; i < x.numel(); ++i)
+    p[i] += 8.0f * static_cast<float>(i % shape[1]) / static_cast<float>(shape[1]);
+  return x.to(dtype);
+}
+
+TEST_CASE("cuda softmax and log-softmax: values and gradients at every row length") {
+  for (const DType dtype : kFloating) {
+    for (const Shape& shape :
+         {Shape{0, 5}, Shape{3, 0}, Shape{1, 1}, Shape{37, 20}, Shape{9, 31}, Shape{5, 64},
+          Shape{3, 100}, Shape{9, 128}, Shape{2, 250}, Shape{2, 512}, Shape{1, 1001},
+          Shape{1, 1024}, Shape{2, 2056}, Shape{1, 5000}}) {
+      CAPTURE(shape.text());
+      CAPTURE(name(dtype));
+      const Tensor x = logits(shape, 1, dtype), c = exact_values(shape, 2, dtype);
+      check_same(softmaxes(on_gpu(x), on_gpu(c)), softmaxes(x, c), row_tolerance(dtype));
+    }
+    const Tensor x = unaligned(logits({3, 64}, 3, dtype)), c = exact_values({3, 64}, 4, dtype);
+    check_same(softmaxes(on_gpu(x), on_gpu(c)), softmaxes(x, c), row_tolerance(dtype));
+  }
+}
+
+TEST_CASE("cuda softmax: rows too long for shared memory are read again") {
+  for (const Shape& shape : {Shape{1, 58200}, Shape{1, 30004}}) {
+    const Tensor x = logits(shape, 5, DType::float32), c = exact_values(shape, 6, DType::float32);
+    check_same(softmaxes(on_gpu(x), on_gpu(c)), softmaxes(x, c), 2e-6);
+  }
+}
+
+TEST_CASE("cuda softmax: infinities, NaN and large logits") {
+  for (const int64_t n : {20, 1500}) {
+    const Tensor x = exact_values({7, n}, 7, DType::float64);
+    auto* p = x.data<double>();
+    std::fill(p, p + n - 3, -kInf);                       // row 0: -inf first
+    std::fill(p + n + 3, p + 2 * n, -kInf);               // row 1: -inf last
+    std::fill(p + 2 * n, p + 3 * n, -kInf);               // row 2: nothing else
+    p[3 * n + n / 2] = std::nan("");                      // row 3
+    for (int64_t i = 0; i < n; ++i) p[4 * n + i] += 1e6;  // row 4
+    p[5 * n + 2] = kInf;                                  // row 5
+    for (const DType dtype : kFloating) {
+      const Tensor in = x.to(dtype), c = exact_values({7, n}, 8, dtype);
+      CAPTURE(name(dtype));
+      check_same(softmaxes(on_gpu(in), on_gpu(c)), softmaxes(in, c), row_tolerance(dtype));
+      const Tensor target = random_index({7}, n, 9), g = exact_values({7}, 10, dtype);
+      check_same(cross_entropies(on_gpu(in), on_gpu(target), on_gpu(g), 0, -100),
+                 cross_entropies(in, target, g, 0, -100), row_tolerance(dtype));
+    }
+  }
+}
+
+TEST_CASE("cuda cross entropy: smoothing, ignored rows, every row length") {
+  for (const DType dtype : kFloating) {
+    for (const Shape& shape : {Shape{0, 5}, Shape{40, 20}, Shape{9, 33}, Shape{5, 128},
+                              Shape{2, 1000}, Shape{2, 1001}, Shape{2, 5000}}) {
+      for (const double smoothing : {0.0, 0.1}) {
+        CAPTURE(shape.text());
+        CAPTURE(name(dtype));
+        CAPTURE(smoothing);
+        const int64_t rows = shape[0], ignore = rows > 2 ? 1 : -100;
+        const Tensor x = logits(shape, 11, dtype), target = random_index({rows}, shape[1], 12),
+                     g = exact_values({rows}, 13, dtype);
+        if (rows > 2) {
+          target.data<int64_t>()[2] = ignore;
+          x.select(0, 2).fill(std::nan(""));  // of which nothing may be used
+        }
+        const Tensors expected = cross_entropies(x, target, g, smoothing, ignore);
+        check_same(cross_entropies(on_gpu(x), on_gpu(target), on_gpu(g), smoothing, ignore),
+                   expected, row_tolerance(dtype));
+      }
+    }
+  }
+}
+
+TEST_CASE("cuda cross entropy: a wrong target spoils its own row only") {
+  for (const int64_t n : {7, 1200}) {
+    const Tensor x = logits({3, n}, 14, DType::float32), g = exact_values({3}, 15, DType::float32);
+    const Tensor right = Tensor::from_vector(std::vector<int64_t>{2, 0, 5});
+    const Tensor wrong = Tensor::from_vector(std::vector<int64_t>{2, n, 5});
+    const auto got = cross_entropies(on_gpu(x), on_gpu(wrong), on_gpu(g), 0.1, -100);
+    const auto expected = cross_entropies(x, right, g, 0.1, -100);
+    for (const int64_t row : {0, 2}) {
+      CHECK(std::fabs(got[0].at({row}) - expected[0].at({row})) <= 1e-5);
+      CHECK(difference(got[2].to(kCpu).select(0, row), expected[2].select(0, row)) <= 2e-6);
+    }
+    CHECK(std::isnan(got[0].at({1})));
+    for (const double v : got[2].select(0, 1).to_vector<double>()) CHECK(std::isnan(v));
+  }
+}
+
+#ifdef MACGRAD_CUDA_EMULATED
+TEST_CASE("cuda softmax and cross entropy: the order of the threads does not matter") {
+  const auto run = [] {
+    std::vector<std::vector<double>> values;
+    for (const int64_t n : {20, 300, 2100}) {
+      const Tensor x = on_gpu(logits({2, n}, 16, DType::float32)),
+                   c = on_gpu(exact_values({2, n}, 17, DType::float32)),
+                   target = on_gpu(random_index({2}, n, 18)),
+                   g = on_gpu(exact_values({2}, 19, DType::float32));
+      for (const Tensors& results : {softmaxes(x, c), cross_entropies(x, target, g, 0.1, -100)})
+        for (const Tensor& t : results) values.push_back(t.to_vector<double>());
+    }
+    return values;
+  };
+  const auto forward = run();
+  for (const emulation::Order order : {emulation::Order::backward, emulation::Order::scattered}) {
+    emulation::set_order(order);
+    CHECK(run() == forward);
+    emulation::set_order(emulation::Order::forward);
+  }
+}
+#endif
+
+}  // namespace
+}  // namespace macgrad::testing
