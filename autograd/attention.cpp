@@ -132,7 +132,7 @@ Variable softmax_attention(const Variable& q, const Variable& k, const Variable&
   };
   op.forward = [=](const Tensors& in) {
     Tensor out = empty_heads(B, H, T, dv, in[0]);
-    Tensor lse = Tensor::empty({B, H, T}, in[0].dtype(), in[0].device());
+    Tensor lse = Tensor::empty({B, H, T}, compute_dtype(in[0].dtype()), in[0].device());
     kernels::softmax_attention_forward(rows(in[0]), rows(in[1]), rows(in[2]), key_valid,
                                        query_valid, args, out, lse, Scratch{});
     return FusedOp::Forward{{out}, {lse}};

@@ -1,0 +1,192 @@
+// Softmax attention forward: a block of queries walks over tiles of keys with a running maximum and
+// sum a row (Milakov & Gimelshein 2018; Dao 2023, "FlashAttention-2"), never a T×S matrix. Scores
+// are kept in powers of 2. Keys that are hidden are 0 in shared memory and -inf as scores; tiles
+// without a visible key are passed over. Measures of a block: kOwnRows queries; shared memory at
+// most 101 KB (tf32, width 128: (64 + 2·64)·132·4 bytes), so two blocks fit a multiprocessor.
+// B batch, H heads, T queries, S keys, d and dv widths.
+#include "cuda/attention.cuh"
+#include "cuda/backend.h"
+
+namespace macgrad::cuda {
+namespace attention {
+namespace {
+
+template <Arithmetic arithmetic, int width>
+using ForwardTile = std::conditional_t<
+    arithmetic == Arithmetic::fma, FmaTile<8, width == kWidest ? 32 : 64, width>,
+    std::conditional_t<arithmetic == Arithmetic::tf32, Tf32Tile<64, width>, Bf16Tile<64, width>>>;
+
+template <class Tile>
+struct ForwardShared {
+  static constexpr int kWarps = kThreads<Tile> / kWarp;
+  alignas(16) typename Tile::Element queries[kOwnRows * Tile::kPitch];
+  alignas(16) typename Tile::Element keys[Tile::kCols * Tile::kPitch];
+  alignas(16) typename Tile::Element values[Tile::kCols * Tile::kPitch];
+  alignas(16) float scratch[kWarps][Tile::kScratch];
+  uint16_t keep[kWarps][Tile::kRows * Tile::kCols / 16];
+  bool shown[Tile::kCols];
+};
+
+template <class Tile, class T>
+__global__ void __launch_bounds__(kThreads<Tile>, kBlocks<Tile>)
+    forward_kernel(Problem p, Heads<const T> q, Heads<const T> k, Heads<const T> v, Heads<T> out,
+                   Heads<float> lse) {
+  constexpr int kCols = Tile::kCols, pieces = kCols / 16;
+  auto& m = *shared_memory<ForwardShared<Tile>>();
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
+  // The last tile of a causal head is the longest: it starts first.
+  const int tiles = (p.queries + kOwnRows - 1) / kOwnRows;
+  const int64_t bh = blockIdx.x / static_cast<unsigned>(tiles);
+  const int i0 =
+      (tiles - 1 - static_cast<int>(blockIdx.x % static_cast<unsigned>(tiles))) * kOwnRows;
+  const int64_t b = bh / p.heads, h = bh % p.heads;
+  const bool* query_valid = p.query_valid ? p.query_valid + b * p.queries : nullptr;
+  const bool* key_valid = p.key_valid ? p.key_valid + b * p.keys : nullptr;
+
+  const int n = least(kOwnRows, p.queries - i0);
+  int end = p.seen(i0 + n - 1);
+  if (query_valid) {
+    bool any = false;
+    for (int i = thread; i < n; i += kThreads<Tile>) any = any || query_valid[i0 + i];
+    if (!__syncthreads_or(any)) end = 0;
+  }
+  if (end > 0)
+    load_rows<Tile, kOwnRows>(m.queries, q.at(b, h, i0), q.row, n, p.d, q.vector,
+                              query_valid ? query_valid + i0 : nullptr);
+
+  const int row0 = i0 + warp * Tile::kRows;  // of the warp
+  const int warp_end = row0 < p.queries ? p.seen(least(row0 + Tile::kRows, p.queries) - 1) : 0;
+  const int warp_all = row0 < p.queries ? p.seen(row0) : 0;  // every row sees the keys below
+  float sums[Tile::kSums], maximum[Tile::kLaneRows], total[Tile::kLaneRows];
+#pragma unroll
+  for (int e = 0; e < Tile::kSums; ++e) sums[e] = 0;
+#pragma unroll
+  for (int r = 0; r < Tile::kLaneRows; ++r) {
+    maximum[r] = kNever;
+    total[r] = 0;
+  }
+
+  for (int j0 = 0; j0 < end; j0 += kCols) {
+    __syncthreads();  // the last tile has been read
+    bool shown = false;
+    if (thread < kCols) {
+      shown = j0 + thread < p.keys && (!key_valid || key_valid[j0 + thread]);
+      m.shown[thread] = shown;
+    }
+    const int count = __syncthreads_count(shown);
+    if (count == 0) continue;
+    const int n_keys = least(kCols, p.keys - j0);
+    const bool* tile_valid = key_valid ? key_valid + j0 : nullptr;
+    load_rows<Tile, kCols>(m.keys, k.at(b, h, j0), k.row, n_keys, p.d, k.vector, tile_valid);
+    load_rows<Tile, kCols>(m.values, v.at(b, h, j0), v.row, n_keys, p.dv, v.vector, tile_valid);
+    __syncthreads();
+    if (j0 >= warp_end) continue;
+
+    float s[Tile::kScores], best[Tile::kLaneRows], sum[Tile::kLaneRows], rescale[Tile::kLaneRows];
+    Tile::dot(s, m.queries + warp * Tile::kRows * Tile::kPitch, m.keys, lane);
+    const bool all = count == kCols && j0 + kCols <= warp_all;
+#pragma unroll
+    for (int r = 0; r < Tile::kLaneRows; ++r) best[r] = maximum[r];
+#pragma unroll
+    for (int e = 0; e < Tile::kScores; ++e) s[e] *= p.log2_scale;
+    if (!all) {
+      int seen[Tile::kLaneRows];
+#pragma unroll
+      for (int r = 0; r < Tile::kLaneRows; ++r) seen[r] = p.seen(row0 + Tile::row(lane, r)) - j0;
+#pragma unroll
+      for (int e = 0; e < Tile::kScores; ++e) {
+        const int j = Tile::column(lane, e);
+        if (!m.shown[j] || j >= seen[Tile::slot(e)]) s[e] = kNever;
+      }
+    }
+#pragma unroll
+    for (int e = 0; e < Tile::kScores; ++e) best[Tile::slot(e)] = fmaxf(best[Tile::slot(e)], s[e]);
+#pragma unroll
+    for (int r = 0; r < Tile::kLaneRows; ++r) {
+      best[r] = warp_reduce<Tile::kRowLanes>(best[r], Largest{});
+      // A row that has seen no key yet: any finite shift makes its weights 0.
+      const float shift = best[r] == kNever ? 0.0f : best[r];
+      rescale[r] = exp2f(maximum[r] - shift);
+      maximum[r] = best[r];
+      best[r] = shift;
+      sum[r] = 0;
+    }
+#pragma unroll
+    for (int e = 0; e < Tile::kScores; ++e) {
+      s[e] = exp2f(s[e] - best[Tile::slot(e)]);
+      sum[Tile::slot(e)] += s[e];
+    }
+#pragma unroll
+    for (int r = 0; r < Tile::kLaneRows; ++r) total[r] = total[r] * rescale[r] + sum[r];
+#pragma unroll
+    for (int e = 0; e < Tile::kSums; ++e) sums[e] *= rescale[Tile::sum_slot(e)];
+    if (p.threshold) {
+      uint16_t* keep = m.keep[warp];
+      draw_keep<Tile::kRows, pieces>(p, keep,
+                                     static_cast<uint64_t>((bh * p.queries + row0) * p.keys + j0),
+                                     static_cast<uint64_t>(p.keys), lane);
+#pragma unroll
+      for (int e = 0; e < Tile::kScores; ++e)
+        s[e] *= kept<pieces>(keep, Tile::row(lane, Tile::slot(e)), Tile::column(lane, e)) ? p.kept
+                                                                                          : 0.0f;
+    }
+    Tile::weigh(sums, s, m.values, m.scratch[warp], lane);
+  }
+
+#pragma unroll
+  for (int r = 0; r < Tile::kLaneRows; ++r) {
+    total[r] = warp_sum<Tile::kRowLanes>(total[r]);
+    const int i = row0 + Tile::row(lane, r);
+    if (lane % Tile::kRowLanes == 0 && i < p.queries) {
+      const bool sees = total[r] != 0 && (!query_valid || query_valid[i]);  // NaN sees
+      *lse.at(b, h, i) = sees ? (maximum[r] + log2f(total[r])) * 0.69314718f : kNever;
+    }
+    total[r] = total[r] == 0 ? 0.0f : 1 / total[r];  // no visible key: 0 / 0 becomes 0
+  }
+  store_rows<Tile>(out, b, h, row0, p.queries, p.dv, query_valid, sums, total, lane);
+}
+
+template <class T>
+void forward(In q, In k, In v, In key_valid, In query_valid, const SoftmaxAttentionArgs& args,
+             Out out, Out lse) {
+  const Problem p = problem(q, k, v, key_valid, query_valid, args);
+  const int64_t tiles = (p.queries + kOwnRows - 1) / kOwnRows;
+  with_arithmetic<T>(p, [&]<Arithmetic arithmetic, int width>() {
+    using Tile = ForwardTile<arithmetic, width>;
+    launch(forward_kernel<Tile, T>,
+           {blocks_for(q->size(0) * q->size(1) * tiles, 1), kThreads<Tile>,
+            sizeof(ForwardShared<Tile>)},
+           p, heads_of<const T>(q), heads_of<const T>(k), heads_of<const T>(v), heads_of<T>(out),
+           heads_of<float>(lse));
+  });
+}
+
+}  // namespace
+}  // namespace attention
+
+void softmax_attention_forward(In q, In k, In v, In key_valid, In query_valid,
+                               const SoftmaxAttentionArgs& args, Out out, Out lse, Scratch) {
+  if (q->dtype() == DType::bfloat16) {
+    attention::forward<bfloat16>(q, k, v, key_valid, query_valid, args, out, lse);
+  } else {
+    attention::forward<float>(q, k, v, key_valid, query_valid, args, out, lse);
+  }
+}
+
+Support softmax_attention_forward_supports(In q, In, In v, In, In, const SoftmaxAttentionArgs&, Out,
+                                           Out, Scratch) {
+  if (q->dtype() != DType::float32 && q->dtype() != DType::bfloat16)
+    return {false,
+            fmt::format("the CUDA kernel takes float32 and bfloat16, got {}", name(q->dtype()))};
+  if (q->size(3) > attention::kWidest || v->size(3) > attention::kWidest)
+    return {false, fmt::format("the CUDA kernel takes heads up to {} wide, got d {} and dv {}",
+                               attention::kWidest, q->size(3), v->size(3))};
+  return {};
+}
+
+size_t softmax_attention_forward_scratch(In, In, In, In, In, const SoftmaxAttentionArgs&, Out, Out,
+                                         Scratch) {
+  return 0;
+}
+
+}  // namespace macgrad::cuda
