@@ -58,6 +58,10 @@ int register_cuda_kernels() {
   MACGRAD_FILL(cross_entropy_backward)
   MACGRAD_FILL(layer_norm_forward)
   MACGRAD_FILL(layer_norm_backward)
+  MACGRAD_FILL(pre_sbn_forward)
+  MACGRAD_FILL(pre_sbn_backward)
+  MACGRAD_FILL(post_sbn_forward)
+  MACGRAD_FILL(post_sbn_backward)
 #undef MACGRAD_FILL
   return filled;
 }

@@ -1,0 +1,254 @@
+// preSBN and postSBN of the CUDA backend against the CPU's: statistics of the batch, given and of
+// the row; masks with NaN behind them, strides, every way of sharing out a row, zero rows, far
+// offsets; and the same bits whatever the order of the threads.
+#include <doctest/doctest.h>
+
+#include <cmath>
+
+#include "core/kernels.h"
+#include "tests/cuda/device.h"
+#include "tests/op_cases.h"
+#ifdef MACGRAD_CUDA_EMULATED
+#include "tests/cuda/emulation/machine.h"
+#endif
+
+namespace macgrad::testing {
+namespace {
+
+const std::vector<DType> kFloating = {DType::float32, DType::float64, DType::bfloat16};
+const std::vector<SbnStatistics> kModes = {SbnStatistics::batch, SbnStatistics::fixed,
+                                           SbnStatistics::row};
+
+double sbn_tolerance(DType dtype) {
+  return dtype == DType::float64 ? 1e-12 : dtype == DType::float32 ? 4e-6 : 8e-3;
+}
+
+Tensor moved(const Tensor& t, Device device) {
+  return !t.defined() || device == kCpu ? t : on_gpu(t);
+}
+
+struct PreSbn {
+  Tensor x, valid, grad;
+  SbnStatistics statistics = SbnStatistics::batch;
+  double eps = 1e-12;
+  DType moments = DType::float32;  // how mean and var are stored
+};
+
+// y, dx and, but for `row`, mean and var.
+Tensors run(const PreSbn& c, Device device) {
+  const Tensor x = moved(c.x, device), valid = moved(c.valid, device), grad = moved(c.grad, device);
+  Tensor mean, var;
+  if (c.statistics != SbnStatistics::row) {
+    mean = Tensor::full({x.size(1), x.size(3)}, 0.3, c.moments, device);
+    var = Tensor::full({x.size(1), x.size(3)}, 1.7, c.moments, device);
+  }
+  // Results as (B, T, H, d), the layout of the layers, with something around them.
+  const auto result = [&] {
+    return Tensor::full({x.size(0), x.size(2), x.size(1), x.size(3)}, 7, x.dtype(), device)
+        .transpose(1, 2);
+  };
+  const Tensor y = result(), dx = result();
+  kernels::pre_sbn_forward(x, valid, c.statistics, c.eps, mean, var, y);
+  kernels::pre_sbn_backward(x, valid, mean, var, grad, c.statistics, c.eps, dx);
+  Tensors results{y.clone(), dx.clone()};
+  if (mean.defined()) results.insert(results.end(), {mean, var});
+  for (Tensor& t : results) t = t.to(kCpu);
+  return results;
+}
+
+void check_against_cpu(const PreSbn& c, double tolerance) {
+  const Tensors expected = run(c, kCpu), got = run(c, kGpu);
+  for (size_t i = 0; i < got.size(); ++i) {
+    CAPTURE(i);
+    CHECK(difference(got[i], expected[i]) <= tolerance);
+  }
+}
+
+PreSbn random_case(const Shape& shape, DType dtype, SbnStatistics statistics, bool masked) {
+  PreSbn c{exact_values(shape, 1, dtype), {}, exact_values(shape, 2, dtype), statistics, 1e-12,
+           compute_dtype(dtype)};
+  if (!masked) return c;
+  c.valid = random_mask({shape[0], shape[2]}, 3);
+  if (shape[0] > 1) c.valid.select(0, shape[0] - 1).fill(0);
+  for (int64_t b = 0; b < shape[0]; ++b)
+    for (int64_t t = 0; t < shape[2]; ++t)
+      if (!c.valid.data<bool>()[b * shape[2] + t])
+        for (const Tensor& hidden : {c.x, c.grad})
+          hidden.select(0, b).select(1, t).fill(std::nan(""));
+  return c;
+}
+
+TEST_CASE("cuda preSBN: statistics, dtypes, masks and head sizes") {
+  for (const DType dtype : kFloating) {
+    for (const Shape& shape :
+         {Shape{0, 2, 3, 4}, Shape{2, 2, 0, 4}, Shape{3, 2, 101, 13}, Shape{2, 3, 40, 64},
+          Shape{2, 1, 9, 20}, Shape{2, 2, 70, 32}, Shape{1, 2, 19, 128}, Shape{1, 1, 30, 260},
+          Shape{1, 2, 5, 131}, Shape{2, 1, 5, 1040}}) {
+      for (const SbnStatistics mode : kModes) {
+        for (const bool masked : {false, true}) {
+          CAPTURE(shape.text());
+          CAPTURE(name(dtype));
+          CAPTURE(static_cast<int>(mode));
+          CAPTURE(masked);
+          check_against_cpu(random_case(shape, dtype, mode, masked), sbn_tolerance(dtype));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("cuda preSBN: any strides, and rows that begin nowhere special") {
+  const Tensor base = exact_values({2, 21, 3, 24}, 4, DType::float32);  // (B, T, H, d)
+  const Tensor grad = exact_values({3, 2, 21, 16}, 5, DType::float32).permute({1, 0, 2, 3});
+  const Tensor valid = random_mask({2, 21}, 6);
+  for (const int64_t start : {0, 4, 5}) {
+    const Tensor x = base.permute({0, 2, 1, 3}).slice(3, start, start + 16);
+    for (const SbnStatistics mode : kModes)
+      check_against_cpu({x, valid, grad, mode, 1e-5, DType::float32}, 4e-6);
+  }
+}
+
+TEST_CASE("cuda preSBN: nothing valid, moments of other dtypes, one channel") {
+  PreSbn c = random_case({2, 2, 33, 8}, DType::float32, SbnStatistics::batch, false);
+  c.valid = Tensor::full({2, 33}, 0, DType::boolean);
+  check_against_cpu(c, 0);
+  c.valid = {};
+  for (const SbnStatistics mode : {SbnStatistics::batch, SbnStatistics::fixed}) {
+    for (const DType moments : kFloating) {
+      c.statistics = mode;
+      c.moments = moments;
+      check_against_cpu(c, moments == DType::bfloat16 ? 8e-3 : 4e-6);
+    }
+  }
+  check_against_cpu(random_case({2, 2, 9, 1}, DType::float32, SbnStatistics::fixed, true), 4e-6);
+}
+
+TEST_CASE("cuda preSBN: rows that become zero, and a valid NaN") {
+  // Rows of equal channels are 0 with a row's own statistics, rows of the mean with given ones.
+  const Tensor x = exact_values({1, 2, 40, 16}, 7, DType::float64),
+               grad = exact_values({1, 2, 40, 16}, 8, DType::float64);
+  x.select(2, 3).fill(0.3);
+  x.select(2, 35).fill(0.3);
+  for (const SbnStatistics mode : {SbnStatistics::fixed, SbnStatistics::row}) {
+    const PreSbn c{x, {}, grad, mode, 1e-12, DType::float64};
+    const Tensors got = run(c, kGpu);
+    for (const Tensor& t : {got[0], got[1]})
+      for (const int64_t row : {3, 35})
+        for (const double v : t.select(2, row).to_vector<double>()) CHECK(v == 0);
+    check_against_cpu(c, 1e-12);
+  }
+  const Tensor one = exact_values({1, 1, 1, 4}, 9, DType::float32);
+  check_against_cpu({one, {}, one, SbnStatistics::batch, 1e-12, DType::float32}, 0);
+  const Tensor spoilt = x.clone();
+  spoilt.select(2, 5).fill(std::nan(""));
+  check_against_cpu({spoilt, {}, grad, SbnStatistics::fixed, 1e-12, DType::float64}, 1e-12);
+}
+
+TEST_CASE("cuda preSBN: an offset far above the spread costs float32 no more than its rounding") {
+  const Shape shape{4, 1, 500, 8};
+  const Tensor near = exact_values(shape, 10, DType::float32);
+  const Tensor far = near.clone();
+  for (int64_t i = 0; i < far.numel(); ++i) far.data<float>()[i] += 4096;  // exact
+  const PreSbn wide{far.to(DType::float64), {},    near.to(DType::float64),
+                    SbnStatistics::batch,   1e-12, DType::float64};
+  const Tensors expected = run(wide, kCpu);
+  const Tensors got = run({far, {}, near, SbnStatistics::batch, 1e-12, DType::float32}, kGpu);
+  CHECK(difference(got[0], expected[0]) <= 4e-4);  // a mean of 4096 is known to 2.4e-4
+  CHECK(difference(got[3], expected[3]) <= 5e-5);  // E[x^2] - E[x]^2 would be off by 1
+}
+
+struct PostSbn {
+  Tensor x, gamma, beta, grad;
+};
+
+// y, dx, dgamma, dbeta
+Tensors run(const PostSbn& c, Device device) {
+  const Tensor x = moved(c.x, device), gamma = moved(c.gamma, device), beta = moved(c.beta, device),
+               grad = moved(c.grad, device);
+  const auto like = [](const Tensor& t) { return Tensor::empty(t.shape(), t.dtype(), t.device()); };
+  Tensors r{like(x), like(x), like(gamma), like(beta)};
+  if (x.rank() == 4) {  // as (B, T, H, d) memory
+    for (size_t i = 0; i < 2; ++i)
+      r[i] = Tensor::empty({x.size(0), x.size(2), x.size(1), x.size(3)}, x.dtype(), device)
+                 .transpose(1, 2);
+  }
+  kernels::post_sbn_forward(x, gamma, beta, 1e-6, r[0]);
+  kernels::post_sbn_backward(x, gamma, beta, grad, 1e-6, r[1], r[2], r[3]);
+  for (Tensor& t : r) t = t.clone().to(kCpu);
+  return r;
+}
+
+void check_against_cpu(const PostSbn& c, double tolerance) {
+  const Tensors expected = run(c, kCpu), got = run(c, kGpu);
+  for (size_t i = 0; i < got.size(); ++i) {
+    CAPTURE(i);
+    CHECK(difference(got[i], expected[i]) <= tolerance);
+  }
+}
+
+TEST_CASE("cuda postSBN: values and gradients, one gamma and beta or one a channel") {
+  for (const DType dtype : kFloating) {
+    for (const Shape& shape :
+         {Shape{0, 4}, Shape{4}, Shape{7, 1}, Shape{2, 3, 70, 4}, Shape{300, 32}, Shape{90, 64},
+          Shape{20, 63}, Shape{9, 200}, Shape{2, 1040}}) {
+      const int64_t d = shape.back();
+      for (const int64_t gammas : {int64_t{1}, d}) {
+        for (const int64_t betas : {int64_t{1}, d}) {
+          CAPTURE(shape.text());
+          CAPTURE(name(dtype));
+          CAPTURE(gammas);
+          CAPTURE(betas);
+          check_against_cpu(
+              PostSbn{exact_values(shape, 11, dtype), exact_values({gammas}, 12, dtype),
+                      exact_values({betas}, 13, dtype).to(dtype), exact_values(shape, 14, dtype)},
+              dtype == DType::bfloat16 ? 1e-2 : 4 * sbn_tolerance(dtype));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("cuda postSBN: strided rows, zeros, parameters of another dtype") {
+  const Tensor memory = exact_values({2, 9, 3, 40}, 15, DType::float32);
+  const Tensor grad = exact_values({2, 3, 9, 16}, 16, DType::float32);
+  for (const int64_t start : {0, 3}) {
+    const Tensor x = memory.permute({0, 2, 1, 3}).slice(3, start, start + 16);
+    for (const DType dtype : kFloating)
+      check_against_cpu(
+          PostSbn{x, exact_values({16}, 17, dtype), exact_values({1}, 18, dtype), grad},
+          dtype == DType::bfloat16 ? 1e-2 : 2e-5);
+  }
+  const Tensor zero = Tensor::zeros({3, 8}), one = Tensor::full({3, 8}, 1);
+  check_against_cpu(PostSbn{zero, Tensor::full({1}, 2), Tensor::full({1}, 0.5), one}, 4e-6);
+}
+
+#ifdef MACGRAD_CUDA_EMULATED
+TEST_CASE("cuda ppSBN: the order of the threads does not matter") {
+  for (const Shape& shape : {Shape{2, 2, 90, 32}, Shape{1, 2, 40, 200}, Shape{1, 1, 6, 700}}) {
+    const auto all = [&] {
+      Tensors results;
+      for (const SbnStatistics mode : kModes)
+        for (const Tensor& t : run(random_case(shape, DType::float32, mode, true), kGpu))
+          results.push_back(t);
+      for (const Tensor& t : run(PostSbn{exact_values(shape, 19, DType::float32),
+                                         exact_values({1}, 20, DType::float32),
+                                         exact_values({shape.back()}, 21, DType::float32),
+                                         exact_values(shape, 22, DType::float32)},
+                                 kGpu))
+        results.push_back(t);
+      return results;
+    };
+    const Tensors forward = all();
+    for (const emulation::Order order : {emulation::Order::backward, emulation::Order::scattered}) {
+      emulation::set_order(order);
+      const Tensors other = all();
+      emulation::set_order(emulation::Order::forward);
+      for (size_t i = 0; i < other.size(); ++i)
+        CHECK(other[i].to_vector<double>() == forward[i].to_vector<double>());
+    }
+  }
+}
+#endif
+
+}  // namespace
+}  // namespace macgrad::testing
