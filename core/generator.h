@@ -11,6 +11,10 @@
 
 namespace macgrad {
 
+/// Step of a key whose true step a captured CUDA step reads from device memory
+/// (cuda/step_values.h). No training step has this number.
+inline constexpr uint32_t kLiveStep = 0xffffffffu;
+
 /// Names one draw: all random numbers of one tensor at one step.
 struct DrawKey {
   uint64_t seed = 0;

@@ -37,6 +37,10 @@ struct RmfaArgs {
 /// preSBN: statistics over batch and valid positions (batch), given ones (fixed), or a row (row).
 enum class SbnStatistics { batch, fixed, row };
 
+/// Step of AdamArgs in a captured CUDA step: step, lr and grad_scale are then read from device
+/// memory (cuda/step_values.h), and lr and grad_scale of the arguments multiply those.
+inline constexpr int64_t kLiveAdamStep = -1;
+
 struct AdamArgs {
   double lr = 1e-3;
   double beta1 = 0.9;

@@ -3,6 +3,7 @@
 #include "cuda/memory.h"
 
 #include "core/allocator.h"
+#include "cuda/index_fault.h"
 #include "cuda/runtime.h"
 
 namespace macgrad::cuda {
@@ -38,6 +39,7 @@ void copy_device(void* to, Device to_device, const void* from, Device from_devic
   require(!capturing(), "a captured step copies between host and device; run it with --graph off");
   CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, kind, stream()));
   CUDA_CHECK(cudaStreamSynchronize(stream()));
+  throw_index_fault();
 }
 
 void memory_left(size_t& free, size_t& total, Device) {

@@ -10,7 +10,7 @@
 
 #include "machine.h"
 
-#define CUDART_VERSION 12000
+#define CUDART_VERSION 12010
 
 enum cudaError_t {
   cudaSuccess = 0,

@@ -1,0 +1,195 @@
+// Adam and the sum of squares of the CUDA backend against the CPU's over lists of tensors: sizes,
+// dtypes together, alignment, more tensors than one table holds, steps read from device memory.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "core/kernels.h"
+#include "cuda/step_values.h"
+#include "tests/cuda/device.h"
+#include "tests/cuda/orders.h"
+#include "tests/op_cases.h"
+
+namespace macgrad::testing {
+namespace {
+
+// What one optimizer works on; every list has a tensor a parameter.
+struct Lists {
+  Tensors params, grads, first, second;
+};
+
+Lists lists_of(const std::vector<int64_t>& sizes, const std::vector<DType>& dtypes) {
+  Lists l;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    const Shape shape{sizes[i]};
+    const DType dtype = dtypes[i % dtypes.size()];
+    const auto draw = static_cast<uint32_t>(4 * i);
+    l.params.push_back(exact_values(shape, draw, dtype));
+    l.grads.push_back(exact_values(shape, draw + 1, dtype));
+    l.first.push_back(exact_values(shape, draw + 2, dtype));
+    // Second moments are positive.
+    const Tensor positive = Tensor::empty(shape, dtype);
+    kernels::abs(exact_values(shape, draw + 3, dtype), positive);
+    l.second.push_back(positive);
+  }
+  return l;
+}
+
+// A copy on `device`; where `off` is set, at addresses one element off the start of a block.
+Lists copy_of(const Lists& l, Device device, bool off = false) {
+  const auto copies = [&](const Tensors& list) {
+    Tensors result;
+    for (const Tensor& t : list) {
+      const int64_t n = t.numel();
+      const Tensor memory = Tensor::empty({n + 1}, t.dtype(), device);
+      result.push_back(memory.slice(0, off ? 1 : 0, off ? n + 1 : n));
+      result.back().copy_from(t.to(device));
+    }
+    return result;
+  };
+  return {copies(l.params), copies(l.grads), copies(l.first), copies(l.second)};
+}
+
+void run(const Lists& l, const AdamArgs& args) {
+  kernels::adam(l.params, l.grads, l.first, l.second, args);
+}
+
+void check_near(const Lists& got, const Lists& expected) {
+  const auto compare = [](const Tensors& a, const Tensors& b) {
+    for (size_t i = 0; i < a.size(); ++i) {
+      CAPTURE(i);
+      const DType dtype = b[i].dtype();
+      CHECK(difference(a[i].to(kCpu), b[i]) <= (dtype == DType::float64   ? 1e-14
+                                                : dtype == DType::float32 ? 5e-7
+                                                                          : 8e-3));
+    }
+  };
+  compare(got.params, expected.params);
+  compare(got.first, expected.first);
+  compare(got.second, expected.second);
+}
+
+const std::vector<DType> kMixed = {DType::float32, DType::bfloat16, DType::float64};
+
+TEST_CASE("cuda adam: sizes, dtypes in one list, alignment, both kinds of decay") {
+  const Lists start = lists_of({1, 5, 2048, 2049, 0, 5000, 33, 4100, 1030}, kMixed);
+  for (const bool decoupled : {true, false}) {
+    AdamArgs args{.lr = 0.01, .beta1 = 0.9, .beta2 = 0.98, .eps = 1e-9, .weight_decay = 0.1};
+    args.decoupled = decoupled;
+    args.grad_scale = 0.25;
+    const Lists expected = copy_of(start, kCpu);
+    const Lists aligned = copy_of(start, kGpu), off = copy_of(start, kGpu, true);
+    for (args.step = 1; args.step < 4; ++args.step) {
+      run(expected, args);
+      run(aligned, args);
+      run(off, args);
+    }
+    check_near(aligned, expected);
+    check_near(off, expected);
+    for (size_t i = 0; i < start.params.size(); ++i)
+      CHECK(same_bits(aligned.params[i], off.params[i]));
+  }
+  Lists mixed = copy_of(lists_of({3}, {DType::float32}), kGpu);
+  mixed.first[0] = mixed.first[0].to(DType::float64);
+  CHECK_THROWS_WITH(run(mixed, {}),
+                    "[adam] parameter 0 is float32, its gradient float32, its moments float64 and "
+                    "float32; they must agree");
+}
+
+// `count` tensors of one to seven elements, next to each other in memory.
+Tensors pieces_of(const Tensor& flat, size_t count) {
+  Tensors result;
+  int64_t begin = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const auto n = static_cast<int64_t>(1 + i % 7);
+    result.push_back(flat.slice(0, begin, begin + n));
+    begin += n;
+  }
+  return result;
+}
+
+TEST_CASE("cuda adam and sum_of_squares: more tensors than a small and a large table hold") {
+  for (const size_t count : {size_t{200}, size_t{800}}) {
+    const Lists whole = lists_of({4 * static_cast<int64_t>(count)}, {DType::float32});
+    const auto cut = [&](const Lists& l) {
+      return Lists{pieces_of(l.params[0], count), pieces_of(l.grads[0], count),
+                   pieces_of(l.first[0], count), pieces_of(l.second[0], count)};
+    };
+    const Lists there = copy_of(whole, kGpu);
+#ifdef MACGRAD_CUDA_EMULATED
+    const uint64_t before = emulation::launches();
+    run(cut(there), {});
+    CHECK(emulation::launches() - before == (count == 200 ? 1 : 2));
+#else
+    run(cut(there), {});
+#endif
+    run(cut(whole), {});
+    check_near(there, whole);
+    const Tensor sum = Tensor::empty({1}, DType::float64);
+    const Tensor got = Tensor::empty({1}, DType::float64, kGpu);
+    kernels::sum_of_squares(cut(whole).grads, sum);
+    kernels::sum_of_squares(cut(there).grads, got);
+    CHECK(same_bits(got, sum));
+  }
+}
+
+TEST_CASE("cuda sum_of_squares: dtypes together, exact, in any order of threads") {
+  const Lists l = lists_of({1, 4096, 0, 9000, 4097, 77, 12345}, kMixed);
+  const Lists there = copy_of(l, kGpu), off = copy_of(l, kGpu, true);
+  const auto squares = [](const Tensors& list, Device device) {
+    const Tensor total = Tensor::empty({1}, DType::float64, device);
+    kernels::sum_of_squares(list, total);
+    return total;
+  };
+  const Tensor expected = squares(l.params, kCpu);
+  CHECK(same_bits(same_in_any_order([&] { return squares(there.params, kGpu); }), expected));
+  CHECK(same_bits(squares(off.params, kGpu), expected));
+  CHECK(squares({Tensor::full({3}, std::nan(""), DType::float32, kGpu)}, kGpu).item() !=
+        squares({Tensor::zeros({3}, DType::float32, kGpu)}, kGpu).item());
+  CHECK_THROWS_WITH(squares({Tensor::zeros({3}, DType::int64, kGpu)}, kGpu),
+                    "[sum_of_squares] needs floating tensors, got int64");
+}
+
+TEST_CASE("cuda adam: step, rate and scale from device memory, clipping there, a skipped step") {
+  const Lists start = lists_of({70, 3000}, {DType::float32});
+  AdamArgs args{.lr = 0.02, .weight_decay = 0.01};
+  args.grad_scale = 0.5;
+  args.step = 4;
+  AdamArgs live = args;
+  live.lr = 2.0;  // a group's factor
+  live.grad_scale = 1.0;
+  live.step = kLiveAdamStep;
+  const Lists given = copy_of(start, kGpu), read = copy_of(start, kGpu);
+  cuda::set_step_values({.adam_step = 4, .lr = 0.01, .grad_scale = 0.5});
+  run(given, args);
+  run(read, live);
+  for (size_t i = 0; i < start.params.size(); ++i)
+    CHECK(same_bits(given.params[i], read.params[i]));
+
+  // Clipped to a norm of 1.
+  const Tensor total = Tensor::empty({1}, DType::float64, kGpu);
+  kernels::sum_of_squares(read.grads, total);
+  args.grad_scale = 1.0 / std::sqrt(total.item());
+  const Lists again = copy_of(read, kCpu);
+  cuda::set_step_values({.adam_step = 4, .lr = 0.01, .grad_scale = 0.5});
+  cuda::clip_live_gradients(total, 1.0);
+  run(read, live);
+  run(again, args);
+  check_near(read, again);
+
+  // Gradients that are not finite change nothing.
+  const Lists kept = copy_of(read, kCpu);
+  read.grads[0].fill(std::numeric_limits<double>::infinity());
+  kernels::sum_of_squares(read.grads, total);
+  cuda::set_step_values({.adam_step = 5, .lr = 0.01});
+  cuda::clip_live_gradients(total, 1.0);
+  run(read, live);
+  for (size_t i = 0; i < start.params.size(); ++i) {
+    CHECK(same_bits(read.params[i], kept.params[i]));
+    CHECK(same_bits(read.second[i], kept.second[i]));
+  }
+}
+
+}  // namespace
+}  // namespace macgrad::testing
