@@ -63,6 +63,9 @@ int register_cuda_kernels() {
   MACGRAD_FILL(post_sbn_forward)
   MACGRAD_FILL(post_sbn_backward)
 #undef MACGRAD_FILL
+  fill_slot(kernels::rmfa_forward, cuda::rmfa_forward, cuda::rmfa_forward_supports,
+            cuda::rmfa_forward_scratch);
+  fill_slot(kernels::rmfa_backward, cuda::rmfa_backward, nullptr, cuda::rmfa_backward_scratch);
   return filled;
 }
 

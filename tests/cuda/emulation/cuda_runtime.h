@@ -19,6 +19,7 @@
 #define __launch_bounds__(...)
 #define __restrict__ __restrict
 #define __constant__ static
+#define __grid_constant__
 #define __align__(n) alignas(n)
 
 // Set by the machine whenever a thread runs.

@@ -1,0 +1,289 @@
+// Random Maclaurin feature attention, forward: out = Φ_q (Φ_kᵀ V̄), first dv columns over the last.
+// Features live in shared memory only. A state of the keys first (rmfa_states.cu), then tiles of
+// queries read it, chunk of features by chunk.
+//
+// Causal attention cuts the queries into segments, a block each, which starts with the state of all
+// keys before it and walks tile by tile: the state, plus the masked product inside the tile; the
+// block advances its state in device memory. Shape letters: B batch, H heads, T queries (Tn), S
+// keys, d head dimension, dv values. Equations: nn/README.md, RMFA.
+#include <limits>
+
+#include "cuda/backend.h"
+#include "cuda/rmfa_states.cuh"
+
+namespace macgrad::cuda {
+namespace rmfa {
+namespace {
+
+/// Denominators that were floored, and the smallest one over its number of keys.
+struct Seen {
+  double unsafe = 0.0;
+  double smallest = INFINITY;
+
+  __device__ void add(double count, double ratio) {
+    unsafe += count;
+    if (ratio < smallest) smallest = ratio;
+  }
+};
+struct SmallestRatio {
+  __device__ double operator()(double a, double b) const { return b < a ? b : a; }
+};
+
+template <class E>
+struct Result {
+  Rows<E> out;
+  E* den = nullptr;        // (B, H, T)
+  double* seen = nullptr;  // a pair a block
+};
+
+// Shared memory, d, dv <= 64: x, Ω (or the state) and v 17 KiB each, projections 49 KiB (33 KiB
+// causal, and features of q 17 KiB): 101 KiB and 2 KiB for the rest, two blocks.
+template <int W, bool causal>
+struct OutputMemory {
+  float x[kTile * kWide<W>];  // then scores, then sums on their way out
+  union {
+    float stage[kTile * W * kLd];
+    float state[kTile * kWide<W>];
+  };
+  float v[causal ? kTile * kWide<W> : 4];
+  float features[causal ? kTile * kLd : 4];  // of q
+  float fsum[kTile];
+  float u[kTile];
+  float totals[kTile * W + 4];  // the state's last row
+  float inverse[kTile];
+  int live[kTile];
+  double reduce[kThreads / kWarp];
+  Chunk chunk;
+  alignas(16) float products[1];
+
+  static size_t bytes() {
+    return sizeof(OutputMemory) + sizeof(float) * kTile * (most_columns(causal) + 4);
+  }
+};
+
+/// Half of a row's sum Σ_m a_m b_m over 64 elements; the halves sit in neighbouring lanes.
+__device__ inline float half_dot(const float* a, const float* b) {
+  float sum = 0.0f;
+#pragma unroll 8
+  for (int i = static_cast<int>(threadIdx.x) % 2; i < kTile; i += 2) sum += a[i] * b[i];
+  return sum;
+}
+
+template <class E, Rounding rounding, int W, bool causal>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    read_queries(const __grid_constant__ Problem<E> p, Result<E> result, float* states,
+                 int64_t length) {
+  using Memory = OutputMemory<W, causal>;
+  auto& memory = *shared_memory<Memory>();
+  const Map& map = p.map;
+  const int heads = p.B * p.H;
+  const int head = static_cast<int>(blockIdx.x) % heads;
+  const int64_t part = static_cast<int>(blockIdx.x) / heads;
+  const int b = head / p.H, h = head % p.H, tid = static_cast<int>(threadIdx.x);
+  const int64_t size = map.state_size();
+  float* state = states + ((causal ? part * heads : 0) + head) * size;
+  float* last = state + int64_t{map.chunks} * kTile * map.row();
+  Block<E, rounding, W> block{p,
+                              p.omega + h * p.omega_head,
+                              memory.chunk,
+                              memory.stage,
+                              memory.products,
+                              most_columns(causal) + 4};
+  // Causal features of q go beside those of k; else they stay where the projections were.
+  float* phi = causal ? memory.features : memory.products;
+  const int ld_phi = causal ? kLd : block.ld_products;
+  const int64_t end = part * length + length < p.Tn ? part * length + length : p.Tn;
+  Seen seen;
+  for (int64_t t = part * length; t < end; t += kTile) {
+    const int n = static_cast<int>(end - t < kTile ? end - t : kTile);
+    const bool* query_valid = p.query_valid ? p.query_valid + b * p.Tn + t : nullptr;
+    const int64_t first = causal ? p.keys_before(t) : 0;
+    const int keys = causal ? static_cast<int>(p.keys_before(t + n) - first) : 0;
+    const int64_t shift = t + p.S - p.Tn - first;
+    const bool* key_valid = causal && p.key_valid ? p.key_valid + b * p.S + first : nullptr;
+    const bool more = t + kTile < end;
+    __syncthreads();  // the tile before is written
+    if constexpr (causal) {
+      load_rows<W>(memory.v, p.v.at(b, h, first), p.v.token, map.dv, keys, key_valid);
+      load_visible(memory.u, key_valid, keys);
+    } else {
+      load_rows<W>(memory.x, p.q.at(b, h, t), p.q.token, map.d, n, query_valid);
+    }
+    if (tid <= map.dv) memory.totals[tid] = last[tid];
+    if (tid == 0 && map.dv == kThreads) memory.totals[kThreads] = last[kThreads];
+    Sums<rounding, W> sums;
+    sums.clear();
+    float den = 0.0f;  // of row tid/2, this lane's half
+    for (int index = 0; index < map.chunks; ++index) {
+      block.open(index);
+      if constexpr (causal) {
+        load_rows<W>(memory.x, p.q.at(b, h, t), p.q.token, map.d, n, query_valid);
+        __syncthreads();
+      }
+      block.project(memory.x);
+      block.features(memory.x, phi, ld_phi);
+      const int K = memory.chunk.padded();
+      if constexpr (causal) {
+        load_rows<W>(memory.x, p.k.at(b, h, first), p.k.token, map.d, keys, key_valid);
+        __syncthreads();
+        block.project(memory.x);
+        block.features(memory.x, memory.products, block.ld_products);
+        Sums<rounding, 1, Columns::spread> scores;
+        scores.clear();
+        multiply_add<true, true>(scores, phi, ld_phi, memory.products, block.ld_products, K);
+        // The constant's share of the tile enters with the first chunk.
+        const float constant = index == 0 ? map.constant : 0.0f;
+        scores.each(
+            [&](int r, int c, float& x) { x = c < keys && c <= r + shift ? x + constant : 0.0f; });
+        scores.store(memory.x, kLd);
+      }
+      load_state<W>(memory.state, memory.fsum, state, map, index);
+      __syncthreads();
+      multiply_add<true, false>(sums, phi, ld_phi, memory.state, kWide<W>, K);
+      den += half_dot(phi + tid / 2 * ld_phi, memory.fsum);
+      if constexpr (causal) {
+        multiply_add<true, false>(sums, memory.x, kLd, memory.v, kWide<W>, kTile);
+        den += half_dot(memory.x + tid / 2 * kLd, memory.u);
+        if (more) {
+          // The tile's keys join the state.
+          float* rows = state + int64_t{index} * kTile * map.row();
+          Sums<rounding, W> news;
+          news.clear();
+          multiply_add<false, false>(news, memory.products, block.ld_products, memory.v, kWide<W>,
+                                     kTile);
+          news.each([&](int m, int j, float x) {
+            if (j < map.dv) rows[m * map.row() + j] = memory.state[m * kWide<W> + j] + x;
+          });
+          const float fsum = reduce_halves(
+              column_of_u(memory.products, block.ld_products, memory.u), memory.inverse);
+          if (tid < kTile) rows[tid * map.row() + map.dv] = memory.fsum[tid] + fsum;
+        }
+      }
+      __syncthreads();
+    }
+    if (causal && more) {
+      float vsum = 0.0f, usum = 0.0f;
+      for (int i = 0; i < kTile; ++i) {
+        if (tid < map.dv) vsum += memory.v[i * kWide<W> + tid];
+        usum += memory.u[i];
+      }
+      if (tid < map.dv) last[tid] = memory.totals[tid] + vsum;
+      if (tid == 0) last[map.dv] = memory.totals[map.dv] + usum;
+    }
+    // Denominators, floored; rows that see nothing are zero.
+    den += __shfl_xor_sync(kFullWarp, den, 1);
+    if (tid % 2 == 0) {
+      const int r = tid / 2;
+      const bool live = r < n && p.query_visible(b, t + r);
+      const int count = live ? p.visible_keys(b, t + r) : 0;
+      memory.live[r] = count > 0;
+      float value = 0.0f;
+      if (count > 0) {
+        value = den + map.constant * memory.totals[map.dv];
+        const float bound = static_cast<float>(p.floor * count);
+        const bool unsafe = p.floor > 0.0 ? value < bound : value <= 0.0f;
+        seen.add(unsafe ? 1.0 : 0.0, static_cast<double>(value) / count);
+        memory.inverse[r] = 1.0f / (p.floor > 0.0 && unsafe ? bound : value);
+      }
+      if (r < n) store(result.den + int64_t{head} * p.Tn + t + r, value);
+    }
+    __syncthreads();
+    sums.each([&](int r, int c, float& x) {
+      x = (x + map.constant * memory.totals[c < map.dv ? c : 0]) * memory.inverse[r];
+    });
+    sums.store(memory.x, kWide<W>);
+    __syncthreads();
+    store_rows<W>(result.out.at(b, h, t), result.out.token, map.dv, n, memory.x, memory.live);
+  }
+  const double unsafe = block_sum<kThreads>(seen.unsafe, memory.reduce);
+  const double smallest = block_reduce<kThreads>(seen.smallest, memory.reduce, SmallestRatio{});
+  if (tid == 0) {
+    result.seen[2 * blockIdx.x] = unsafe;
+    result.seen[2 * blockIdx.x + 1] = smallest;
+  }
+}
+
+constexpr int kJoinThreads = 256;
+
+__global__ void __launch_bounds__(kJoinThreads)
+    join_statistics(const double* seen, int64_t blocks, double* stats) {
+  double* scratch = shared_memory<double>();
+  Seen mine;
+  for (int64_t i = threadIdx.x; i < blocks; i += kJoinThreads)
+    mine.add(seen[2 * i], seen[2 * i + 1]);
+  const double unsafe = block_sum<kJoinThreads>(mine.unsafe, scratch);
+  const double smallest = block_reduce<kJoinThreads>(mine.smallest, scratch, SmallestRatio{});
+  if (threadIdx.x == 0) {
+    stats[0] = unsafe;
+    stats[1] = smallest;
+  }
+}
+
+template <class E>
+void forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& key_valid,
+             const Tensor& query_valid, const Tensor& omega, const Tensor& weight,
+             const RmfaArgs& args, const Tensor& out, const Tensor& den, const Tensor& stats,
+             const Scratch& scratch) {
+  Problem<E> p = make_problem<E>(q, k, v, key_valid, query_valid, omega, weight, args);
+  const int64_t heads = int64_t{p.B} * p.H;
+  const Cut cut(p.map, heads, p.Tn, p.S, p.causal);
+  const Memory memory(scratch.data(), p.map, cut, p.B, p.H, p.Tn, p.key_valid, p.causal, false);
+  if (p.key_valid) {
+    count_keys(p.key_valid, p.B, p.S, p.Tn, p.causal, memory.counts);
+    p.counts = memory.counts;
+  }
+  key_states(p, cut, memory.key_states);
+  const int64_t parts = p.Tn == 0 ? 0 : p.causal ? cut.segments : tiles_of(p.Tn);
+  const int64_t first = p.causal ? cut.first_segment : cut.keys.count() - 1;
+  float* states = memory.key_states + first * heads * p.map.state_size();
+  const Result<E> result{Rows<E>(out), den.data<E>(), memory.seen};
+  const unsigned blocks = blocks_for(heads * parts, 1);
+  dispatch_tiles<E>(p.map, [&]<Rounding rounding, int W>() {
+    if (p.causal) {
+      launch(read_queries<E, rounding, W, true>, {blocks, kThreads, OutputMemory<W, true>::bytes()},
+             p, result, states, cut.length);
+    } else {
+      launch(read_queries<E, rounding, W, false>,
+             {blocks, kThreads, OutputMemory<W, false>::bytes()}, p, result, states,
+             int64_t{kTile});
+    }
+  });
+  launch(join_statistics, {1, kJoinThreads, kJoinThreads / kWarp * sizeof(double)}, memory.seen,
+         int64_t{blocks}, stats.data<double>());
+}
+
+}  // namespace
+}  // namespace rmfa
+
+void rmfa_forward(In q, In k, In v, In key_valid, In query_valid, In omega, In weight,
+                  const RmfaArgs& args, Out out, Out den, Out stats, Scratch scratch) {
+  const auto run = q->dtype() == DType::bfloat16 ? rmfa::forward<bfloat16> : rmfa::forward<float>;
+  run(q, k, v, key_valid, query_valid, omega, weight, args, out, den, stats, scratch);
+}
+
+Support rmfa_forward_supports(In q, In k, In v, In, In, In omega, In weight, const RmfaArgs& args,
+                              Out, Out, Out, Scratch) {
+  if (q->dtype() != DType::float32 && q->dtype() != DType::bfloat16) {
+    return {false,
+            std::string("the CUDA kernel takes float32 and bfloat16, not ") + name(q->dtype())};
+  }
+  for (const Tensor* t : {&k.t, &v.t}) {
+    if (t->dtype() != q->dtype()) return {false, "operands differ in dtype"};
+  }
+  if (!args.levels.empty() && args.levels[0] > 0 &&
+      (omega->dtype() != q->dtype() || weight->dtype() != q->dtype())) {
+    return {false, "the draw's dtype differs from the operands'"};
+  }
+  const std::string reason = rmfa::refusal(args, q->size(3), v->size(3));
+  return {reason.empty(), reason};
+}
+
+size_t rmfa_forward_scratch(In q, In k, In v, In key_valid, In, In, In, const RmfaArgs& args, Out,
+                            Out, Out, Scratch) {
+  const rmfa::Map map = rmfa::make_map(args, q->size(3), v->size(3));
+  const int64_t B = q->size(0), H = q->size(1), Tn = q->size(2);
+  const rmfa::Cut cut(map, B * H, Tn, k->size(2), args.causal);
+  return rmfa::Memory(nullptr, map, cut, B, H, Tn, key_valid->defined(), args.causal, false).bytes;
+}
+
+}  // namespace macgrad::cuda

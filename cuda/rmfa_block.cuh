@@ -1,0 +1,306 @@
+// What the RMFA kernels share on the device: the operands, tiles of tokens loaded into shared
+// memory with padding as zeros, the features of a tile, and the cotangents of a tile of queries.
+//
+// phi(x) = [w_m Π_l (x Ω_l)_m, sqrt(linear)·x], a chunk at a time (rmfa_plan.h). A chunk's columns
+// of Ω lie packed, level after level, so that one product makes all its projections; features are
+// products along a row of them. Shape letters: B batch, H heads, T queries (Tn), S keys, d head
+// dimension, dv values, P projections.
+#pragma once
+
+#include "cuda/device_code.cuh"
+#include "cuda/rmfa_plan.h"
+#include "cuda/rmfa_tile.cuh"
+
+namespace macgrad::cuda::rmfa {
+
+/// (B, H, n, columns) with unit last stride.
+template <class E>
+struct Rows {
+  E* base = nullptr;
+  int64_t batch = 0, head = 0, token = 0;
+
+  Rows() = default;
+  explicit Rows(const Tensor& t)
+      : base(t.data<std::remove_const_t<E>>()),
+        batch(t.stride(0)),
+        head(t.stride(1)),
+        token(t.stride(2)) {}
+  __device__ E* at(int64_t b, int64_t h, int64_t t) const {
+    return base + b * batch + h * head + t * token;
+  }
+};
+
+/// Kernel arguments: under 4 KiB with the map.
+template <class E>
+struct Problem {
+  Rows<const E> q, k, v;
+  const bool *key_valid = nullptr, *query_valid = nullptr;  // (B, S), (B, T), or absent
+  const E *omega = nullptr, *weight = nullptr;
+  int64_t omega_head = 0;
+  const int* counts = nullptr;  // visible keys, (B, T) when causal, else (B); absent: no key_valid
+  double floor = 0;
+  int64_t Tn = 0, S = 0;
+  int B = 0, H = 0;
+  bool causal = false;
+  Map map;
+
+  /// Keys before the tile of queries that begins at t.
+  __device__ int64_t keys_before(int64_t t) const {
+    const int64_t s = t + S - Tn;
+    return s < 0 ? 0 : s > S ? S : s;
+  }
+  __device__ bool query_visible(int b, int64_t t) const {
+    return !query_valid || query_valid[b * Tn + t];
+  }
+  __device__ int visible_keys(int b, int64_t t) const {
+    if (counts) return causal ? counts[b * Tn + t] : counts[b];
+    return static_cast<int>(causal ? keys_before(t + 1) : S);
+  }
+};
+
+/// Columns of a tile that holds d or dv of them.
+template <int W>
+inline constexpr int kWide = kTile* W + 4;
+
+/// `n` rows of `columns` values, zeros where invalid and up to 64×(64·W).
+template <int W, class E>
+__device__ inline void load_rows(float* tile, const E* from, int64_t stride, int columns, int n,
+                                 const bool* valid) {
+  constexpr int quads = kTile / 4 * W;
+  const bool whole = columns % 4 == 0 && stride % 4 == 0 &&
+                     reinterpret_cast<uintptr_t>(from) % (4 * sizeof(E)) == 0;
+#pragma unroll 4
+  for (int i = static_cast<int>(threadIdx.x); i < kTile * quads; i += kThreads) {
+    const int r = i / quads, c = i % quads * 4;
+    float x[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    if (r < n && c < columns && (!valid || valid[r])) {
+      const E* p = from + r * stride + c;
+      if (whole) {
+        struct alignas(4 * sizeof(E)) Four {
+          E v[4];
+        };
+        const Four four = *reinterpret_cast<const Four*>(p);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) x[j] = static_cast<float>(four.v[j]);
+      } else {
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+          if (c + j < columns) x[j] = static_cast<float>(p[j]);
+      }
+    }
+    *reinterpret_cast<float4*>(tile + r * kWide<W> + c) = make_float4(x[0], x[1], x[2], x[3]);
+  }
+}
+
+/// Writes `n` rows of a tile; rows whose flag is false become zeros.
+template <int W, class E>
+__device__ inline void store_rows(E* to, int64_t stride, int columns, int n, const float* tile,
+                                  const int* live) {
+  constexpr int width = kTile * W;
+  for (int i = static_cast<int>(threadIdx.x); i < n * width; i += kThreads) {
+    const int r = i / width, c = i % width;
+    if (c < columns) to[r * stride + c] = static_cast<E>(live[r] ? tile[r * kWide<W> + c] : 0.0f);
+  }
+}
+
+/// The features of one chunk, as the block finds them.
+struct Chunk {
+  bool linear;
+  int first, count;     // features (or dimensions of x)
+  int columns, levels;  // projections, and the levels they belong to
+  int offset[kMaxLevels + 1];
+  int column[most_columns(false)];  // of Ω
+
+  /// K of a product over the features: whole steps of the tensor cores.
+  __device__ int padded() const { return (count + 15) / 16 * 16; }
+};
+
+/// One block's view of its work. All methods are called by all its threads.
+template <class E, Rounding rounding, int W>
+struct Block {
+  const Problem<E>& p;
+  const E* omega;
+  Chunk& chunk;
+  float* stage;     // Ω: 64 columns of a chunk, (64·W, kLd)
+  float* products;  // (64, ld_products): projections, then in place features or their gradients
+  int ld_products;
+
+  using Projected = Sums<rounding, 1>;
+
+  __device__ int dims() const { return (p.map.d + 15) / 16 * 16; }
+  __device__ int values() const { return (p.map.dv + 15) / 16 * 16; }
+
+  __device__ void open(int index) {
+    __syncthreads();  // the chunk before is no longer read
+    const Map& map = p.map;
+    const int begin =
+        index < map.random_chunks ? map.chunk_first[index] : (index - map.random_chunks) * kTile;
+    if (threadIdx.x == 0) {
+      chunk.linear = index >= map.random_chunks;
+      chunk.first = begin;
+      chunk.levels = 0;
+      int columns = 0;
+      if (chunk.linear) {
+        chunk.count = map.d - begin < kTile ? map.d - begin : kTile;
+      } else {
+        const int end = map.chunk_first[index + 1];
+        chunk.count = end - begin;
+        for (int l = 0; l < map.levels; ++l) {
+          const int count = map.count(l, begin, end);
+          if (count == 0) break;
+          chunk.offset[l] = columns;
+          columns += count;
+          ++chunk.levels;
+        }
+      }
+      chunk.offset[chunk.levels] = columns;
+      chunk.columns = columns;
+    }
+    __syncthreads();
+    for (int c = static_cast<int>(threadIdx.x); c < chunk.columns; c += kThreads) {
+      int l = 0;
+      while (chunk.offset[l + 1] <= c) ++l;
+      chunk.column[c] = map.first[l] + begin + c - chunk.offset[l];
+    }
+    __syncthreads();
+  }
+
+  __device__ int groups() const { return (chunk.columns + kTile - 1) / kTile; }
+  __device__ int degree(int m) const {
+    int l = 0;
+    while (l < chunk.levels && m < chunk.offset[l + 1] - chunk.offset[l]) ++l;
+    return l;
+  }
+
+  /// 64 packed columns of Ω, zeros beyond the chunk's.
+  __device__ void load_omega(int group) {
+    const int c = static_cast<int>(threadIdx.x) % kTile, packed = group * kTile + c;
+    const bool inside = packed < chunk.columns;
+    const E* from = omega + (inside ? chunk.column[packed] : 0);
+#pragma unroll 8
+    for (int i = static_cast<int>(threadIdx.x) / kTile; i < dims(); i += kThreads / kTile)
+      stage[i * kLd + c] = inside && i < p.map.d ? static_cast<float>(from[i * p.map.P]) : 0.0f;
+  }
+
+  /// products = x Ω for the chunk's packed columns. Ends with a barrier.
+  __device__ void project(const float* x) {
+    for (int group = 0; group < groups(); ++group) {
+      __syncthreads();
+      load_omega(group);
+      __syncthreads();
+      Projected sums;
+      sums.clear();
+      multiply_add<true, false>(sums, x, kWide<W>, stage, kLd, dims());
+      sums.store(products + group * kTile, ld_products);
+    }
+    __syncthreads();
+  }
+
+  /// Features (64, 64) of the tile from its projections, zeros beyond the chunk's. `to` may be the
+  /// products themselves. Begins after a barrier and ends with one.
+  __device__ void features(const float* x, float* to, int ld) {
+    const int m = static_cast<int>(threadIdx.x) % kTile;
+    const int levels = chunk.linear ? 0 : degree(m);
+    const float w = !chunk.linear && m < chunk.count ? load(p.weight + chunk.first + m) : 0.0f;
+    for (int t = static_cast<int>(threadIdx.x) / kTile; t < kTile; t += kThreads / kTile) {
+      if (m >= chunk.count) continue;
+      if (chunk.linear) {
+        to[t * ld + m] = p.map.root * x[t * kWide<W> + chunk.first + m];
+        continue;
+      }
+      float phi = w;
+      for (int l = 0; l < levels; ++l) phi *= products[t * ld_products + chunk.offset[l] + m];
+      to[t * ld + m] = phi;
+    }
+    __syncthreads();
+    if (chunk.count == kTile) return;
+    // In place these columns held projections of higher levels.
+    if (m >= chunk.count) {
+      for (int t = static_cast<int>(threadIdx.x) / kTile; t < kTile; t += kThreads / kTile)
+        to[t * ld + m] = 0.0f;
+    }
+    __syncthreads();
+  }
+
+  /// From dphi of feature m at token t to the gradient of its projections, in place:
+  /// dp_l = dphi·w·Π_{j≠l} p_j with the product before l taken anew and that after l carried; no
+  /// division.
+  __device__ void pull_projections(int t, int m, float dphi) {
+    float* row = products + t * ld_products + m;
+    const float g = load(p.weight + chunk.first + m) * dphi;
+    float after = 1.0f;
+    for (int l = degree(m) - 1; l >= 0; --l) {
+      float before = g;
+      for (int j = 0; j < l; ++j) before *= row[chunk.offset[j]];
+      float* here = row + chunk.offset[l];
+      const float x = *here;
+      *here = before * after;
+      after *= x;
+    }
+  }
+
+  /// sums += dp Ωᵀ, dp where the products were. Ends with a barrier.
+  template <class S>
+  __device__ void pull_inputs(S& sums) {
+    for (int group = 0; group < groups(); ++group) {
+      __syncthreads();
+      load_omega(group);
+      __syncthreads();
+      const int left = chunk.columns - group * kTile;
+      multiply_add<true, true>(sums, products + group * kTile, ld_products, stage, kLd,
+                               left < kTile ? (left + 15) / 16 * 16 : kTile);
+    }
+    __syncthreads();
+  }
+};
+
+/// u of a tile of keys: 1 where visible.
+__device__ inline void load_visible(float* u, const bool* valid, int n) {
+  const int i = static_cast<int>(threadIdx.x);
+  if (i < kTile) u[i] = i < n && (!valid || valid[i]) ? 1.0f : 0.0f;
+}
+
+/// What the backward pass reads beside the operands.
+template <class E>
+struct Cotangents {
+  Rows<const E> out, grad;
+  const E* den = nullptr;  // (B, H, T)
+};
+
+/// Cotangents of a tile of queries: g = dO/den (64, 64·W), u = -(dO·O)/den, which is 0 where the
+/// denominator was floored; both 0 where nothing is visible.
+template <int W, class E>
+__device__ inline void load_cotangents(const Problem<E>& p, const Cotangents<E>& c, int b, int h,
+                                       int64_t t, int n, float* g, float* u) {
+  for (int r = warp_index(); r < kTile; r += kThreads / kWarp) {
+    bool live = r < n && p.query_visible(b, t + r);
+    const int count = live ? p.visible_keys(b, t + r) : 0;
+    live = live && count > 0;
+    bool floored = false;
+    float inverse = 0.0f;
+    if (live) {
+      float den = load(c.den + (int64_t{b} * p.H + h) * p.Tn + t + r);
+      const float bound = static_cast<float>(p.floor * count);
+      floored = p.floor > 0.0 && den < bound;
+      inverse = 1.0f / (floored ? bound : den);
+    }
+    const E* dy = c.grad.at(b, h, t + r);
+    const E* y = c.out.at(b, h, t + r);
+    float dot = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 2 * W; ++i) {
+      const int j = i * kWarp + lane_index();
+      float value = 0.0f;
+      if (live && j < p.map.dv) {
+        const float gradient = load(dy + j);
+        value = gradient * inverse;
+        dot += gradient * load(y + j);
+      }
+      g[r * kWide<W> + j] = value;
+    }
+    dot = warp_sum(dot);
+    if (lane_index() == 0) u[r] = live && !floored ? -dot * inverse : 0.0f;
+  }
+}
+
+}  // namespace macgrad::cuda::rmfa

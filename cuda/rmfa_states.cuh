@@ -1,0 +1,141 @@
+// States of RMFA on the card: Σ phi(x)ᵀ [v, u] over the tokens of a range, a block for each range
+// and chunk of features, then running sums over the ranges in order. Forward the tokens are keys (u
+// = 1); backward also queries (v = dO/den, u = the denominator's gradient).
+//
+// A state is (chunks·64 + 1, row) floats: the features' rows, each dv values and the column of u,
+// then the sums of v and u alone, which the constant multiplies.
+#pragma once
+
+#include "cuda/launch.h"
+#include "cuda/math_mode.h"
+#include "cuda/rmfa_block.cuh"
+
+namespace macgrad::cuda::rmfa {
+
+/// Adds the tile's products to the column of u: feature m of this thread over its half of the
+/// tokens. The halves meet in reduce_halves.
+__device__ inline float column_of_u(const float* features, int ld, const float* u) {
+  const int m = static_cast<int>(threadIdx.x) % kTile;
+  const int begin = static_cast<int>(threadIdx.x) / kTile * (kTile / 2);
+  float sum = 0.0f;
+#pragma unroll 8
+  for (int t = begin; t < begin + kTile / 2; ++t) sum += features[t * ld + m] * u[t];
+  return sum;
+}
+/// Sum of both halves, for the threads of the first. `scratch`: 64 floats.
+__device__ inline float reduce_halves(float value, float* scratch) {
+  const int i = static_cast<int>(threadIdx.x);
+  __syncthreads();
+  if (i >= kTile) scratch[i - kTile] = value;
+  __syncthreads();
+  return i < kTile ? value + scratch[i] : value;
+}
+
+/// One chunk of a state into shared memory: values and the column of u.
+template <int W>
+__device__ inline void load_state(float* values, float* fsum, const float* state, const Map& map,
+                                  int index) {
+  const int row = map.row();
+  const float* rows = state + int64_t{index} * kTile * row;
+  constexpr int quads = kTile / 4 * W;
+#pragma unroll 4
+  for (int i = static_cast<int>(threadIdx.x); i < kTile * quads; i += kThreads) {
+    const int m = i / quads, c = i % quads * 4;
+    float4 x = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    if (c < map.dv) {
+      x = *reinterpret_cast<const float4*>(rows + m * row + c);
+      // Beyond dv: the column of u and what was never written.
+      if (c + 1 >= map.dv) x.y = 0.0f;
+      if (c + 2 >= map.dv) x.z = 0.0f;
+      if (c + 3 >= map.dv) x.w = 0.0f;
+    }
+    *reinterpret_cast<float4*>(values + m * kWide<W> + c) = x;
+  }
+  if (threadIdx.x < kTile) fsum[threadIdx.x] = rows[threadIdx.x * row + map.dv];
+}
+
+/// States of the keys: of every range the running sum, or only their total, over the last, when not
+/// causal.
+template <class E>
+void key_states(const Problem<E>& p, const Cut& cut, float* states);
+/// States of the queries' cotangents. Causal sums run from the end.
+template <class E>
+void query_states(const Problem<E>& p, const Cotangents<E>& cotangents, const Cut& cut,
+                  float* states);
+
+/// Visible keys from key_valid: (B), or (B, T) for each query when causal.
+void count_keys(const bool* key_valid, int B, int64_t S, int64_t Tn, bool causal, int* counts);
+
+/// Calls f.template operator()<rounding, W>() for the operands' type, the mode and the widths.
+template <class E, class F>
+void dispatch_tiles(const Map& map, F&& f) {
+  const auto widths = [&]<Rounding rounding>() {
+    if (map.d <= kTile && map.dv <= kTile) {
+      f.template operator()<rounding, 1>();
+    } else {
+      f.template operator()<rounding, 2>();
+    }
+  };
+  if constexpr (std::is_same_v<E, bfloat16>) {
+    widths.template operator()<Rounding::bf16>();
+  } else {
+    switch (math_mode()) {
+      case MathMode::exact:
+        return widths.template operator()<Rounding::exact>();
+      case MathMode::tf32:
+        return widths.template operator()<Rounding::tf32>();
+      case MathMode::bf16:
+        return widths.template operator()<Rounding::bf16>();
+    }
+  }
+}
+
+/// Operands of both directions as kernel arguments, and the scratch memory both need.
+template <class E>
+Problem<E> make_problem(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& key_valid,
+                        const Tensor& query_valid, const Tensor& omega, const Tensor& weight,
+                        const RmfaArgs& args) {
+  Problem<E> p;
+  p.B = static_cast<int>(q.size(0));
+  p.H = static_cast<int>(q.size(1));
+  p.Tn = q.size(2);
+  p.S = k.size(2);
+  p.floor = args.floor;
+  p.causal = args.causal;
+  p.map = make_map(args, q.size(3), v.size(3));
+  p.q = Rows<const E>(q);
+  p.k = Rows<const E>(k);
+  p.v = Rows<const E>(v);
+  if (key_valid.defined()) p.key_valid = key_valid.data<bool>();
+  if (query_valid.defined()) p.query_valid = query_valid.data<bool>();
+  if (p.map.P > 0) {
+    p.omega = omega.data<E>();
+    p.weight = weight.data<E>();
+    p.omega_head = omega.rank() == 3 ? omega.stride(0) : 0;
+  }
+  return p;
+}
+
+/// Scratch memory of one call.
+struct Memory {
+  int* counts = nullptr;
+  float* key_states = nullptr;
+  float* query_states = nullptr;  // backward
+  double* seen = nullptr;         // forward: a pair of statistics a block
+  size_t bytes = 0;
+
+  Memory(void* base, const Map& map, const Cut& cut, int64_t B, int64_t H, int64_t Tn, bool masked,
+         bool causal, bool backward) {
+    Arena arena(base);
+    if (masked) counts = arena.take<int>(causal ? B * Tn : B);
+    key_states = arena.take<float>(cut.keys.count() * B * H * map.state_size());
+    if (backward) {
+      query_states = arena.take<float>(cut.queries.count() * B * H * map.state_size());
+    } else {
+      seen = arena.take<double>(2 * B * H * (causal ? cut.segments : tiles_of(Tn)));
+    }
+    bytes = arena.bytes();
+  }
+};
+
+}  // namespace macgrad::cuda::rmfa

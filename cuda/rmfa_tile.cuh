@@ -1,0 +1,207 @@
+// Products of tiles in shared memory by a block of 128 threads: 64 rows by 64·W columns, in plain
+// float32 or on tensor cores. All products of RMFA are this one, with either operand read along its
+// rows or its columns, so that every tile stays in the layout in which it was loaded.
+//
+// Four warps hold 32×32 each (of every 64 columns). Exactly rounded: a thread has 8×4 sums, rows in
+// two groups of four. Its columns are `packed` (4 neighbours: one 16-byte load of an operand stored
+// by k) or `spread` (8 apart: loads of an operand stored by columns meet no bank twice). On tensor
+// cores the fragments of mma.cuh decide, and operands are rounded as they are read.
+#pragma once
+
+#include "cuda/mma.cuh"
+#include "cuda/rmfa_plan.h"
+
+namespace macgrad::cuda::rmfa {
+
+inline constexpr int kThreads = 128;
+inline constexpr int kBlocks = 2;  // that shared memory lets a multiprocessor have: 255 registers
+inline constexpr int kLd = kTile + 4;  // stride of a tile of 64 columns: 16-byte rows, other banks
+
+enum class Rounding { exact, tf32, bf16 };
+enum class Columns { packed, spread };
+
+__device__ inline int lane_index() {
+  return static_cast<int>(threadIdx.x) % kWarp;
+}
+__device__ inline int warp_index() {
+  return static_cast<int>(threadIdx.x) / kWarp;
+}
+
+/// The thread's share of a 64×(64·W) tile of sums.
+template <Rounding rounding, int W, Columns columns = Columns::packed>
+struct Sums {
+  static constexpr int kCount = 32 * W;
+  static constexpr int kGroup = rounding == Rounding::exact ? 4 : 16;  // neighbours of 64 columns
+  static constexpr bool kPacked = columns == Columns::packed;
+  float v[kCount];
+
+  __device__ void clear() {
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) v[e] = 0.0f;
+  }
+  __device__ static int row(int e) {
+    const int base = warp_index() / 2 * 32;
+    if constexpr (rounding == Rounding::exact) {
+      const int i = e / (4 * W);
+      return base + i / 4 * 16 + lane_index() / 8 * 4 + i % 4;
+    } else {
+      return base + e / (16 * W) * 16 + e % 4 / 2 * 8 + lane_index() / 4;
+    }
+  }
+  __device__ static int column(int e) {
+    const int base = warp_index() % 2 * 32;
+    if constexpr (rounding == Rounding::exact) {
+      const int j = e % (4 * W);
+      return j / 4 * 64 + base +
+             (kPacked ? lane_index() % 8 * 4 + j % 4 : lane_index() % 8 + j % 4 * 8);
+    } else {
+      const int n = e % (16 * W) / 4;
+      return n / 4 * 64 + base + n % 4 * 8 + lane_index() % 4 * 2 + e % 2;
+    }
+  }
+  /// f(row, column, value) for every element of this thread.
+  template <class F>
+  __device__ void each(F&& f) {
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) f(row(e), column(e), v[e]);
+  }
+  __device__ void store(float* tile, int ld) {
+    if constexpr (rounding == Rounding::exact && kPacked) {
+#pragma unroll
+      for (int e = 0; e < kCount; e += 4)
+        *reinterpret_cast<float4*>(tile + row(e) * ld + column(e)) =
+            make_float4(v[e], v[e + 1], v[e + 2], v[e + 3]);
+    } else {
+      each([&](int r, int c, float x) { tile[r * ld + c] = x; });
+    }
+  }
+};
+
+__device__ inline void load4(float (&y)[4], const float* x) {
+  const float4 four = *reinterpret_cast<const float4*>(x);
+  y[0] = four.x, y[1] = four.y, y[2] = four.z, y[3] = four.w;
+}
+
+/// sums += A·B over k in [0, K), K a multiple of 16. A is read as a[row·lda + k] when rows_a, else
+/// a[k·lda + row]; B as b[column·ldb + k] when rows_b, else b[k·ldb + column].
+template <bool rows_a, bool rows_b, int W, Columns columns>
+__device__ inline void multiply_add(Sums<Rounding::exact, W, columns>& sums,
+                                    const float* __restrict__ a, int lda,
+                                    const float* __restrict__ b, int ldb, int K) {
+  constexpr bool packed = columns == Columns::packed;
+  static_assert(!(rows_b && packed), "an operand stored by columns wants spread sums");
+  constexpr int J = 4 * W;
+  const int r0 = sums.row(0), c0 = sums.column(0);
+#pragma unroll 1
+  for (int k = 0; k < K; k += 4) {
+    float y[4][J];
+    if constexpr (rows_b) {
+#pragma unroll
+      for (int j = 0; j < J; ++j) {
+        float four[4];
+        load4(four, b + (c0 + j / 4 * 64 + j % 4 * 8) * ldb + k);
+#pragma unroll
+        for (int kk = 0; kk < 4; ++kk) y[kk][j] = four[kk];
+      }
+    } else {
+#pragma unroll
+      for (int kk = 0; kk < 4; ++kk) {
+#pragma unroll
+        for (int w = 0; w < W; ++w) {
+          const float* from = b + (k + kk) * ldb + c0 + w * 64;
+          float four[4];
+          if constexpr (packed) {
+            load4(four, from);
+          } else {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) four[j] = from[j * 8];
+          }
+#pragma unroll
+          for (int j = 0; j < 4; ++j) y[kk][w * 4 + j] = four[j];
+        }
+      }
+    }
+    if constexpr (rows_a) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        float x[4];
+        load4(x, a + (r0 + i / 4 * 16 + i % 4) * lda + k);
+#pragma unroll
+        for (int kk = 0; kk < 4; ++kk) {
+#pragma unroll
+          for (int j = 0; j < J; ++j) sums.v[i * J + j] += x[kk] * y[kk][j];
+        }
+      }
+    } else {
+#pragma unroll
+      for (int kk = 0; kk < 4; ++kk) {
+        float x[2][4];
+        load4(x[0], a + (k + kk) * lda + r0);
+        load4(x[1], a + (k + kk) * lda + r0 + 16);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+#pragma unroll
+          for (int j = 0; j < J; ++j) sums.v[i * J + j] += x[i / 4][i % 4] * y[kk][j];
+        }
+      }
+    }
+  }
+}
+
+/// Element (r, k) of an operand that is stored by rows or by k.
+template <bool rows>
+__device__ inline float element(const float* tile, int ld, int r, int k) {
+  return rows ? tile[r * ld + k] : tile[k * ld + r];
+}
+/// Register of a fragment: one value in tf32, two neighbours along k in bf16.
+template <Rounding rounding, bool rows>
+__device__ inline uint32_t fragment(const float* tile, int ld, int r, int k) {
+  if constexpr (rounding == Rounding::tf32) {
+    return to_tf32(element<rows>(tile, ld, r, k));
+  } else {
+    return to_bf16_pair(element<rows>(tile, ld, r, k), element<rows>(tile, ld, r, k + 1));
+  }
+}
+
+template <bool rows_a, bool rows_b, Rounding rounding, int W, Columns columns>
+requires(rounding != Rounding::exact) __device__
+    inline void multiply_add(Sums<rounding, W, columns>& sums, const float* __restrict__ a, int lda,
+                             const float* __restrict__ b, int ldb, int K) {
+  constexpr int step = rounding == Rounding::tf32 ? 8 : 16;
+  constexpr int each = rounding == Rounding::tf32 ? 1 : 2;  // values of k a register
+  const int g = lane_index() / 4, t = lane_index() % 4 * each;
+  const int r0 = warp_index() / 2 * 32 + g, c0 = warp_index() % 2 * 32 + g;
+#pragma unroll 1
+  for (int k = t; k < K; k += step) {
+    uint32_t x[2][4];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int part = 0; part < 4; ++part)
+        x[i][part] =
+            fragment<rounding, rows_a>(a, lda, r0 + i * 16 + part % 2 * 8, k + part / 2 * 4 * each);
+    }
+#pragma unroll
+    for (int n = 0; n < 4 * W; ++n) {
+      uint32_t y[2];
+#pragma unroll
+      for (int part = 0; part < 2; ++part)
+        y[part] =
+            fragment<rounding, rows_b>(b, ldb, c0 + n / 4 * 64 + n % 4 * 8, k + part * 4 * each);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float* v = sums.v + i * 16 * W + n * 4;
+        float c[4] = {v[0], v[1], v[2], v[3]};
+        if constexpr (rounding == Rounding::tf32) {
+          mma_tf32(c, x[i], y);
+        } else {
+          mma_bf16(c, x[i], y);
+        }
+#pragma unroll
+        for (int e = 0; e < 4; ++e) v[e] = c[e];
+      }
+    }
+  }
+}
+
+}  // namespace macgrad::cuda::rmfa

@@ -1,0 +1,353 @@
+// RMFA on the CUDA backend against the CPU's kernels: shapes around the tiles' edges, draws of all
+// sorts (chunks of features that are full, partial, of high degree, empty), masks, strides, causal
+// lengths, floors, statistics; the same bits in any order of the threads; roundings of the tensor
+// cores and bfloat16 against float64. Also the cut of features and sequences by itself.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "core/kernels.h"
+#include "cuda/math_mode.h"
+#include "cuda/rmfa_plan.h"
+#include "tests/cuda/device.h"
+#include "tests/cuda/orders.h"
+#include "tests/op_cases.h"
+
+namespace macgrad::testing {
+namespace {
+
+struct Case {
+  int64_t B = 1, H = 1, T = 1, S = 1, d = 5, dv = 7;
+  RmfaArgs args;
+  bool per_head = false, key_mask = false, query_mask = false, blind = false, strided = false;
+};
+
+RmfaArgs draw_of(std::vector<int64_t> levels, double linear = 0.0, double floor = 0.0) {
+  RmfaArgs args;
+  args.levels = std::move(levels);
+  args.constant = 1.0;
+  args.linear = linear;
+  args.floor = floor;
+  return args;
+}
+
+// What degrees of the paper give 128 features: half of them, then a quarter…, by level.
+const std::vector<int64_t> kGeometric = {128, 64, 32, 16, 8, 4, 2, 1};
+
+constexpr double kExact = 2e-5;
+
+struct Operands {
+  Tensor q, k, v, key_valid, query_valid, omega, weight, grad;
+};
+
+Tensor scaled(const Tensor& t, double factor) {
+  std::vector<double> values = t.to_vector<double>();
+  for (double& x : values) x *= factor;
+  return Tensor::from_values(values, t.shape(), t.dtype());
+}
+
+// (B, H, n, c), or a view of heads laid out inside rows with room around them.
+Tensor tokens(const Case& c, int64_t n, int64_t columns, uint32_t draw, double factor) {
+  if (!c.strided) return scaled(exact_values({c.B, c.H, n, columns}, draw, DType::float64), factor);
+  return scaled(exact_values({c.B, n + 1, c.H, columns + 3}, draw, DType::float64), factor)
+      .slice(1, 1, n + 1)
+      .slice(3, 1, columns + 1)
+      .transpose(1, 2);
+}
+
+// Padding must not be looked at.
+void poison(const Tensor& x, const Tensor& valid) {
+  if (!valid.defined()) return;
+  const auto values = valid.to_vector<double>();
+  for (int64_t i = 0; i < valid.numel(); ++i) {
+    if (values[static_cast<size_t>(i)] != 0) continue;
+    const int64_t n = valid.size(1);
+    x.select(0, i / n).select(1, i % n).fill(std::numeric_limits<double>::quiet_NaN());
+  }
+}
+
+Operands make_operands(const Case& c) {
+  Operands x;
+  int64_t P = 0;
+  for (int64_t l : c.args.levels) P += l;
+  const int64_t M = c.args.levels.empty() ? 0 : c.args.levels[0];
+  const double narrow = 0.5 / std::sqrt(static_cast<double>(c.d));
+  x.q = tokens(c, c.T, c.d, 1, narrow);
+  x.k = tokens(c, c.S, c.d, 2, narrow);
+  x.v = tokens(c, c.S, c.dv, 3, 1.0);
+  x.grad = tokens(c, c.T, c.dv, 4, 1.0);
+  x.omega = exact_signs(c.per_head ? Shape{c.H, c.d, P} : Shape{c.d, P}, 5, DType::float64);
+  x.weight = scaled(exact_values({M}, 6, DType::float64), M > 0 ? 1.0 / std::sqrt(M) : 1.0);
+  if (c.key_mask) x.key_valid = random_mask({c.B, c.S}, 7);
+  if (c.query_mask) x.query_valid = random_mask({c.B, c.T}, 8);
+  if (c.blind) x.key_valid.slice(0, 0, 1).fill(0.0);
+  poison(x.k, x.key_valid);
+  poison(x.v, x.key_valid);
+  poison(x.q, x.query_valid);
+  poison(x.grad, x.query_valid);
+  return x;
+}
+
+// The same values in another type; strides stay those of a copy or, for float64, its own.
+Operands converted(const Operands& x, DType dtype) {
+  const auto to = [&](const Tensor& t) { return t.to(dtype); };
+  return {to(x.q),       to(x.k),     to(x.v),      x.key_valid,
+          x.query_valid, to(x.omega), to(x.weight), to(x.grad)};
+}
+
+// In another type and device with the layout of `t`.
+Tensor placed(const Tensor& t, DType dtype) {
+  if (!t.defined()) return t;
+  if (t.numel() == 0) return Tensor::empty(t.shape(), dtype, kGpu);
+  const auto items = static_cast<int64_t>(t.storage()->bytes() / item_size(t.dtype()));
+  const Tensor flat = t.as_strided({items}, {1}, 0);
+  return (t.dtype() == DType::boolean ? flat : flat.to(dtype))
+      .to(kGpu)
+      .as_strided(t.shape(), t.strides(), t.offset());
+}
+
+struct Results {
+  Tensor out, den, stats, dq, dk, dv;
+};
+
+Results run(const Operands& x, const RmfaArgs& args, bool backward) {
+  const DType dtype = x.q.dtype();
+  const Device device = x.q.device();
+  const auto heads = [&](const Tensor& t, int64_t columns) {
+    return Tensor::full({t.size(0), t.size(2), t.size(1), columns},
+                        std::numeric_limits<double>::quiet_NaN(), dtype, device)
+        .transpose(1, 2);
+  };
+  Results r;
+  r.out = heads(x.q, x.v.size(3));
+  r.den = Tensor::empty({x.q.size(0), x.q.size(1), x.q.size(2)}, dtype, device);
+  r.stats = Tensor::empty({2}, DType::float64, device);
+  kernels::rmfa_forward(x.q, x.k, x.v, x.key_valid, x.query_valid, x.omega, x.weight, args, r.out,
+                        r.den, r.stats, Scratch{});
+  if (backward) {
+    r.dq = heads(x.q, x.q.size(3));
+    r.dk = heads(x.k, x.k.size(3));
+    r.dv = heads(x.v, x.v.size(3));
+    kernels::rmfa_backward(x.q, x.k, x.v, x.key_valid, x.query_valid, x.omega, x.weight, r.out,
+                           r.den, x.grad, args, r.dq, r.dk, r.dv, Scratch{});
+  }
+  return r;
+}
+
+Operands on_device(const Operands& x, DType dtype) {
+  return {placed(x.q, dtype),         placed(x.k, dtype),           placed(x.v, dtype),
+          placed(x.key_valid, dtype), placed(x.query_valid, dtype), placed(x.omega, dtype),
+          placed(x.weight, dtype),    placed(x.grad, dtype)};
+}
+
+// The card against the CPU in float64 from the values that the card sees.
+void check_case(const Case& c, double tolerance, DType dtype = DType::float32,
+                bool backward = true) {
+  CAPTURE(c.T);
+  CAPTURE(c.S);
+  CAPTURE(c.d);
+  CAPTURE(c.dv);
+  CAPTURE(c.args.causal);
+  CAPTURE(c.args.levels.size());
+  CAPTURE(c.args.linear);
+  CAPTURE(c.strided);
+  const Operands x = make_operands(c);
+  const Results expected = run(converted(converted(x, dtype), DType::float64), c.args, backward);
+  const Results got = run(on_device(x, dtype), c.args, backward);
+  const auto near = [&](const Tensor& a, const Tensor& b) {
+    return difference(a.to(kCpu).to(DType::float64), b);
+  };
+  CHECK(near(got.out, expected.out) <= tolerance);
+  CHECK(near(got.den, expected.den) <= tolerance);
+  const auto stats = got.stats.to(kCpu).to_vector<double>();
+  const auto wanted = expected.stats.to_vector<double>();
+  if (dtype == DType::float32 && tolerance < 1e-4) CHECK(stats[0] == wanted[0]);
+  CHECK((stats[1] == wanted[1] || std::abs(stats[1] - wanted[1]) <= tolerance * 4));
+  if (!backward) return;
+  CHECK(near(got.dq, expected.dq) <= tolerance);
+  CHECK(near(got.dk, expected.dk) <= tolerance);
+  CHECK(near(got.dv, expected.dv) <= tolerance);
+}
+
+TEST_CASE("rmfa plan: chunks hold every feature once and no more projections than fit") {
+  const std::vector<std::vector<int64_t>> draws = {{},
+                                                   {1},
+                                                   {64},
+                                                   {65},
+                                                   {70, 30, 30, 7, 1},
+                                                   kGeometric,
+                                                   std::vector<int64_t>(64, 3),
+                                                   std::vector<int64_t>(5, 300),
+                                                   {1000, 400, 200, 100, 50, 20, 3}};
+  for (const auto& levels : draws) {
+    for (const bool causal : {false, true}) {
+      RmfaArgs args = draw_of(levels, 0.5);
+      args.causal = causal;
+      CHECK(cuda::rmfa::refusal(args, 64, 64) == "");
+      const auto map = cuda::rmfa::make_map(args, 100, 64);
+      int at = 0;
+      for (int c = 0; c < map.random_chunks; ++c) {
+        CHECK(map.chunk_first[c] == at);
+        const int next = map.chunk_first[c + 1];
+        CHECK(next > at);
+        CHECK(next - at <= cuda::rmfa::kTile);
+        int columns = 0;
+        for (int l = 0; l < map.levels; ++l) columns += map.count(l, at, next);
+        CHECK(columns <= cuda::rmfa::most_columns(causal));
+        at = next;
+      }
+      CHECK(at == (levels.empty() ? 0 : levels[0]));
+      CHECK(map.chunks == map.random_chunks + 2);  // of the linear block's 100 dimensions
+    }
+  }
+  CHECK(cuda::rmfa::refusal(draw_of(std::vector<int64_t>(65, 1)), 4, 4) != "");
+  CHECK(cuda::rmfa::refusal(draw_of({40000}), 4, 4) != "");
+  CHECK(cuda::rmfa::refusal(draw_of({4}), 129, 4) != "");
+}
+
+TEST_CASE("rmfa plan: ranges cover every token once, whatever the card's size") {
+  const auto map = cuda::rmfa::make_map(draw_of({8, 4}), 8, 8);
+  for (const int64_t heads : {1, 3, 1000}) {
+    for (const int64_t Tn : {0, 1, 64, 65, 1000}) {
+      for (const int64_t S : {0, 1, 63, 1000, 5000}) {
+        for (const bool causal : {false, true}) {
+          const cuda::rmfa::Cut cut(map, heads, Tn, S, causal);
+          const auto covered = [](const cuda::rmfa::Ranges& ranges, int count) {
+            int64_t at = 0, begin, end;
+            for (int i = 0; i < count; ++i) {
+              ranges.get(i, begin, end);
+              CHECK((begin == at || begin == end));
+              at = std::max(at, end);
+            }
+            return at;
+          };
+          CHECK(covered(cut.queries, cut.queries.count()) == Tn);
+          if (!causal) {
+            CHECK(covered(cut.keys, cut.keys.count()) == S);
+            continue;
+          }
+          CHECK(cut.first_segment + cut.segments == cut.keys.count());
+          // The state of a segment holds the keys before its first query's tile.
+          for (int i = 0; i < cut.segments; ++i) {
+            const int64_t before = std::clamp<int64_t>(i * cut.length + S - Tn, 0, S);
+            CHECK(covered(cut.keys, cut.first_segment + i + 1) == before);
+          }
+        }
+      }
+    }
+  }
+}
+
+std::vector<Case> cases(bool causal) {
+  std::vector<Case> all;
+  const auto add = [&](Case c) {
+    c.args.causal = causal;
+    all.push_back(c);
+  };
+  Case c;
+  c.args = draw_of({1});
+  add(c);
+  c = {};
+  c.T = 70, c.S = 130, c.d = 16, c.dv = 7;
+  c.args = draw_of({70, 30, 12, 5, 1}, 0.0, 1e-3);
+  add(c);
+  c = {};
+  c.B = 2, c.H = 2, c.T = 20, c.S = 66, c.d = 5, c.dv = 64;
+  c.args = draw_of({9, 4, 4}, 0.7);
+  c.key_mask = c.query_mask = c.per_head = c.strided = true;
+  add(c);
+  c.T = 66, c.S = 20, c.blind = true, c.strided = false;
+  c.args.floor = 0.9;
+  add(c);
+  c = {};
+  c.T = 67, c.S = 67, c.d = 64, c.dv = 65;
+  c.args = draw_of({}, 0.4);
+  add(c);
+  c = {};
+  c.T = 3, c.S = 5, c.d = 70, c.dv = 8;
+  c.args = draw_of({70, 2}, 0.3);
+  add(c);
+  c = {};
+  c.T = 5, c.S = 9;
+  c.args = draw_of({});
+  add(c);
+  return all;
+}
+
+TEST_CASE("cuda rmfa: the CPU's results, not causal") {
+  for (const Case& c : cases(false)) check_case(c, kExact);
+}
+
+TEST_CASE("cuda rmfa: the CPU's results, causal") {
+  for (const Case& c : cases(true)) check_case(c, kExact);
+  Case c;
+  c.T = 200, c.S = 230, c.d = 4, c.dv = 3, c.key_mask = true;
+  c.args = draw_of({3, 1}, 0.0, 1e-3);
+  c.args.causal = true;
+  check_case(c, kExact);
+}
+
+TEST_CASE("cuda rmfa: empty tensors and sequences of many ranges") {
+  for (const bool causal : {false, true}) {
+    Case c;
+    c.args = draw_of({4, 2}, 0.0, 1e-3);
+    c.args.causal = causal;
+    c.T = 0, c.S = 3;
+    check_case(c, kExact);
+    c.T = 3, c.S = 0;
+    check_case(c, kExact);
+    c.B = 0, c.S = 3;
+    check_case(c, kExact);
+  }
+}
+
+TEST_CASE("cuda rmfa: the same bits in any order of the threads") {
+  Case c;
+  c.H = 2, c.T = 70, c.S = 80, c.d = 6, c.dv = 5, c.key_mask = true;
+  c.args = draw_of({20, 9, 3}, 0.5, 1e-3);
+  for (const DType dtype : {DType::float32, DType::bfloat16}) {
+    for (const bool causal : {false, true}) {
+      c.args.causal = causal;
+      const Operands x = on_device(make_operands(c), dtype);
+      for (auto member : {&Results::out, &Results::den, &Results::stats, &Results::dq, &Results::dk,
+                          &Results::dv}) {
+        same_in_any_order([&] { return run(x, c.args, true).*member; });
+      }
+    }
+  }
+}
+
+TEST_CASE("cuda rmfa: bfloat16, and float32 on tensor cores, to their rounding") {
+  Case c;
+  c.T = 30, c.S = 70, c.d = 16, c.dv = 16;
+  c.args = draw_of({20, 8, 2}, 0.5, 1e-3);
+  for (const bool causal : {false, true}) {
+    c.args.causal = causal;
+    check_case(c, 2e-2, DType::bfloat16);
+    cuda::set_math_mode(cuda::MathMode::tf32);
+    check_case(c, 2e-3);
+    cuda::set_math_mode(cuda::MathMode::bf16);
+    check_case(c, 2e-2);
+    cuda::set_math_mode(cuda::MathMode::exact);
+  }
+}
+
+TEST_CASE("cuda rmfa: what the kernel refuses goes to the composite") {
+  Case c;
+  c.args = draw_of({4});
+  const auto supports = [&](DType dtype, int64_t d) {
+    c.d = d;
+    const Operands x = on_device(make_operands(c), dtype);
+    return kernels::rmfa_forward.supports(kGpu, x.q, x.k, x.v, x.key_valid, x.query_valid, x.omega,
+                                          x.weight, c.args, Tensor(), Tensor(), Tensor(),
+                                          Scratch{});
+  };
+  CHECK(supports(DType::float32, 128).ok);
+  CHECK(supports(DType::bfloat16, 5).ok);
+  CHECK_FALSE(supports(DType::float64, 5).ok);
+  CHECK_FALSE(supports(DType::float32, 129).ok);
+}
+
+}  // namespace
+}  // namespace macgrad::testing
