@@ -109,6 +109,7 @@ struct Chunk {
   int first, count;     // features (or dimensions of x)
   int columns, levels;  // projections, and the levels they belong to
   int offset[kMaxLevels + 1];
+  int degree[kTile];
   int column[most_columns(false)];  // of Ω
 
   /// K of a product over the features: whole steps of the tensor cores.
@@ -157,6 +158,12 @@ struct Block {
       chunk.columns = columns;
     }
     __syncthreads();
+    if (threadIdx.x < kTile) {
+      const int m = static_cast<int>(threadIdx.x);
+      int l = 0;
+      while (l < chunk.levels && m < chunk.offset[l + 1] - chunk.offset[l]) ++l;
+      chunk.degree[m] = l;
+    }
     for (int c = static_cast<int>(threadIdx.x); c < chunk.columns; c += kThreads) {
       int l = 0;
       while (chunk.offset[l + 1] <= c) ++l;
@@ -166,41 +173,60 @@ struct Block {
   }
 
   __device__ int groups() const { return (chunk.columns + kTile - 1) / kTile; }
-  __device__ int degree(int m) const {
-    int l = 0;
-    while (l < chunk.levels && m < chunk.offset[l + 1] - chunk.offset[l]) ++l;
-    return l;
-  }
-
-  /// 64 packed columns of Ω, zeros beyond the chunk's.
-  __device__ void load_omega(int group) {
-    const int c = static_cast<int>(threadIdx.x) % kTile, packed = group * kTile + c;
+  /// 64 packed columns of Ω, zeros beyond the chunk's: this thread's part, every second row of one
+  /// column, on its way from device memory.
+  struct Columns64 {
+    float v[kTile * W / 2];
+  };
+  __device__ void fetch(Columns64& to, int group) const {
+    const int packed = group * kTile + static_cast<int>(threadIdx.x) % kTile;
     const bool inside = packed < chunk.columns;
     const E* from = omega + (inside ? chunk.column[packed] : 0);
-#pragma unroll 8
-    for (int i = static_cast<int>(threadIdx.x) / kTile; i < dims(); i += kThreads / kTile)
-      stage[i * kLd + c] = inside && i < p.map.d ? static_cast<float>(from[i * p.map.P]) : 0.0f;
+    const int row = static_cast<int>(threadIdx.x) / kTile;
+#pragma unroll
+    for (int i = 0; i < kTile * W / 2; ++i) {
+      const int r = row + 2 * i;
+      to.v[i] = inside && r < p.map.d ? static_cast<float>(from[r * p.map.P]) : 0.0f;
+    }
+  }
+  __device__ void place(const Columns64& from) {
+    const int c = static_cast<int>(threadIdx.x) % kTile,
+              row = static_cast<int>(threadIdx.x) / kTile;
+#pragma unroll
+    for (int i = 0; i < kTile * W / 2; ++i) stage[(row + 2 * i) * kLd + c] = from.v[i];
+  }
+  /// Calls f(group) with each group of columns in `stage`, the next one on its way meanwhile (a
+  /// wide one only afterwards: it has no registers to wait in). Begins and ends with a barrier.
+  template <class F>
+  __device__ void each_group(F&& f) {
+    Columns64 columns;
+    if (W == 1 && groups() > 0) fetch(columns, 0);
+    for (int group = 0; group < groups(); ++group) {
+      __syncthreads();
+      if (W > 1) fetch(columns, group);
+      place(columns);
+      if (W == 1 && group + 1 < groups()) fetch(columns, group + 1);
+      __syncthreads();
+      f(group);
+    }
+    __syncthreads();
   }
 
   /// products = x Ω for the chunk's packed columns. Ends with a barrier.
   __device__ void project(const float* x) {
-    for (int group = 0; group < groups(); ++group) {
-      __syncthreads();
-      load_omega(group);
-      __syncthreads();
+    each_group([&](int group) {
       Projected sums;
       sums.clear();
       multiply_add<true, false>(sums, x, kWide<W>, stage, kLd, dims());
       sums.store(products + group * kTile, ld_products);
-    }
-    __syncthreads();
+    });
   }
 
   /// Features (64, 64) of the tile from its projections, zeros beyond the chunk's. `to` may be the
   /// products themselves. Begins after a barrier and ends with one.
   __device__ void features(const float* x, float* to, int ld) {
     const int m = static_cast<int>(threadIdx.x) % kTile;
-    const int levels = chunk.linear ? 0 : degree(m);
+    const int levels = chunk.linear ? 0 : chunk.degree[m];
     const float w = !chunk.linear && m < chunk.count ? load(p.weight + chunk.first + m) : 0.0f;
     for (int t = static_cast<int>(threadIdx.x) / kTile; t < kTile; t += kThreads / kTile) {
       if (m >= chunk.count) continue;
@@ -229,7 +255,7 @@ struct Block {
     float* row = products + t * ld_products + m;
     const float g = load(p.weight + chunk.first + m) * dphi;
     float after = 1.0f;
-    for (int l = degree(m) - 1; l >= 0; --l) {
+    for (int l = chunk.degree[m] - 1; l >= 0; --l) {
       float before = g;
       for (int j = 0; j < l; ++j) before *= row[chunk.offset[j]];
       float* here = row + chunk.offset[l];
@@ -242,15 +268,11 @@ struct Block {
   /// sums += dp Ωᵀ, dp where the products were. Ends with a barrier.
   template <class S>
   __device__ void pull_inputs(S& sums) {
-    for (int group = 0; group < groups(); ++group) {
-      __syncthreads();
-      load_omega(group);
-      __syncthreads();
+    each_group([&](int group) {
       const int left = chunk.columns - group * kTile;
       multiply_add<true, true>(sums, products + group * kTile, ld_products, stage, kLd,
                                left < kTile ? (left + 15) / 16 * 16 : kTile);
-    }
-    __syncthreads();
+    });
   }
 };
 

@@ -156,7 +156,14 @@ void check_case(const Case& c, double tolerance, DType dtype = DType::float32,
   const Results expected = run(converted(converted(x, dtype), DType::float64), c.args, backward);
   const Results got = run(on_device(x, dtype), c.args, backward);
   const auto near = [&](const Tensor& a, const Tensor& b) {
-    return difference(a.to(kCpu).to(DType::float64), b);
+    const auto is = a.to(kCpu).to_vector<double>(), should = b.to_vector<double>();
+    double worst = 0, largest = 1e-2;
+    for (size_t i = 0; i < should.size(); ++i) {
+      // A NaN on either side fails.
+      if (!(std::abs(is[i] - should[i]) <= worst)) worst = std::abs(is[i] - should[i]);
+      largest = std::max(largest, std::abs(should[i]));
+    }
+    return worst / largest;
   };
   CHECK(near(got.out, expected.out) <= tolerance);
   CHECK(near(got.den, expected.den) <= tolerance);
@@ -165,9 +172,15 @@ void check_case(const Case& c, double tolerance, DType dtype = DType::float32,
   if (dtype == DType::float32 && tolerance < 1e-4) CHECK(stats[0] == wanted[0]);
   CHECK((stats[1] == wanted[1] || std::abs(stats[1] - wanted[1]) <= tolerance * 4));
   if (!backward) return;
-  CHECK(near(got.dq, expected.dq) <= tolerance);
-  CHECK(near(got.dk, expected.dk) <= tolerance);
-  CHECK(near(got.dv, expected.dv) <= tolerance);
+  // Gradients cancel where few keys are seen: no better than the CPU's own float32 is asked for.
+  const Results single = run(converted(x, DType::float32), c.args, true);
+  const auto agree = [&](Tensor Results::*member) {
+    return near(got.*member, expected.*member) <=
+           tolerance + 4 * near(single.*member, expected.*member);
+  };
+  CHECK(agree(&Results::dq));
+  CHECK(agree(&Results::dk));
+  CHECK(agree(&Results::dv));
 }
 
 TEST_CASE("rmfa plan: chunks hold every feature once and no more projections than fit") {
@@ -302,6 +315,27 @@ TEST_CASE("cuda rmfa: empty tensors and sequences of many ranges") {
   }
 }
 
+TEST_CASE("cuda rmfa: sizes about the tiles, masks and floors in turn") {
+  const std::vector<std::vector<int64_t>> draws = {
+      {7}, {70}, {33, 20, 9, 2, 1}, {64, 64}, {1, 1, 1, 1, 1, 1}, {}};
+  uint32_t i = 0;
+  for (const int64_t T : {1, 2, 63, 64, 65}) {
+    for (const int64_t S : {1, 5, 64, 127, 130}) {
+      for (const bool causal : {false, true}) {
+        ++i;
+        Case c;
+        c.B = 1 + i / 3 % 2, c.H = 1 + i / 2 % 2;
+        c.T = T, c.S = S, c.d = i % 3 == 0 ? 5 : 16, c.dv = i % 5 == 0 ? 64 : 7;
+        c.args = draw_of(draws[i / 2 % draws.size()], i % 4 < 2 ? 0.6 : 0.0, i % 7 < 3 ? 0.5 : 0.0);
+        c.args.causal = causal;
+        c.key_mask = i % 3 < 2, c.query_mask = i % 5 < 2, c.blind = c.key_mask && i % 11 == 0;
+        c.per_head = i % 2 == 0, c.strided = i % 7 < 4;
+        check_case(c, kExact);
+      }
+    }
+  }
+}
+
 TEST_CASE("cuda rmfa: the same bits in any order of the threads") {
   Case c;
   c.H = 2, c.T = 70, c.S = 80, c.d = 6, c.dv = 5, c.key_mask = true;
@@ -310,10 +344,15 @@ TEST_CASE("cuda rmfa: the same bits in any order of the threads") {
     for (const bool causal : {false, true}) {
       c.args.causal = causal;
       const Operands x = on_device(make_operands(c), dtype);
-      for (auto member : {&Results::out, &Results::den, &Results::stats, &Results::dq, &Results::dk,
-                          &Results::dv}) {
-        same_in_any_order([&] { return run(x, c.args, true).*member; });
-      }
+      same_in_any_order([&] {
+        const Results r = run(x, c.args, true);
+        std::vector<double> all;
+        for (const Tensor& t : {r.out, r.den, r.stats, r.dq, r.dk, r.dv}) {
+          const auto values = t.to(kCpu).to_vector<double>();
+          all.insert(all.end(), values.begin(), values.end());
+        }
+        return Tensor::from_values(all, {static_cast<int64_t>(all.size())}, DType::float64);
+      });
     }
   }
 }
