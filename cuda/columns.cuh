@@ -8,6 +8,7 @@
 #pragma once
 
 #include "core/tensor.h"
+#include "cuda/row_chunks.h"
 #include "cuda/rows.cuh"
 
 namespace macgrad::cuda {
@@ -132,21 +133,6 @@ class ColumnPairs {
   int64_t n_;
   int member_;
 };
-
-/// How R rows are cut into chunks, one block each.
-struct RowChunks {
-  int64_t rows = 1;    // of a chunk
-  int64_t chunks = 0;  // that cover all rows
-};
-/// A block has `in_hand` rows at once; it goes round at least four times, so that its partial
-/// result costs little, and `waves` blocks a multiprocessor (over all groups) are enough.
-inline RowChunks row_chunks(int64_t rows, int64_t in_hand, int64_t groups, int multiprocessors,
-                            int waves) {
-  if (rows <= 0) return {};
-  const int64_t most = std::max<int64_t>(1, int64_t{multiprocessors} * waves / groups);
-  const int64_t rounds = std::max<int64_t>(4, (rows + most * in_hand - 1) / (most * in_hand));
-  return {rounds * in_hand, (rows + rounds * in_hand - 1) / (rounds * in_hand)};
-}
 
 /// Shared memory of a block with column pairs; `caches` as in team_memory.
 template <class C, class R>

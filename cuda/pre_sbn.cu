@@ -50,7 +50,7 @@ struct Positions {
 // partial (H, chunks, 2, d): mean and sum of squared differences of a chunk's valid positions
 // (Welford 1962), counts (chunks): how many those are.
 template <class T, int vec, int width, int per>
-__global__ void __launch_bounds__(Team<width>::threads)
+__global__ void __launch_bounds__(Team<width>::threads, per == 1 ? 4 : 1)
     chunk_moments(HeadRows<const T> x, Positions rows, compute_t<T>* __restrict__ partial,
                   double* __restrict__ counts, TeamMemory memory) {
   using C = compute_t<T>;
@@ -60,11 +60,7 @@ __global__ void __launch_bounds__(Team<width>::threads)
   C* result = partial + (rows.head() * chunks + chunk) * 2 * d;
   ColumnPairs<C, R> moments(d, team.member, pair_place<C, R>(memory, d, result));
   C count = 0;
-  const int64_t end = rows.end();
-  for (int64_t i = rows.begin() + team.row; i < end; i += team.rows) {
-    if (!rows.is_valid(i)) continue;
-    const auto at = static_cast<uint32_t>(i);
-    R row(x.row(at / rows.length, rows.head(), at % rows.length), d, team.member);
+  const auto take = [&](R& row) {
     count += C(1);
     const C share = C(1) / count;
     row.each([&](int k, auto column, const auto& in) {
@@ -78,6 +74,19 @@ __global__ void __launch_bounds__(Team<width>::threads)
         });
       }
     });
+  };
+  const int64_t end = rows.end();
+  // Two rows on their way at a time.
+  for (int64_t i = rows.begin() + team.row; i < end; i += 2 * team.rows) {
+    const int64_t next = i + team.rows;
+    const bool first = rows.is_valid(i), second = next < end && rows.is_valid(next);
+    const auto row = [&](int64_t index, bool wanted) {
+      const auto at = static_cast<uint32_t>(wanted ? index : 0);
+      return R(x.row(at / rows.length, rows.head(), at % rows.length), wanted ? d : 0, team.member);
+    };
+    R one = row(i, first), two = row(next, second);
+    if (first) take(one);
+    if (second) take(two);
   }
   count = moments.template finish<MergeMoments<C>>(result, shared_memory<C>(), count);
   if (rows.head() == 0 && threadIdx.x == 0) counts[chunk] = static_cast<double>(count);

@@ -3,13 +3,14 @@
 // Gimelshein 2018) and lays the row down in shared memory for the second pass. Cross entropy never
 // makes probabilities. A row of only -inf gives NaN; masks belong to the attention kernels.
 //
-// A target outside [0, V) that is not the ignored one gives a NaN loss and a NaN gradient row: the
-// host cannot look at targets without waiting for the device.
+// A target outside [0, V) that is not the ignored one gives a NaN loss and a NaN gradient row, and
+// the next read of a value reports it (index_fault.h).
 //
 // Shape letters: R rows, N columns, V vocabulary.
 #include <limits>
 
 #include "cuda/backend.h"
+#include "cuda/index_fault.h"
 #include "cuda/rows.cuh"
 
 namespace macgrad::cuda {
@@ -136,13 +137,26 @@ __global__ void __launch_bounds__(Team<width>::threads)
   });
 }
 
+/// Whether target t of row r names one of v classes; one that does not is noted.
+__device__ bool names_class(int64_t t, int64_t r, int64_t v, const char* op, IndexFault* fault) {
+  if (t >= 0 && t < v) return true;
+  if (atomicCAS(&fault->noted, 0, 1) == 0) {
+    fault->op = op;
+    fault->index = t;
+    fault->place = r;
+    fault->extent = v;
+  }
+  return false;
+}
+
 // loss = lse - (1-s) x_target - s mean(x), written with differences from the maximum so that large
 // logits lose nothing.
 template <class T, int vec, int width, int per>
 __global__ void __launch_bounds__(Team<width>::threads)
     cross_entropy_rows(const T* __restrict__ logits, const int64_t* __restrict__ target,
                        int64_t rows, int64_t v, compute_t<T> smoothing, int64_t ignore,
-                       T* __restrict__ loss, T* __restrict__ lse) {
+                       T* __restrict__ loss, T* __restrict__ lse, const char* op,
+                       IndexFault* fault) {
   using C = compute_t<T>;
   const Team<width> team;
   const int64_t r = int64_t{blockIdx.x} * team.rows + team.row;
@@ -153,7 +167,7 @@ __global__ void __launch_bounds__(Team<width>::threads)
   const int64_t t = target[r];
   C value = 0;
   if (t != ignore) {
-    if (t >= 0 && t < v) {
+    if (names_class(t, r, v, op, fault)) {
       value = math::log(s.exp_sum) + (C(1) - smoothing) * (s.max - load(x + t));
       if (smoothing != C(0)) value += smoothing * (s.max - s.x_sum / static_cast<C>(v));
     } else {
@@ -170,7 +184,8 @@ __global__ void __launch_bounds__(Team<width>::threads)
     cross_entropy_gradient_rows(const T* __restrict__ logits, const int64_t* __restrict__ target,
                                 const T* __restrict__ lse, const T* __restrict__ grad, int64_t rows,
                                 int64_t v, compute_t<T> smoothing, int64_t ignore,
-                                T* __restrict__ dlogits, bool keep) {
+                                T* __restrict__ dlogits, bool keep, const char* op,
+                                IndexFault* fault) {
   using C = compute_t<T>;
   using R = Row<T, vec, width, per>;
   const Team<width> team;
@@ -193,7 +208,9 @@ __global__ void __launch_bounds__(Team<width>::threads)
                    [&](int, auto column) { put_unit<vec>(to, column, zeros); });
     return;
   }
-  const C g = t >= 0 && t < v ? load(grad + r) : std::numeric_limits<C>::quiet_NaN();
+  bool named = t >= 0 && t < v;
+  if (!named && team.member == 0) named = names_class(t, r, v, op, fault);
+  const C g = named ? load(grad + r) : std::numeric_limits<C>::quiet_NaN();
   const C everywhere = smoothing / static_cast<C>(v);
   row.each([&](int, auto column, const auto& x) {
     C out[vec];
@@ -205,6 +222,8 @@ __global__ void __launch_bounds__(Team<width>::threads)
     put_unit<vec>(to, column, out);
   });
 }
+
+constexpr const char* kCrossEntropy = "cross_entropy";
 
 template <int width>
 LaunchShape shape_of(int64_t rows, const TeamMemory& memory = {}) {
@@ -266,7 +285,7 @@ void cross_entropy_forward(In logits, In target, double smoothing, int64_t ignor
     dispatch_rows<T>(v, rows_aligned<T>(v, {x}), [&]<int vec, int width, int per>() {
       launch(cross_entropy_rows<T, vec, width, per>, shape_of<width>(rows), x,
              target->data<int64_t>(), rows, v, static_cast<compute_t<T>>(smoothing), ignore,
-             loss->data<T>(), lse->data<T>());
+             loss->data<T>(), lse->data<T>(), kCrossEntropy, index_fault());
     });
   });
 }
@@ -283,7 +302,8 @@ void cross_entropy_backward(In logits, In target, In lse, In grad, double smooth
       const TeamMemory memory = team_memory(width > kWarp && twice, v * int64_t{sizeof(T)}, 1);
       launch(cross_entropy_gradient_rows<T, vec, width, per>, shape_of<width>(rows, memory), x,
              target->data<int64_t>(), lse->data<T>(), grad->data<T>(), rows, v,
-             static_cast<compute_t<T>>(smoothing), ignore, to, memory.keep);
+             static_cast<compute_t<T>>(smoothing), ignore, to, memory.keep, kCrossEntropy,
+             index_fault());
     });
   });
 }

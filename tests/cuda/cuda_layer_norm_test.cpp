@@ -3,7 +3,10 @@
 // of the threads.
 #include <doctest/doctest.h>
 
+#include <algorithm>
+
 #include "core/kernels.h"
+#include "cuda/row_chunks.h"
 #include "tests/cuda/device.h"
 #include "tests/op_cases.h"
 #ifdef MACGRAD_CUDA_EMULATED
@@ -51,11 +54,31 @@ void check_against_cpu(const Operands& o) {
   }
 }
 
+TEST_CASE("row_chunks covers every row once, keeps the card busy and its partial results few") {
+  for (const int64_t rows : {0, 1, 7, 8, 500, 8192, 70000, 3000000}) {
+    for (const int64_t in_hand : {1, 8, 32}) {
+      for (const int64_t groups : {1, 8, 1000}) {
+        const cuda::RowChunks cut = cuda::row_chunks(rows, in_hand, groups, 132, 4);
+        CAPTURE(rows);
+        CAPTURE(in_hand);
+        CAPTURE(groups);
+        CHECK(cut.chunks * cut.rows >= rows);
+        CHECK((cut.chunks - 1) * cut.rows < std::max<int64_t>(rows, 1));
+        CHECK(cut.rows % in_hand == (rows > 0 ? 0 : 1 % in_hand));
+        // No more blocks than are wanted, and no idle multiprocessor that had a row to take.
+        CHECK(cut.chunks * groups <= std::max<int64_t>(132 * 4, groups));
+        const int64_t most = (rows + in_hand - 1) / in_hand * groups;
+        CHECK(2 * cut.chunks * groups >= std::min<int64_t>(most, 132));
+      }
+    }
+  }
+}
+
 TEST_CASE("cuda layer norm: values and gradients at every row length and dtype") {
   for (const DType dtype : kFloating) {
     for (const Shape& shape : {Shape{0, 4}, Shape{2, 0}, Shape{3, 1}, Shape{70, 20}, Shape{40, 64},
-                              Shape{35, 63}, Shape{19, 128}, Shape{5, 255}, Shape{20, 512},
-                              Shape{6, 1024}, Shape{5, 1001}, Shape{6, 2304}}) {
+                               Shape{35, 63}, Shape{19, 128}, Shape{5, 255}, Shape{20, 512},
+                               Shape{6, 1024}, Shape{5, 1001}, Shape{6, 2304}}) {
       CAPTURE(shape.text());
       CAPTURE(name(dtype));
       check_against_cpu(operands(shape, dtype));

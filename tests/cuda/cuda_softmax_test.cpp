@@ -7,6 +7,7 @@
 #include <functional>
 #include <limits>
 
+#include "core/error.h"
 #include "core/kernels.h"
 #include "tests/cuda/device.h"
 #include "tests/op_cases.h"
@@ -118,7 +119,7 @@ TEST_CASE("cuda softmax: infinities, NaN and large logits") {
 TEST_CASE("cuda cross entropy: smoothing, ignored rows, every row length") {
   for (const DType dtype : kFloating) {
     for (const Shape& shape : {Shape{0, 5}, Shape{40, 20}, Shape{9, 33}, Shape{5, 128},
-                              Shape{2, 1000}, Shape{2, 1001}, Shape{2, 5000}}) {
+                               Shape{2, 1000}, Shape{2, 1001}, Shape{2, 5000}}) {
       for (const double smoothing : {0.0, 0.1}) {
         CAPTURE(shape.text());
         CAPTURE(name(dtype));
@@ -138,13 +139,17 @@ TEST_CASE("cuda cross entropy: smoothing, ignored rows, every row length") {
   }
 }
 
-TEST_CASE("cuda cross entropy: a wrong target spoils its own row only") {
+TEST_CASE(
+    "cuda cross entropy: a wrong target spoils its own row and is reported by the next read") {
   for (const int64_t n : {7, 1200}) {
     const Tensor x = logits({3, n}, 14, DType::float32), g = exact_values({3}, 15, DType::float32);
     const Tensor right = Tensor::from_vector(std::vector<int64_t>{2, 0, 5});
     const Tensor wrong = Tensor::from_vector(std::vector<int64_t>{2, n, 5});
     const auto got = cross_entropies(on_gpu(x), on_gpu(wrong), on_gpu(g), 0.1, -100);
     const auto expected = cross_entropies(x, right, g, 0.1, -100);
+    CHECK_THROWS_WITH_AS(
+        got[0].to(kCpu),
+        fmt::format("[cross_entropy] index {} at place 1 is outside [0, {})", n, n).c_str(), Error);
     for (const int64_t row : {0, 2}) {
       CHECK(std::fabs(got[0].at({row}) - expected[0].at({row})) <= 1e-5);
       CHECK(difference(got[2].to(kCpu).select(0, row), expected[2].select(0, row)) <= 2e-6);
