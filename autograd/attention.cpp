@@ -73,8 +73,9 @@ struct Visibility {
 
 Visibility visibility(const AttentionMask& mask, const Variable& q, const Variable& k) {
   Visibility v;
-  v.shown = visible(mask, q.size(2), k.size(2));
+  v.shown = visible(mask, q.size(2), k.size(2), q.device());
   if (v.shown.defined()) {
+    v.shown = v.shown.to(q.device());
     v.hidden = not_(v.shown);
     v.count = sum(Variable(v.shown.to(q.dtype())), {3}, true).value();
   } else {
@@ -90,16 +91,13 @@ Variable hide(const Variable& x, const Tensor& hidden, double value) {
 
 }  // namespace
 
-Tensor visible(const AttentionMask& mask, int64_t T, int64_t S) {
+Tensor visible(const AttentionMask& mask, int64_t T, int64_t S, Device device) {
   Tensor shown;
   const auto restrict_to = [&](const Tensor& m) { shown = shown.defined() ? and_(shown, m) : m; };
   if (mask.causal) {
     std::vector<bool> lower(static_cast<size_t>(T * S));
     for (int64_t i = 0; i < T; ++i)
       for (int64_t j = 0; j < S; ++j) lower[static_cast<size_t>(i * S + j)] = j <= i + S - T;
-    const Device device = mask.key_valid.defined()     ? mask.key_valid.device()
-                          : mask.query_valid.defined() ? mask.query_valid.device()
-                                                       : kCpu;
     restrict_to(Tensor::from_vector(lower, {1, 1, T, S}, device));
   }
   if (mask.key_valid.defined())

@@ -13,7 +13,7 @@ namespace {
 
 template <Arithmetic arithmetic, int width>
 using ForwardTile = std::conditional_t<
-    arithmetic == Arithmetic::fma, FmaTile<8, width == kWidest ? 32 : 64, width>,
+    arithmetic == Arithmetic::fma, FmaTile<width == kWidest ? 4 : 8, 32, width>,
     std::conditional_t<arithmetic == Arithmetic::tf32, Tf32Tile<64, width>, Bf16Tile<64, width>>>;
 
 template <class Tile>
@@ -28,20 +28,18 @@ struct ForwardShared {
 };
 
 template <class Tile, class T>
-__global__ void __launch_bounds__(kThreads<Tile>, kBlocks<Tile>)
+__global__ void __launch_bounds__(kThreads<Tile>, Tile::kBlocks)
     forward_kernel(Problem p, Heads<const T> q, Heads<const T> k, Heads<const T> v, Heads<T> out,
                    Heads<float> lse) {
   constexpr int kCols = Tile::kCols, pieces = kCols / 16;
   auto& m = *shared_memory<ForwardShared<Tile>>();
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
   // The last tile of a causal head is the longest: it starts first.
-  const int tiles = (p.queries + kOwnRows - 1) / kOwnRows;
-  const int64_t bh = blockIdx.x / static_cast<unsigned>(tiles);
-  const int i0 =
-      (tiles - 1 - static_cast<int>(blockIdx.x % static_cast<unsigned>(tiles))) * kOwnRows;
-  const int64_t b = bh / p.heads, h = bh % p.heads;
-  const bool* query_valid = p.query_valid ? p.query_valid + b * p.queries : nullptr;
-  const bool* key_valid = p.key_valid ? p.key_valid + b * p.keys : nullptr;
+  const auto tiles = static_cast<unsigned>((p.queries + kOwnRows - 1) / kOwnRows);
+  const int bh = static_cast<int>(blockIdx.x / tiles), b = bh / p.heads, h = bh % p.heads;
+  const int i0 = static_cast<int>(tiles - 1 - blockIdx.x % tiles) * kOwnRows;
+  const bool* query_valid = p.query_valid ? p.query_valid + int64_t{b} * p.queries : nullptr;
+  const bool* key_valid = p.key_valid ? p.key_valid + int64_t{b} * p.keys : nullptr;
 
   const int n = least(kOwnRows, p.queries - i0);
   int end = p.seen(i0 + n - 1);
@@ -122,9 +120,9 @@ __global__ void __launch_bounds__(kThreads<Tile>, kBlocks<Tile>)
     for (int e = 0; e < Tile::kSums; ++e) sums[e] *= rescale[Tile::sum_slot(e)];
     if (p.threshold) {
       uint16_t* keep = m.keep[warp];
-      draw_keep<Tile::kRows, pieces>(p, keep,
-                                     static_cast<uint64_t>((bh * p.queries + row0) * p.keys + j0),
-                                     static_cast<uint64_t>(p.keys), lane);
+      draw_keep<Tile::kRows, pieces>(
+          p, keep, static_cast<uint64_t>((int64_t{bh} * p.queries + row0) * p.keys + j0),
+          static_cast<uint64_t>(p.keys), lane);
 #pragma unroll
       for (int e = 0; e < Tile::kScores; ++e)
         s[e] *= kept<pieces>(keep, Tile::row(lane, Tile::slot(e)), Tile::column(lane, e)) ? p.kept

@@ -25,11 +25,7 @@ inline constexpr float kNever = -INFINITY;
 
 /// The threads of a kernel over `Tile`.
 template <class Tile>
-inline constexpr int kThreads = kOwnRows* kWarp / Tile::kRows;
-/// Blocks a multiprocessor holds at once: what the widest tiles' shared memory leaves room for, and
-/// registers of the narrower ones.
-template <class Tile>
-inline constexpr int kBlocks = Tile::kWidth > 64 ? 2 : 3;
+inline constexpr int kThreads = kWarp*(kOwnRows / Tile::kRows);
 
 MACGRAD_HD inline int least(int a, int b) {
   return a < b ? a : b;
@@ -131,24 +127,24 @@ void with_arithmetic(const Problem& p, F&& f) {
 template <class Tile, int n_rows, class T>
 __device__ void load_rows(typename Tile::Element* tile, const T* from, int64_t stride, int count,
                           int width, bool vector, const bool* valid) {
-  constexpr int run = static_cast<int>(16 / sizeof(T)), per_row = Tile::kWidth / run;
+  const int thread = static_cast<int>(threadIdx.x);
+  if (vector) {
+    constexpr int run = kPacked<T>, per_row = Tile::kWidth / run;
 #pragma unroll 4
-  for (int c = static_cast<int>(threadIdx.x); c < n_rows * per_row; c += kThreads<Tile>) {
-    const int r = c / per_row, x = c % per_row * run;
-    uint4 values = make_uint4(0, 0, 0, 0);
-    if (r < count && x < width && (!valid || valid[r])) {
-      const T* at = from + r * stride + x;
-      if (vector) {
-        values = *reinterpret_cast<const uint4*>(at);
-      } else {
-        Packed<T, run> some{};
-#pragma unroll
-        for (int i = 0; i < run; ++i)
-          if (x + i < width) some.v[i] = at[i];
-        values = bit_copy<uint4>(some);
-      }
+    for (int c = thread; c < n_rows * per_row; c += kThreads<Tile>) {
+      const int r = c / per_row, x = c % per_row * run;
+      uint4 values = make_uint4(0, 0, 0, 0);
+      if (r < count && x < width && (!valid || valid[r]))
+        values = *reinterpret_cast<const uint4*>(from + r * stride + x);
+      Tile::template put<T>(tile + r * Tile::kPitch + x, values);
     }
-    Tile::template put<T>(tile + r * Tile::kPitch + x, values);
+  } else {
+#pragma unroll 1
+    for (int c = thread; c < n_rows * Tile::kWidth; c += kThreads<Tile>) {
+      const int r = c / Tile::kWidth, x = c % Tile::kWidth;
+      const bool there = r < count && x < width && (!valid || valid[r]);
+      tile[r * Tile::kPitch + x] = Tile::rounded(there ? load(from + r * stride + x) : 0.0f);
+    }
   }
 }
 
@@ -185,6 +181,7 @@ __device__ inline uint16_t keep_bits(const DrawKey& key, uint64_t element, uint3
   const auto group = static_cast<uint32_t>(element >> 2);
   const int early = static_cast<int>(element & 3), groups = early ? 5 : 4;
   uint32_t bits = 0;
+#pragma unroll 1
   for (int g = 0; g < groups; ++g) {
     const Philox4 r = random_block(key, group + static_cast<uint32_t>(g));
 #pragma unroll
@@ -199,6 +196,7 @@ __device__ void draw_keep(const Problem& p, uint16_t* keep, uint64_t first, uint
                           int lane) {
   const DrawKey key = resolved(p.key, p.live);
   __syncwarp();  // the last tile's bits have been read
+#pragma unroll 1
   for (int item = lane; item < lines * pieces; item += kWarp)
     keep[item] = keep_bits(key,
                            first + static_cast<uint64_t>(item / pieces) * stride +

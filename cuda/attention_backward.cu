@@ -15,9 +15,8 @@ namespace {
 
 template <Arithmetic arithmetic, int width>
 using BackwardTile = std::conditional_t<
-    arithmetic == Arithmetic::fma, FmaTile<4, width == kWidest ? 32 : 64, width>,
-    std::conditional_t<arithmetic == Arithmetic::tf32, Tf32Tile<width == kWidest ? 32 : 64, width>,
-                       Bf16Tile<width == kWidest ? 32 : 64, width>>>;
+    arithmetic == Arithmetic::fma, FmaTile<4, 32, width>,
+    std::conditional_t<arithmetic == Arithmetic::tf32, Tf32Tile<32, width>, Bf16Tile<32, width>>>;
 
 /// Of one query: lse for powers of 2, +inf where no weight is to be made, and D.
 struct alignas(8) Row {
@@ -59,7 +58,7 @@ __global__ void __launch_bounds__(kRowThreads)
 }
 
 template <class Tile, class T>
-__global__ void __launch_bounds__(kThreads<Tile>, kBlocks<Tile>)
+__global__ void __launch_bounds__(kThreads<Tile>, Tile::kBlocks)
     key_kernel(Problem p, Heads<const T> q, Heads<const T> k, Heads<const T> v, Heads<const T> grad,
                const Row* rows, Heads<T> dk, Heads<T> dv) {
   constexpr int kCols = Tile::kCols, pieces = Tile::kRows / 16;
@@ -67,12 +66,11 @@ __global__ void __launch_bounds__(kThreads<Tile>, kBlocks<Tile>)
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
   // The first tile of a causal head is the longest and starts first.
   const auto tiles = static_cast<unsigned>((p.keys + kOwnRows - 1) / kOwnRows);
-  const int64_t bh = blockIdx.x / tiles;
+  const int bh = static_cast<int>(blockIdx.x / tiles), b = bh / p.heads, h = bh % p.heads;
   const int j0 = static_cast<int>(blockIdx.x % tiles) * kOwnRows;
-  const int64_t b = bh / p.heads, h = bh % p.heads;
-  const bool* query_valid = p.query_valid ? p.query_valid + b * p.queries : nullptr;
-  const bool* key_valid = p.key_valid ? p.key_valid + b * p.keys : nullptr;
-  rows += bh * p.queries;
+  const bool* query_valid = p.query_valid ? p.query_valid + int64_t{b} * p.queries : nullptr;
+  const bool* key_valid = p.key_valid ? p.key_valid + int64_t{b} * p.keys : nullptr;
+  rows += int64_t{bh} * p.queries;
 
   const int n = least(kOwnRows, p.keys - j0);
   int begin = p.first_query(j0) / kCols * kCols;
@@ -116,9 +114,9 @@ __global__ void __launch_bounds__(kThreads<Tile>, kBlocks<Tile>)
     Tile::dot(ds, m.own[1] + own, m.other[1], lane);
     uint16_t* keep = m.keep[warp];
     if (p.threshold)
-      draw_keep<kCols, pieces>(p, keep,
-                               static_cast<uint64_t>((bh * p.queries + i0) * p.keys + row0),
-                               static_cast<uint64_t>(p.keys), lane);
+      draw_keep<kCols, pieces>(
+          p, keep, static_cast<uint64_t>((int64_t{bh} * p.queries + i0) * p.keys + row0),
+          static_cast<uint64_t>(p.keys), lane);
     int first[Tile::kLaneRows];  // query of the tile that sees the row
 #pragma unroll
     for (int r = 0; r < Tile::kLaneRows; ++r)
@@ -147,19 +145,17 @@ __global__ void __launch_bounds__(kThreads<Tile>, kBlocks<Tile>)
 }
 
 template <class Tile, class T>
-__global__ void __launch_bounds__(kThreads<Tile>, kBlocks<Tile>)
+__global__ void __launch_bounds__(kThreads<Tile>, Tile::kBlocks)
     query_kernel(Problem p, Heads<const T> q, Heads<const T> k, Heads<const T> v,
                  Heads<const T> grad, const Row* rows, Heads<T> dq) {
   constexpr int kCols = Tile::kCols, pieces = kCols / 16;
   auto& m = *shared_memory<BackwardShared<Tile>>();
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
-  const int tiles = (p.queries + kOwnRows - 1) / kOwnRows;
-  const int64_t bh = blockIdx.x / static_cast<unsigned>(tiles);
-  const int i0 =
-      (tiles - 1 - static_cast<int>(blockIdx.x % static_cast<unsigned>(tiles))) * kOwnRows;
-  const int64_t b = bh / p.heads, h = bh % p.heads;
-  const bool* query_valid = p.query_valid ? p.query_valid + b * p.queries : nullptr;
-  const bool* key_valid = p.key_valid ? p.key_valid + b * p.keys : nullptr;
+  const auto tiles = static_cast<unsigned>((p.queries + kOwnRows - 1) / kOwnRows);
+  const int bh = static_cast<int>(blockIdx.x / tiles), b = bh / p.heads, h = bh % p.heads;
+  const int i0 = static_cast<int>(tiles - 1 - blockIdx.x % tiles) * kOwnRows;
+  const bool* query_valid = p.query_valid ? p.query_valid + int64_t{b} * p.queries : nullptr;
+  const bool* key_valid = p.key_valid ? p.key_valid + int64_t{b} * p.keys : nullptr;
 
   const int n = least(kOwnRows, p.queries - i0);
   const int row0 = i0 + warp * Tile::kRows, own = warp * Tile::kRows * Tile::kPitch;
@@ -169,7 +165,7 @@ __global__ void __launch_bounds__(kThreads<Tile>, kBlocks<Tile>)
 #pragma unroll
   for (int r = 0; r < Tile::kLaneRows; ++r) {
     const int i = row0 + Tile::row(lane, r);
-    row[r] = i < p.queries ? rows[bh * p.queries + i] : Row{INFINITY, 0};
+    row[r] = i < p.queries ? rows[int64_t{bh} * p.queries + i] : Row{INFINITY, 0};
     any = any || row[r].log2_sum != INFINITY;
   }
   if (!__syncthreads_or(any)) end = 0;
@@ -207,9 +203,9 @@ __global__ void __launch_bounds__(kThreads<Tile>, kBlocks<Tile>)
     Tile::dot(ds, m.own[1] + own, m.other[1], lane);
     uint16_t* keep = m.keep[warp];
     if (p.threshold)
-      draw_keep<Tile::kRows, pieces>(p, keep,
-                                     static_cast<uint64_t>((bh * p.queries + row0) * p.keys + j0),
-                                     static_cast<uint64_t>(p.keys), lane);
+      draw_keep<Tile::kRows, pieces>(
+          p, keep, static_cast<uint64_t>((int64_t{bh} * p.queries + row0) * p.keys + j0),
+          static_cast<uint64_t>(p.keys), lane);
     const bool all = count == kCols && j0 + kCols <= warp_all;
     int seen[Tile::kLaneRows];  // keys of the tile
 #pragma unroll

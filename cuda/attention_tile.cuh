@@ -22,6 +22,8 @@ struct FmaTile {
   // 4·odd words: 8 rows that follow each other start in 8 different groups of 4 banks.
   static constexpr int kPitch = width + 4;
   static constexpr int kLaneRows = lane_rows, kRowLanes = 8;
+  // Blocks a multiprocessor holds, as shared memory and registers allow.
+  static constexpr int kBlocks = width > 64 ? 2 : lane_rows > 4 ? 4 : 3;
   static constexpr int kLaneCols = columns / 8, kLaneWidth = width / 8, kRun = 4;
   static constexpr int kScores = lane_rows * kLaneCols, kSums = lane_rows * kLaneWidth;
   static constexpr int kScratchPitch = columns + 8;  // 8·odd words: stores meet no bank twice
@@ -35,7 +37,8 @@ struct FmaTile {
     return 4 * (lane % 8) + 32 * (e % kLaneWidth / 4) + e % 4;
   }
 
-  /// 16 bytes of a row stored as T.
+  /// A value, or 16 bytes of values stored as T, on the way into shared memory.
+  __device__ static float rounded(float x) { return x; }
   template <class T>
   __device__ static void put(float* to, const uint4& x) {
     static_assert(sizeof(T) == sizeof(float));
@@ -47,7 +50,7 @@ struct FmaTile {
     other += lane % 8 * kPitch;
 #pragma unroll
     for (int e = 0; e < kScores; ++e) s[e] = 0;
-#pragma unroll 2
+#pragma unroll 1
     for (int x = 0; x < width; x += 4) {
       float4 a[lane_rows];
 #pragma unroll
@@ -115,6 +118,7 @@ template <int columns, int width>
 struct MmaLayout {
   static constexpr int kRows = 16, kCols = columns, kWidth = width;
   static constexpr int kLaneRows = 2, kRowLanes = 4, kRun = 2;
+  static constexpr int kBlocks = width > 64 ? 2 : 3;
   static constexpr int kScores = columns / 2, kSums = width / 2;
   static constexpr int kScratch = 4;  // unused
 
@@ -139,6 +143,7 @@ struct Tf32Tile : MmaLayout<columns, width> {
   using Element = float;
   static constexpr int kPitch = width + 4;  // 4·odd words: every load below meets 32 banks
 
+  __device__ static float rounded(float x) { return __uint_as_float(to_tf32(x)); }
   template <class T>
   __device__ static void put(float* to, const uint4& x) {
     static_assert(sizeof(T) == sizeof(float));
@@ -228,6 +233,7 @@ struct Bf16Tile : MmaLayout<columns, width> {
   using Element = bfloat16;
   static constexpr int kPitch = width + 8;  // 16·odd bytes: 8 rows of a matrix meet 32 banks
 
+  __device__ static bfloat16 rounded(float x) { return bfloat16(x); }
   template <class T>
   __device__ static void put(bfloat16* to, const uint4& x) {
     if constexpr (sizeof(T) == sizeof(bfloat16)) {
