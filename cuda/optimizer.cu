@@ -186,7 +186,7 @@ void for_tables(const Entries& entries, int64_t chunk, Run&& run) {
       run(table, blocks);
     }
   };
-  if (entries.size() <= TensorTable<operands, kSmallTable>::kCapacity) {
+  if (entries.size() <= TensorTable<operands, kSmallTable>::kCapacity || !large_tables()) {
     fill.template operator()<kSmallTable>();
   } else {
     fill.template operator()<kLargeTable>();

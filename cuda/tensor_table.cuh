@@ -17,13 +17,23 @@
 
 namespace macgrad::cuda {
 
-// Kernel arguments hold 4096 bytes, and 32764 from CUDA 12.1 on. 256 bytes are left to the others.
+// Kernel arguments hold 4096 bytes, and 32764 where both the toolkit and the driver are of
+// CUDA 12.1 or later. 256 bytes are left to the others.
 inline constexpr int kSmallTable = 4096 - 256;
 #if CUDART_VERSION >= 12010
 inline constexpr int kLargeTable = 32764 - 256;
 #else
 inline constexpr int kLargeTable = kSmallTable;
 #endif
+
+inline bool large_tables() {
+  static const bool large = [] {
+    int version = 0;
+    CUDA_CHECK(cudaDriverGetVersion(&version));
+    return version >= 12010;
+  }();
+  return large;
+}
 
 /// Up to kCapacity entries of `operands` equally sized tensors in about `bytes` of arguments.
 template <int operands, int bytes>

@@ -40,6 +40,9 @@ struct Fiber {
 #endif
 #if defined(__SANITIZE_ADDRESS__)
   void* fake_stack = nullptr;
+  // The scheduler's stack, which is the host thread's; learnt at the first switch away from it.
+  const void* host_stack = nullptr;
+  size_t host_bytes = 0;
 #endif
 };
 
@@ -111,7 +114,8 @@ struct {
 void switch_to(Fiber& from, Fiber& to, [[maybe_unused]] bool leaves_for_good) {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(leaves_for_good ? nullptr : &from.fake_stack,
-                                 to.stack ? to.stack : nullptr, to.stack ? kStackBytes : 0);
+                                 to.stack ? to.stack : to.host_stack,
+                                 to.stack ? kStackBytes : to.host_bytes);
 #endif
 #if defined(__x86_64__)
   emulation_switch(&from.sp, to.sp);
@@ -129,7 +133,8 @@ void yield() {
 
 void thread_main() {
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
+  __sanitizer_finish_switch_fiber(nullptr, &machine.scheduler.host_stack,
+                                  &machine.scheduler.host_bytes);
 #endif
   (*machine.kernel)();
   machine.current->state = State::done;
