@@ -62,13 +62,23 @@ struct Problem {
 template <int W>
 inline constexpr int kWide = kTile* W + 4;
 
+template <class E>
+struct alignas(4 * sizeof(E)) Four {
+  E v[4];
+};
+/// Whether rows can be moved in Fours.
+template <class E>
+__device__ inline bool four_at_a_time(const E* first, int64_t stride, int columns) {
+  return columns % 4 == 0 && stride % 4 == 0 &&
+         reinterpret_cast<uintptr_t>(first) % sizeof(Four<E>) == 0;
+}
+
 /// `n` rows of `columns` values, zeros where invalid and up to 64×(64·W).
 template <int W, class E>
 __device__ inline void load_rows(float* tile, const E* from, int64_t stride, int columns, int n,
                                  const bool* valid) {
   constexpr int quads = kTile / 4 * W;
-  const bool whole = columns % 4 == 0 && stride % 4 == 0 &&
-                     reinterpret_cast<uintptr_t>(from) % (4 * sizeof(E)) == 0;
+  const bool whole = four_at_a_time(from, stride, columns);
 #pragma unroll 4
   for (int i = static_cast<int>(threadIdx.x); i < kTile * quads; i += kThreads) {
     const int r = i / quads, c = i % quads * 4;
@@ -76,10 +86,7 @@ __device__ inline void load_rows(float* tile, const E* from, int64_t stride, int
     if (r < n && c < columns && (!valid || valid[r])) {
       const E* p = from + r * stride + c;
       if (whole) {
-        struct alignas(4 * sizeof(E)) Four {
-          E v[4];
-        };
-        const Four four = *reinterpret_cast<const Four*>(p);
+        const Four<E> four = *reinterpret_cast<const Four<E>*>(p);
 #pragma unroll
         for (int j = 0; j < 4; ++j) x[j] = static_cast<float>(four.v[j]);
       } else {
@@ -92,14 +99,27 @@ __device__ inline void load_rows(float* tile, const E* from, int64_t stride, int
   }
 }
 
-/// Writes `n` rows of a tile; rows whose flag is false become zeros.
+/// Writes `n` rows of a tile; rows whose flag is 0 become zeros.
 template <int W, class E>
 __device__ inline void store_rows(E* to, int64_t stride, int columns, int n, const float* tile,
                                   const int* live) {
-  constexpr int width = kTile * W;
-  for (int i = static_cast<int>(threadIdx.x); i < n * width; i += kThreads) {
-    const int r = i / width, c = i % width;
-    if (c < columns) to[r * stride + c] = static_cast<E>(live[r] ? tile[r * kWide<W> + c] : 0.0f);
+  constexpr int quads = kTile / 4 * W;
+  const bool whole = four_at_a_time(to, stride, columns);
+  for (int i = static_cast<int>(threadIdx.x); i < n * quads; i += kThreads) {
+    const int r = i / quads, c = i % quads * 4;
+    if (c >= columns) continue;
+    float4 x = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    if (live[r]) x = *reinterpret_cast<const float4*>(tile + r * kWide<W> + c);
+    const Four<E> four{
+        {static_cast<E>(x.x), static_cast<E>(x.y), static_cast<E>(x.z), static_cast<E>(x.w)}};
+    E* p = to + r * stride + c;
+    if (whole) {
+      *reinterpret_cast<Four<E>*>(p) = four;
+    } else {
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        if (c + j < columns) p[j] = four.v[j];
+    }
   }
 }
 
@@ -288,6 +308,8 @@ struct Cotangents {
   Rows<const E> out, grad;
   const E* den = nullptr;  // (B, H, T)
 };
+
+static_assert(sizeof(Problem<float>) + sizeof(Cotangents<float>) <= 3840, "kernel arguments");
 
 /// Cotangents of a tile of queries: g = dO/den (64, 64·W), u = -(dO·O)/den, which is 0 where the
 /// denominator was floored; both 0 where nothing is visible.

@@ -285,6 +285,14 @@ std::vector<Case> cases(bool causal) {
   c.T = 5, c.S = 9;
   c.args = draw_of({});
   add(c);
+  c = {};
+  c.T = 66, c.S = 70, c.d = 64, c.dv = 64;
+  c.args = draw_of(kGeometric, 0.0, 1e-3);
+  add(c);
+  c = {};
+  c.T = 9, c.S = 12, c.d = 4, c.dv = 12;
+  c.args = draw_of(std::vector<int64_t>(40, 3), 0.5);
+  add(c);
   return all;
 }
 
