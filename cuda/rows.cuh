@@ -51,7 +51,8 @@ struct Team {
   template <class C, class Op>
   __device__ C reduce(C value, Op op) const {
     if constexpr (whole_block) return block_reduce<width>(value, shared_memory<C>(), op);
-    return warp_reduce < whole_block ? kWarp : width > (value, op);
+    constexpr int lanes = whole_block ? kWarp : width;
+    return warp_reduce<lanes>(value, op);
   }
 };
 
