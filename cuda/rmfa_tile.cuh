@@ -158,6 +158,10 @@ template <Rounding rounding, bool rows>
 __device__ inline uint32_t fragment(const float* tile, int ld, int r, int k) {
   if constexpr (rounding == Rounding::tf32) {
     return to_tf32(element<rows>(tile, ld, r, k));
+  } else if constexpr (rows) {
+    // k is even and rows are 16-byte aligned.
+    const float2 two = *reinterpret_cast<const float2*>(tile + r * ld + k);
+    return to_bf16_pair(two.x, two.y);
   } else {
     return to_bf16_pair(element<rows>(tile, ld, r, k), element<rows>(tile, ld, r, k + 1));
   }
