@@ -75,7 +75,6 @@ Visibility visibility(const AttentionMask& mask, const Variable& q, const Variab
   Visibility v;
   v.shown = visible(mask, q.size(2), k.size(2), q.device());
   if (v.shown.defined()) {
-    v.shown = v.shown.to(q.device());
     v.hidden = not_(v.shown);
     v.count = sum(Variable(v.shown.to(q.dtype())), {3}, true).value();
   } else {

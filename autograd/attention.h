@@ -16,7 +16,7 @@ struct AttentionMask {
 };
 
 /// The bool Tensor (B|1, 1, T, S) of what a mask shows; undefined when everything is visible.
-Tensor visible(const AttentionMask& mask, int64_t T, int64_t S);
+Tensor visible(const AttentionMask& mask, int64_t T, int64_t S, Device device);
 
 /// softmax(scale·q·kᵀ)·v: q (B,H,T,d), k (B,H,S,d), v (B,H,S,dv) -> (B,H,T,dv); memory
 /// O((T+S)·d). Dropout acts on the weights and is replayed from `key`.

@@ -145,8 +145,8 @@ inline constinit Kernel<void(In, In, In, In, double, Out, Out, Out)> post_sbn_ba
 
 /// q (B, H, T, d), k (B, H, S, d), v (B, H, S, dv), out (B, H, T, dv): last stride 1, others any.
 /// key_valid (B, S), query_valid (B, T): bool, true = visible, contiguous, or absent. lse
-/// (B, H, T): log of the sum of exponentials, -inf where no key is visible (out is 0 there).
-/// Never holds a T×S matrix.
+/// (B, H, T) of compute_dtype: log of the sum of exponentials, -inf where no key is visible (out is
+/// 0 there). Never holds a T×S matrix.
 inline constinit Kernel<void(In, In, In, In, In, const SoftmaxAttentionArgs&, Out, Out, Scratch)>
     softmax_attention_forward{
         "softmax_attention_forward",

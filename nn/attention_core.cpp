@@ -136,9 +136,8 @@ Variable ExactKernelCore::forward(const Variable& q_in, const Variable& k_in, co
   }
   const double root = std::sqrt(static_cast<double>(head_dim_));
   Variable weights = kernel_(matmul(logit_scale.apply(q, root), transpose(k, 2, 3)));
-  Tensor shown = visible(mask, q.size(2), k.size(2));
+  Tensor shown = visible(mask, q.size(2), k.size(2), q.device());
   if (!shown.defined()) return div(matmul(weights, v), sum(weights, {3}, true));
-  shown = shown.to(q.device());
   weights = where(shown, weights, 0.0);
   const Tensor any =
       greater(sum(Variable(shown.to(weights.dtype())), {3}, true).value(), 0.0);  // (B|1,1,T,1)

@@ -332,7 +332,7 @@ void add_features(OpCases& cases) {
   row.f = [](const Variables& x) {
     const Problem p{
         .name = "", .T = 3, .S = 5, .causal = true, .key_mask = true, .query_mask = true};
-    return where(visible(p.mask(), 3, 5), x[0], 0.0);
+    return where(visible(p.mask(), 3, 5, x[0].device()), x[0], 0.0);
   };
   row.reference = [](const Values& x) {
     std::vector<double> y = x[0];
