@@ -18,12 +18,11 @@ using ForwardTile = std::conditional_t<
 
 template <class Tile>
 struct ForwardShared {
-  static constexpr int kWarps = kThreads<Tile> / kWarp;
   alignas(16) typename Tile::Element queries[kOwnRows * Tile::kPitch];
   alignas(16) typename Tile::Element keys[Tile::kCols * Tile::kPitch];
   alignas(16) typename Tile::Element values[Tile::kCols * Tile::kPitch];
-  alignas(16) float scratch[kWarps][Tile::kScratch];
-  uint16_t keep[kWarps][Tile::kRows * Tile::kCols / 16];
+  alignas(16) float scratch[kWarps<Tile>][Tile::kScratch];
+  uint16_t keep[kWarps<Tile>][Tile::kRows * Tile::kCols / 16];
   bool shown[Tile::kCols];
 };
 

@@ -23,9 +23,11 @@ inline constexpr int kOwnRows = 64;
 inline constexpr int kWidest = 128;  // d and dv
 inline constexpr float kNever = -INFINITY;
 
-/// The threads of a kernel over `Tile`.
+/// The warps and threads of a kernel over `Tile`.
 template <class Tile>
-inline constexpr int kThreads = kWarp*(kOwnRows / Tile::kRows);
+inline constexpr int kWarps = kOwnRows / Tile::kRows;
+template <class Tile>
+inline constexpr int kThreads = 32 * kWarps<Tile>;
 
 MACGRAD_HD inline int least(int a, int b) {
   return a < b ? a : b;

@@ -25,11 +25,10 @@ struct alignas(8) Row {
 
 template <class Tile>
 struct BackwardShared {
-  static constexpr int kWarps = kThreads<Tile> / kWarp;
   alignas(16) typename Tile::Element own[2][kOwnRows * Tile::kPitch];
   alignas(16) typename Tile::Element other[2][Tile::kCols * Tile::kPitch];
-  alignas(16) float scratch[kWarps][Tile::kScratch];
-  uint16_t keep[kWarps][Tile::kRows * Tile::kCols / 16];
+  alignas(16) float scratch[kWarps<Tile>][Tile::kScratch];
+  uint16_t keep[kWarps<Tile>][Tile::kRows * Tile::kCols / 16];
   Row rows[Tile::kCols];
   bool shown[Tile::kCols];
 };
