@@ -2,14 +2,12 @@
 // pointer, and leaving a scope is putting the previous pointer back.
 #include "autograd/scope.h"
 
-#include "core/allocator.h"
-
 namespace macgrad {
 namespace {
 
 std::shared_ptr<const std::string>& path() {
-  // An error for want of memory names the scope as well.
-  static const bool told = (set_allocation_context(scope_suffix), true);
+  // Errors of core (want of memory, a kernel that differs) name the scope as well.
+  static const bool told = (set_error_context(scope_suffix), true);
   (void)told;
   thread_local auto p = std::make_shared<const std::string>();
   return p;

@@ -47,13 +47,6 @@ size_t size_class(size_t bytes) {
   return (bytes + step - 1) / step * step;
 }
 
-std::atomic<std::string (*)()> allocation_context{nullptr};
-
-std::string context() {
-  const auto where = allocation_context.load();
-  return where ? where() : "";
-}
-
 std::string what_is_left(Device device, const RawMemory& raw) {
   if (!raw.left) return "";
   size_t free = 0, total = 0;
@@ -82,7 +75,7 @@ class Pool {
             "out of memory on {}: {} bytes asked, {} in use, {} cached{}{}; use a smaller "
             "batch or shorter sequences",
             text(device), bytes, stats_.current_bytes, stats_.cached_bytes,
-            what_is_left(device, raw), context());
+            what_is_left(device, raw), error_context());
       }
     }
     stats_.current_bytes += want;
@@ -167,10 +160,6 @@ void set_raw_memory(DeviceType type, RawMemory functions) {
   backends().raw[static_cast<size_t>(type)] = functions;
 }
 
-void set_allocation_context(std::string (*where)()) {
-  allocation_context = where;
-}
-
 void* allocate(size_t bytes, Device device) {
   const RawMemory& raw = raw_of(device);
   if (kExact && device.type == DeviceType::cpu) {
@@ -221,6 +210,11 @@ void release(void* block, size_t bytes, Device device) noexcept {
 void copy_bytes(void* to, Device to_device, const void* from, Device from_device, size_t bytes) {
   const Device other = to_device.type == DeviceType::cpu ? from_device : to_device;
   raw_of(other).copy(to, to_device, from, from_device, bytes);
+}
+
+void wait_for(Device device) {
+  const RawMemory& raw = raw_of(device);
+  if (raw.wait) raw.wait(device);
 }
 
 MemoryStats memory_stats(Device device) {

@@ -27,12 +27,9 @@ struct RawMemory {
                size_t bytes) = nullptr;
   void (*left)(size_t& free, size_t& total, Device device) = nullptr;  // absent: not known
   void (*fill)(void* block, int byte, size_t bytes, Device device) = nullptr;
+  void (*wait)(Device device) = nullptr;  // absent: nothing is ever queued
 };
 void set_raw_memory(DeviceType type, RawMemory functions);
-
-/// Says where the program is (", in encoder.layers.0") for the error of a request that cannot be
-/// met; autograd's scopes set it.
-void set_allocation_context(std::string (*where)());
 
 /// Block of at least `bytes` (0 gives a valid pointer). Out of memory throws an Error saying how
 /// much was asked, used, cached and free, and in which scope.
@@ -40,6 +37,10 @@ void* allocate(size_t bytes, Device device);
 void release(void* block, size_t bytes, Device device) noexcept;
 /// Copies bytes between devices; waits until the data is there.
 void copy_bytes(void* to, Device to_device, const void* from, Device from_device, size_t bytes);
+
+/// Waits for everything that was queued on `device`. Reading a value waits by itself; this is for
+/// timing.
+void wait_for(Device device);
 
 MemoryStats memory_stats(Device device = kCpu);
 void reset_peak(Device device = kCpu);

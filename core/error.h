@@ -27,4 +27,9 @@ void require(bool condition, fmt::format_string<Args...> format, Args&&... args)
     throw Error(fmt::format(format, std::forward<Args>(args)...));
 }
 
+/// Where the program is (", in encoder.layers.0", or ""), for errors of code that knows no scopes;
+/// autograd's scopes set it.
+void set_error_context(std::string (*where)());
+std::string error_context();
+
 }  // namespace macgrad

@@ -3,6 +3,15 @@
 namespace macgrad {
 namespace {
 std::atomic<KernelObserver*> current_observer{nullptr};
+std::atomic<std::string (*)()> context{nullptr};
+}  // namespace
+
+void set_error_context(std::string (*where)()) {
+  context = where;
+}
+std::string error_context() {
+  const auto where = context.load();
+  return where ? where() : "";
 }
 
 KernelObserver* set_kernel_observer(KernelObserver* observer) {

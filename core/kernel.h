@@ -9,8 +9,11 @@
 
 #include <array>
 #include <atomic>
+#include <functional>
+#include <memory>
 #include <span>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <vector>
 
@@ -67,18 +70,36 @@ struct KernelCall {
   Device device;
   std::vector<const Tensor*> inputs;   // In and InOut operands, before the call
   std::vector<const Tensor*> outputs;  // Out and InOut operands
+  /// Runs the CPU kernel on copies of the operands as they were before the call, and returns the
+  /// copies of `outputs`. Absent on the CPU, without a CPU kernel for these operands, and for
+  /// observers that do not ask.
+  std::function<Tensors()> on_cpu = {};
 };
 
 /// A tool that watches every kernel call. One at a time.
 class KernelObserver {
  public:
   virtual ~KernelObserver() = default;
+  /// Whether on_cpu is wanted: it copies every operand.
+  virtual bool compares() const { return false; }
   virtual void before(const KernelCall&) {}
   virtual void after(const KernelCall&) {}
 };
 /// Installs `observer` (nullptr: none) and returns the previous one.
 KernelObserver* set_kernel_observer(KernelObserver* observer);
 KernelObserver* kernel_observer();
+
+/// While alive, no observer is called: for tools whose own work runs kernels.
+class PauseObserver {
+ public:
+  PauseObserver() : observer_(set_kernel_observer(nullptr)) {}
+  ~PauseObserver() { set_kernel_observer(observer_); }
+  PauseObserver(const PauseObserver&) = delete;
+  PauseObserver& operator=(const PauseObserver&) = delete;
+
+ private:
+  KernelObserver* observer_;
+};
 
 namespace detail {
 
@@ -151,6 +172,55 @@ inline Scratch with_scratch(const Scratch&, size_t bytes, Device device) {
   return make_scratch(bytes, device);
 }
 
+// An operand's copy on the CPU, given back in its role.
+template <class T>
+struct CpuCopy {
+  T value;
+  explicit CpuCopy(const T& a) : value(a) {}
+  const T& role() const { return value; }
+  void append_output(Tensors&) const {}
+};
+template <class Role, bool output>
+struct CpuTensor {
+  Tensor t;
+  explicit CpuTensor(const Role& a) : t(a.t.defined() ? a.t.to(kCpu).contiguous() : Tensor()) {}
+  Role role() const { return Role(t); }
+  void append_output(Tensors& list) const {
+    if (output) list.push_back(t);
+  }
+};
+template <class Role, bool output>
+struct CpuList {
+  Tensors tensors;
+  explicit CpuList(const Role& a) {
+    for (const Tensor& t : a.list) tensors.push_back(t.to(kCpu).contiguous());
+  }
+  Role role() const { return Role(tensors); }
+  void append_output(Tensors& list) const {
+    if (output) list.insert(list.end(), tensors.begin(), tensors.end());
+  }
+};
+template <>
+struct CpuCopy<In> : CpuTensor<In, false> {
+  using CpuTensor::CpuTensor;
+};
+template <>
+struct CpuCopy<Out> : CpuTensor<Out, true> {
+  using CpuTensor::CpuTensor;
+};
+template <>
+struct CpuCopy<InOut> : CpuTensor<InOut, true> {
+  using CpuTensor::CpuTensor;
+};
+template <>
+struct CpuCopy<InList> : CpuList<InList, false> {
+  using CpuList::CpuList;
+};
+template <>
+struct CpuCopy<InOutList> : CpuList<InOutList, true> {
+  using CpuList::CpuList;
+};
+
 [[noreturn]] void missing_kernel(const char* name, Device device,
                                  const std::array<bool, kDeviceTypes>& have);
 
@@ -194,6 +264,8 @@ class Kernel<void(Args...)> {
     if (KernelObserver* observer = kernel_observer()) [[unlikely]] {
       KernelCall call{name_, info.device, {}, {}};
       (detail::list(call, args), ...);
+      if (observer->compares() && info.device.type != DeviceType::cpu)
+        call.on_cpu = cpu_twin(args...);
       observer->before(call);
       e.run(detail::with_scratch(args, scratch, info.device)...);
       (detail::written(args), ...);
@@ -206,6 +278,30 @@ class Kernel<void(Args...)> {
 
  private:
   const Entry& entry(DeviceType type) const { return entries_[static_cast<size_t>(type)]; }
+
+  // The call on CPU copies, made now; see KernelCall::on_cpu.
+  std::function<Tensors()> cpu_twin(Args... args) const {
+    const PauseObserver pause;
+    const Entry& e = entry(DeviceType::cpu);
+    using Copies = std::tuple<detail::CpuCopy<std::remove_cvref_t<Args>>...>;
+    const auto copies =
+        std::make_shared<const Copies>(detail::CpuCopy<std::remove_cvref_t<Args>>(args)...);
+    const bool served = std::apply(
+        [&](const auto&... c) { return e.run && (!e.supports || e.supports(c.role()...).ok); },
+        *copies);
+    if (!served) return {};
+    return [copies, e] {
+      return std::apply(
+          [&](const auto&... c) {
+            const size_t scratch = e.scratch_bytes ? e.scratch_bytes(c.role()...) : 0;
+            e.run(detail::with_scratch(c.role(), scratch, kCpu)...);
+            Tensors outputs;
+            (c.append_output(outputs), ...);
+            return outputs;
+          },
+          *copies);
+    };
+  }
 
   const char* name_;
   std::array<Entry, kDeviceTypes> entries_;

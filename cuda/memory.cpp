@@ -46,6 +46,10 @@ void memory_left(size_t& free, size_t& total, Device) {
   CUDA_CHECK(cudaMemGetInfo(&free, &total));
 }
 
+void wait_for_device(Device) {
+  CUDA_CHECK(cudaStreamSynchronize(stream()));
+}
+
 void fill_device(void* block, int byte, size_t bytes, Device) {
   CUDA_CHECK(cudaMemsetAsync(block, byte, bytes, stream()));
 }
@@ -53,8 +57,8 @@ void fill_device(void* block, int byte, size_t bytes, Device) {
 }  // namespace
 
 void register_memory() {
-  set_raw_memory(DeviceType::cuda,
-                 {allocate_device, release_device, copy_device, memory_left, fill_device});
+  set_raw_memory(DeviceType::cuda, {allocate_device, release_device, copy_device, memory_left,
+                                    fill_device, wait_for_device});
 }
 
 }  // namespace macgrad::cuda

@@ -4,7 +4,9 @@
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
 
+#include "core/compare_with_cpu.h"
 #include "cuda/backend.h"
+#include "cuda/math_mode.h"
 #include "cuda/memory.h"
 #include "cuda/runtime.h"
 
@@ -35,8 +37,16 @@ CudaStatus cuda_status() {
   return status;
 }
 
+void set_cuda_math(const std::string& mode) {
+  if (mode == "exact") return cuda::set_math_mode(cuda::MathMode::exact);
+  if (mode == "tf32") return cuda::set_math_mode(cuda::MathMode::tf32);
+  if (mode == "bf16") return cuda::set_math_mode(cuda::MathMode::bf16);
+  throw Error("math mode '{}' is unknown; use exact, tf32 or bf16", mode);
+}
+
 int register_cuda_kernels() {
   cuda::register_memory();
+  compare_with_cpu_if_asked();
   int filled = 0;
   const auto fill_slot = [&](auto& slot, const auto&... functions) {
     slot.set(DeviceType::cuda, {functions...});
@@ -49,7 +59,19 @@ int register_cuda_kernels() {
   MACGRAD_FILL(where)
   MACGRAD_FILL(copy)
   MACGRAD_FILL(fill)
+  MACGRAD_FILL(sum)
+  MACGRAD_FILL(max)
+  MACGRAD_FILL(min)
+  MACGRAD_FILL(cumsum)
   MACGRAD_FILL(matmul)
+  MACGRAD_FILL(gather)
+  MACGRAD_FILL(scatter_add)
+  MACGRAD_FILL(index_select)
+  MACGRAD_FILL(index_add)
+  MACGRAD_FILL(random_uniform)
+  MACGRAD_FILL(random_normal)
+  MACGRAD_FILL(random_signs)
+  MACGRAD_FILL(dropout)
   MACGRAD_FILL(softmax_forward)
   MACGRAD_FILL(softmax_backward)
   MACGRAD_FILL(log_softmax_forward)
@@ -62,7 +84,13 @@ int register_cuda_kernels() {
   MACGRAD_FILL(pre_sbn_backward)
   MACGRAD_FILL(post_sbn_forward)
   MACGRAD_FILL(post_sbn_backward)
+  MACGRAD_FILL(adam)
+  MACGRAD_FILL(sum_of_squares)
 #undef MACGRAD_FILL
+  fill_slot(kernels::softmax_attention_forward, cuda::softmax_attention_forward,
+            cuda::softmax_attention_forward_supports, cuda::softmax_attention_forward_scratch);
+  fill_slot(kernels::softmax_attention_backward, cuda::softmax_attention_backward, nullptr,
+            cuda::softmax_attention_backward_scratch);
   fill_slot(kernels::rmfa_forward, cuda::rmfa_forward, cuda::rmfa_forward_supports,
             cuda::rmfa_forward_scratch);
   fill_slot(kernels::rmfa_backward, cuda::rmfa_backward, nullptr, cuda::rmfa_backward_scratch);

@@ -16,8 +16,12 @@ struct CudaStatus {
 /// Asks the driver. Never throws; on a machine without a driver or a card it says so.
 CudaStatus cuda_status();
 
-/// Fills the CUDA column of the slots in core/kernels.h and returns how many it filled. No slot has
-/// a CUDA kernel yet, so an op on a CUDA tensor reports its missing kernel by name.
+/// Fills the CUDA column of the slots in core/kernels.h, gives core's allocator the device's
+/// memory, and obeys MACGRAD_CHECK=cpu (core/compare_with_cpu.h). Returns how many slots it filled.
 int register_cuda_kernels();
+
+/// How products and attention tiles round their float32 inputs: "exact" (not at all, the default),
+/// "tf32" or "bf16"; storage and sums stay float32. Anything else is an Error.
+void set_cuda_math(const std::string& mode);
 
 }  // namespace macgrad

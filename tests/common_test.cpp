@@ -371,7 +371,7 @@ TEST_CASE("common options") {
   CHECK(full.lengths == std::vector<std::int64_t>{4, 5, 6});
   CHECK(
       to_json(full.options).dump() ==
-      R"({"seed":18446744073709551615,"threads":3,"device":"cpu","dtype":"float64","out":"x y"})");
+      R"({"seed":18446744073709551615,"threads":3,"device":"cpu","math":"exact","dtype":"float64","out":"x y"})");
   omp_set_num_threads(threads);
 
   Outcome wrong = run_with({"--dtype", "int8"});

@@ -71,7 +71,7 @@ std::optional<std::int64_t> advance(std::int64_t value, std::int64_t step, bool 
   return overflow ? std::nullopt : std::optional(next);
 }
 
-void check_cuda() {
+void use_cuda([[maybe_unused]] const CommonOptions& options) {
 #ifdef MACGRAD_WITH_CUDA
   const CudaStatus status = cuda_status();
   if (!status.usable) {
@@ -80,11 +80,8 @@ void check_cuda() {
         "(nvidia-smi), or use --device cpu",
         status.reason);
   }
-  if (register_cuda_kernels() == 0) {
-    throw Error(
-        "--device cuda: {} can be used, but no CUDA kernel is registered yet; use --device cpu",
-        status.device);
-  }
+  register_cuda_kernels();
+  set_cuda_math(options.math);
 #else
   std::string reason = "off";
   for (const auto& [name, value] : build_facts()) {
@@ -114,22 +111,27 @@ void add_common_options(CLI::App& app, CommonOptions& options) {
       ->check(CLI::Range(0, kMostThreads))
       ->capture_default_str();
   add_choice(app, "--device", options.device, {"cpu", "cuda"}, "Where tensors live");
+  add_choice(app, "--math", options.math, {"exact", "tf32", "bf16"},
+             "How products on CUDA round their float32 inputs");
   add_choice(app, "--dtype", options.dtype, {"float32", "float64"}, "Floating-point type");
   app.add_option("--out", options.out, "Folder for the results (default: a new one below runs/)");
 }
 
+Device device_of(const CommonOptions& options) {
+  return options.device == "cuda" ? Device{DeviceType::cuda} : kCpu;
+}
+
 void apply_common_options(CommonOptions& options) {
-  if (options.device == "cuda") check_cuda();
+  require(options.math == "exact" || options.device == "cuda",
+          "--math {} is for --device cuda; the CPU computes float32 exactly", options.math);
+  if (options.device == "cuda") use_cuda(options);
   if (options.threads == 0) options.threads = std::min(available_cpus(), kMostThreads);
   omp_set_num_threads(options.threads);
 }
 
 Json to_json(const CommonOptions& options) {
-  return {{"seed", options.seed},
-          {"threads", options.threads},
-          {"device", options.device},
-          {"dtype", options.dtype},
-          {"out", options.out}};
+  return {{"seed", options.seed}, {"threads", options.threads}, {"device", options.device},
+          {"math", options.math}, {"dtype", options.dtype},     {"out", options.out}};
 }
 
 std::vector<std::int64_t> parse_integers(std::string_view option, std::string_view text,

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "core/dtype.h"
 #include "experiments/common/output_files.h"
 
 namespace macgrad::experiments {
@@ -17,17 +18,21 @@ struct CommonOptions {
   std::uint64_t seed = 1;
   int threads = 0;                // 0: the CPUs of the cgroup; resolved by apply_common_options
   std::string device = "cpu";     // cpu | cuda
+  std::string math = "exact";     // exact | tf32 | bf16; CUDA only
   std::string dtype = "float32";  // float32 | float64
   std::string out;                // "": a new folder below runs/
 };
 
-/// Adds --seed, --threads, --device, --dtype and --out (--version comes with run_program).
+/// Adds --seed, --threads, --device, --math, --dtype and --out (--version comes with run_program).
 /// `options` holds the defaults shown by --help and must outlive the app.
 void add_common_options(CLI::App& app, CommonOptions& options);
 
-/// Checks the device, sets the number of OpenMP threads and fills in options.threads. Call once
-/// after parsing, before any tensor is made. Throws when --device cuda cannot be served, saying
-/// what is missing (a build without CUDA, a driver, a card).
+/// Where `options` puts tensors.
+Device device_of(const CommonOptions& options);
+
+/// Checks the device, registers its kernels, sets the number of OpenMP threads and fills in
+/// options.threads. Call once after parsing, before any tensor is made. Throws when --device cuda
+/// cannot be served, saying what is missing (a build without CUDA, a driver, a card).
 void apply_common_options(CommonOptions& options);
 
 /// For the results' JSON.

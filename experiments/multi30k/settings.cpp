@@ -55,7 +55,7 @@ DType Multi30kSettings::dtype() const {
 }
 
 Device Multi30kSettings::device() const {
-  return common.device == "cuda" ? Device{DeviceType::cuda} : kCpu;
+  return device_of(common);
 }
 
 BleuOptions Multi30kSettings::bleu() const {

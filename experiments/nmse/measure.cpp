@@ -47,10 +47,6 @@ DType dtype_of(const CommonOptions& options) {
   return options.dtype == "float64" ? DType::float64 : DType::float32;
 }
 
-Device device_of(const CommonOptions& options) {
-  return options.device == "cuda" ? Device{DeviceType::cuda, 0} : kCpu;
-}
-
 Variable normal(const NmseSettings& s, int64_t n, Generator& generator) {
   Tensor t = Tensor::empty({s.batch, s.heads, n, s.dim}, dtype_of(s.common), device_of(s.common));
   kernels::random_normal(t, generator.draw());

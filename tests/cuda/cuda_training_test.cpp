@@ -1,0 +1,122 @@
+// Whole programs on the CUDA device beside the CPU: a Transformer trained for 50 updates, greedy
+// translations, feature draws, and a cell of the NMSE experiment.
+#include <doctest/doctest.h>
+
+#include <cmath>
+
+#include "experiments/multi30k/evaluation.h"
+#include "experiments/multi30k/training.h"
+#include "experiments/nmse/measure.h"
+#include "tests/cuda/device.h"
+#include "tests/op_cases.h"
+
+namespace macgrad::testing {
+namespace {
+
+using namespace experiments;
+
+Multi30kSettings tiny(const std::string& attention, const std::string& device) {
+  Multi30kSettings s;
+  make_toy(s);
+  s.toy_train_pairs = 200;
+  s.toy_valid_pairs = 12;
+  s.layers = 1;
+  s.d_model = 16;
+  s.heads = 2;
+  s.ffn = 32;
+  s.features = 32;
+  s.batch_tokens = 80;
+  s.warmup = 10;
+  s.epochs = 20;
+  s.max_updates = 50;
+  s.attention = attention;
+  s.ppsbn = attention != "softmax";
+  s.common.device = device;
+  return s;
+}
+
+struct Run {
+  std::vector<double> losses;
+  std::vector<std::string> translations;
+  std::map<std::string, Tensor> state;
+};
+
+Run train(const Multi30kSettings& s) {
+  const TranslationData data = load_translation_data(s);
+  Trainer trainer(s, data);
+  Run run;
+  for (int64_t epoch = 1; !trainer.finished(); ++epoch)
+    trainer.train_epoch(epoch, [&](const UpdateReport& r) {
+      run.losses.push_back(r.loss);
+      return true;
+    });
+  for (const auto& [name, value] : trainer.model().state_dict())
+    run.state[name] = value.to(kCpu).clone();
+  run.translations =
+      *translate(trainer.model(), data.target, ordered_batches(first_pairs(data.valid, 6), {64, 1}),
+                 6, s.device());
+  return run;
+}
+
+TEST_CASE("cuda training: updates of a Transformer stay within 1e-4 of the CPU's") {
+  const Threads one(1);
+  for (const std::string attention : {"softmax", "rmfa", "exact"}) {
+    CAPTURE(attention);
+    Multi30kSettings on_cpu = tiny(attention, "cpu"), on_gpu = tiny(attention, "cuda");
+    // Exact attention is made of ops that the other two runs have as well.
+    if (attention == "exact") on_cpu.max_updates = on_gpu.max_updates = 10;
+    const Run cpu = train(on_cpu), gpu = train(on_gpu);
+    REQUIRE(cpu.losses.size() == static_cast<size_t>(on_cpu.max_updates));
+    REQUIRE(gpu.losses.size() == cpu.losses.size());
+    for (size_t i = 0; i < cpu.losses.size(); ++i)
+      CHECK(gpu.losses[i] == doctest::Approx(cpu.losses[i]).epsilon(1e-4));
+    CHECK(gpu.losses.back() < gpu.losses.front());
+    CHECK(gpu.translations == cpu.translations);
+    // Feature draws are whole numbers, and the same on both devices.
+    for (const auto& [name, value] : cpu.state)
+      if (value.dtype() == DType::int64) CHECK(difference(gpu.state.at(name), value) == 0);
+  }
+}
+
+TEST_CASE("cuda training: the same seed gives the same bits") {
+  const Threads one(1);
+  Multi30kSettings s = tiny("rmfa", "cuda");
+  s.max_updates = 4;
+  const Run a = train(s), b = train(s);
+  CHECK(a.losses == b.losses);
+  for (const auto& [name, value] : a.state) CHECK(difference(b.state.at(name), value) == 0);
+}
+
+TEST_CASE("cuda nmse: a cell measures what the CPU measures") {
+  const Threads one(1);
+  const auto measured = [](const std::string& device) {
+    NmseSettings s;
+    s.lengths = {48};
+    s.features = {32};
+    s.draws = {"iid", "optimal"};
+    s.batch = 1;
+    s.heads = 2;
+    s.repeats = 2;
+    s.gradients = true;
+    s.common.device = device;
+    std::vector<NmseRow> rows;
+    measure(
+        s, [](int64_t, int64_t, const std::string&) { return true; },
+        [&](const std::vector<NmseRow>& list) {
+          rows.insert(rows.end(), list.begin(), list.end());
+        },
+        [](const std::string&) {});
+    return rows;
+  };
+  const auto cpu = measured("cpu"), gpu = measured("cuda");
+  REQUIRE(cpu.size() == gpu.size());
+  for (size_t i = 0; i < cpu.size(); ++i) {
+    CHECK(gpu[i].rmfa.log10 == doctest::Approx(cpu[i].rmfa.log10).epsilon(1e-3));
+    CHECK(gpu[i].linear.log10 == doctest::Approx(cpu[i].linear.log10).epsilon(2e-2));
+    CHECK(gpu[i].rmfa_gradients[0].log10 ==
+          doctest::Approx(cpu[i].rmfa_gradients[0].log10).epsilon(1e-2));
+  }
+}
+
+}  // namespace
+}  // namespace macgrad::testing
