@@ -78,7 +78,7 @@ class Row {
     if constexpr (in_registers) {
 #pragma unroll
       for (int k = 0; k < per; ++k)
-        if (member_ + k * width < units_) pieces_[k] = from_[member_ + k * width];
+        pieces_[k] = member_ + k * width < units_ ? from_[member_ + k * width] : Piece{};
     }
   }
 
