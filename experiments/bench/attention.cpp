@@ -1,6 +1,6 @@
-// Rows of softmax attention and RMFA at the same sizes, lengths 200 to 4000, compared with each
-// other, and the memory that RMFA takes beside its operands; softmax attention at the size of a
-// translation batch.
+// Rows of softmax attention and RMFA at the same sizes, lengths 200 to 4000 (16,000 on a GPU),
+// compared with each other, and the memory that RMFA takes beside its operands; softmax attention
+// at the size of a translation batch.
 #include <fmt/format.h>
 
 #include <cmath>
@@ -15,129 +15,193 @@
 namespace macgrad::experiments {
 namespace {
 
-constexpr int64_t kBatch = 16, kHeads = 8, kDim = 64, kFeatures = 128;
-
 struct Inputs {
   Variable q, k, v, grad;
 };
 
-Inputs make_inputs(int64_t batch, int64_t n) {
-  Inputs in;
-  uint32_t draw = 0;
-  for (Variable* x : {&in.q, &in.k, &in.v, &in.grad}) {
-    Tensor t = Tensor::empty({batch, kHeads, n, kDim});
-    kernels::random_normal(t, DrawKey{7, 5, draw++, 0});
-    *x = Variable(t);
-  }
-  for (Variable* x : {&in.q, &in.k})
-    *x = pre_sbn(*x, Tensor(), SbnStatistics::row, 1e-12, nullptr).detach();
-  return in;
-}
-
 using Attention = std::function<Variable(const Variable&, const Variable&, const Variable&)>;
 
-void forward_and_backward(BenchTable& table, const std::string& name, const Inputs& in,
-                          double gflop_forward, double gflop_backward, const Attention& f) {
-  const std::string forward = name + " forward", both = name + " forward+backward";
-  {
-    const NoGrad off;
-    table.run({.name = forward, .gflop = gflop_forward}, [&] { (void)f(in.q, in.k, in.v); });
+// The rows of one precision.
+class AttentionRows {
+ public:
+  AttentionRows(BenchTable& table, const Precision& precision)
+      : table_(table), sizes_(table.place().sizes), precision_(precision) {
+    const nn::DotProductKernel kernel = nn::dot_product_kernel("exp");
+    nn::FeatureSettings settings;
+    settings.features = sizes_.features;
+    settings.head_dim = sizes_.head_dim;
+    draw_ = nn::draw_features(kernel, settings, DrawKey{1, 2, 0, 0}, precision.dtype);
+    draw_.omega = draw_.omega.to(table.place().device);
+    draw_.weight = draw_.weight.to(table.place().device);
   }
-  const Variable q(in.q.value(), true), k(in.k.value(), true), v(in.v.value(), true);
-  table.run({.name = both, .gflop = gflop_forward + gflop_backward}, [&] {
-    (void)grad({f(q, k, v)}, {q, k, v}, {in.grad});
-  });
-}
 
-// Largest memory while f runs, beside what lived before and what it returns.
-double extra_bytes(const std::function<Variables()>& f) {
-  const size_t before = memory_stats().current_bytes;
-  reset_peak();
-  const Variables kept = f();
-  size_t results = 0;
-  for (const Variable& v : kept) results += v.value().bytes();
-  return static_cast<double>(memory_stats().peak_bytes) - static_cast<double>(before + results);
-}
+  // Both attentions at length n.
+  void length(int64_t n, bool causal) const {
+    const char* kind = causal ? " causal" : "";
+    const std::string softmax_name = fmt::format("softmax_attention{} n={}", kind, n);
+    const std::string rmfa_name = fmt::format("rmfa{} D={} n={}", kind, sizes_.features, n);
+    if (!wants_either(softmax_name) && !wants_either(rmfa_name)) return;
+    const Inputs in = make_inputs(sizes_.batch, n);
+    AttentionMask mask;
+    mask.causal = causal;
+    const double product = 2e-9 * static_cast<double>(sizes_.batch * sizes_.heads) *
+                           static_cast<double>(n * n) * static_cast<double>(sizes_.head_dim) *
+                           (causal ? 0.5 : 1.0);
+    forward_and_backward(softmax_name, in, 2 * product, 5 * product, softmax_of(mask));
+    rmfa_rows(rmfa_name, in, n, mask);
+    for (const char* part : {"forward", "forward+backward"})
+      table_.compare(part_name(rmfa_name, part), part_name(softmax_name, part));
+  }
 
-void rmfa_rows(BenchTable& table, const Inputs& in, int64_t n, const nn::FeatureDraw& draw) {
-  RmfaArgs args;
-  args.levels = draw.levels;
-  args.constant = draw.constant;
-  args.linear = draw.linear;
-  const Attention attention = [&](const Variable& q, const Variable& k, const Variable& v) {
-    return rmfa(q, k, v, AttentionMask{}, draw.omega, draw.weight, args);
-  };
-  // What the merged features need, as README.md in this folder counts it.
-  const double tokens = static_cast<double>(kBatch * kHeads * n);
-  const auto P = static_cast<double>(draw.projections());
-  const auto M = static_cast<double>(draw.levels.empty() ? 0 : draw.levels[0]);
-  const double gflop = 1e-9 * tokens * (4 * kDim * P + 4 * (M + 1) * (kDim + 1));
-  const std::string name = fmt::format("rmfa D={} n={}", kFeatures, n);
-  forward_and_backward(table, name, in, gflop, 2 * gflop, attention);
-  const BenchRow* forward = table.find(name + " forward");
-  const BenchRow* both = table.find(name + " forward+backward");
-  const BenchRow* limit = table.find(kGemmLimit);
-  if (forward && limit)
-    table.note(name + " forward",
-               fmt::format("{:.0f} % of the 1024^3 rate",
-                           100 * (forward->gflop / forward->ms) / (limit->gflop / limit->ms)));
-  if (forward && both) {
-    const Variable q(in.q.value(), true), k(in.k.value(), true), v(in.v.value(), true);
-    const double in_out = 4.0 * static_cast<double>(in.q.value().bytes());
-    const double extra_forward = extra_bytes([&] {
+  // The size of translation: short sentences, many of them.
+  void short_sentences() const {
+    const std::string name = fmt::format("softmax_attention {}x{}x{}x{} causal", sizes_.short_batch,
+                                         sizes_.heads, sizes_.short_length, sizes_.head_dim);
+    if (!wants_either(name)) return;
+    AttentionMask mask;
+    mask.causal = true;
+    forward_and_backward(name, make_inputs(sizes_.short_batch, sizes_.short_length), 0, 0,
+                         softmax_of(mask));
+  }
+
+ private:
+  // The precision stands last: "rmfa D=128 n=200 forward tf32".
+  std::string part_name(const std::string& name, const std::string& part) const {
+    return row_name(name + " " + part, precision_);
+  }
+  bool wants_either(const std::string& name) const {
+    return table_.wants(part_name(name, "forward")) ||
+           table_.wants(part_name(name, "forward+backward"));
+  }
+
+  Inputs make_inputs(int64_t batch, int64_t n) const {
+    Inputs in;
+    uint32_t draw = 0;
+    for (Variable* x : {&in.q, &in.k, &in.v, &in.grad}) {
+      const Tensor t = Tensor::empty({batch, sizes_.heads, n, sizes_.head_dim}, precision_.dtype,
+                                     table_.place().device);
+      kernels::random_normal(t, DrawKey{7, 5, draw++, 0});
+      *x = Variable(t);
+    }
+    for (Variable* x : {&in.q, &in.k})
+      *x = pre_sbn(*x, Tensor(), SbnStatistics::row, 1e-12, nullptr).detach();
+    return in;
+  }
+
+  Attention softmax_of(const AttentionMask& mask) const {
+    const double scale = 1 / std::sqrt(static_cast<double>(sizes_.head_dim));
+    return [mask, scale](const Variable& q, const Variable& k, const Variable& v) {
+      return softmax_attention(q, k, v, mask, scale);
+    };
+  }
+
+  void forward_and_backward(const std::string& name, const Inputs& in, double gflop_forward,
+                            double gflop_backward, const Attention& f) const {
+    // Read q, k, v, write the output; back: those and the cotangent read, dq, dk, dv written.
+    const double gbyte = 1e-9 * static_cast<double>(in.q.value().bytes());
+    {
       const NoGrad off;
-      return Variables{attention(q, k, v)};
-    });
-    const double extra_both = extra_bytes([&] {
-      return grad({attention(q, k, v)}, {q, k, v}, {in.grad});
-    });
-    // The output is alive during the backward pass and is one of the operands.
-    const double extra_backward = extra_both - in_out / 4;
-    table.note(name + " forward+backward",
-               fmt::format("backward = {:.2f} x forward; memory beside inputs and outputs: forward "
-                           "{:.1f} %, backward {:.1f} %",
-                           both->ms / forward->ms - 1, 100 * extra_forward / in_out,
-                           100 * extra_backward / (2 * in_out)));
+      table_.run({.name = part_name(name, "forward"),
+                  .precision = precision_.name,
+                  .gflop = gflop_forward,
+                  .gbyte = 4 * gbyte},
+                 [&] { (void)f(in.q, in.k, in.v); });
+    }
+    const Variable q(in.q.value(), true), k(in.k.value(), true), v(in.v.value(), true);
+    table_.run({.name = part_name(name, "forward+backward"),
+                .precision = precision_.name,
+                .gflop = gflop_forward + gflop_backward,
+                .gbyte = 12 * gbyte},
+               [&] {
+                 (void)grad({f(q, k, v)}, {q, k, v}, {in.grad});
+               });
   }
-}
+
+  // Largest memory while f runs, beside what lived before and what it returns.
+  double extra_bytes(const std::function<Variables()>& f) const {
+    const Device device = table_.place().device;
+    const size_t before = memory_stats(device).current_bytes;
+    reset_peak(device);
+    const Variables kept = f();
+    size_t results = 0;
+    for (const Variable& v : kept) results += v.value().bytes();
+    return static_cast<double>(memory_stats(device).peak_bytes) -
+           static_cast<double>(before + results);
+  }
+
+  void rmfa_rows(const std::string& name, const Inputs& in, int64_t n,
+                 const AttentionMask& mask) const {
+    RmfaArgs args;
+    args.levels = draw_.levels;
+    args.constant = draw_.constant;
+    args.linear = draw_.linear;
+    const Attention attention = [&](const Variable& q, const Variable& k, const Variable& v) {
+      return rmfa(q, k, v, mask, draw_.omega, draw_.weight, args);
+    };
+    // What the merged features need, as README.md in this folder counts it.
+    const double tokens = static_cast<double>(sizes_.batch * sizes_.heads * n);
+    const auto d = static_cast<double>(sizes_.head_dim);
+    const auto P = static_cast<double>(draw_.projections());
+    const auto M = static_cast<double>(draw_.levels.empty() ? 0 : draw_.levels[0]);
+    const double gflop = 1e-9 * tokens * (4 * d * P + 4 * (M + 1) * (d + 1));
+    forward_and_backward(name, in, gflop, 2 * gflop, attention);
+    const std::string forward_name = part_name(name, "forward");
+    const std::string both_name = part_name(name, "forward+backward");
+    const BenchRow* forward = table_.find(forward_name);
+    const BenchRow* both = table_.find(both_name);
+    const std::string reached = forward ? shares(*forward) : "";
+    if (!reached.empty()) table_.note(forward_name, reached);
+    if (forward && both) {
+      const Variable q(in.q.value(), true), k(in.k.value(), true), v(in.v.value(), true);
+      const double in_out = 4.0 * static_cast<double>(in.q.value().bytes());
+      const double extra_forward = extra_bytes([&] {
+        const NoGrad off;
+        return Variables{attention(q, k, v)};
+      });
+      const double extra_both = extra_bytes([&] {
+        return grad({attention(q, k, v)}, {q, k, v}, {in.grad});
+      });
+      table_.set_extra_bytes(forward_name, extra_forward);
+      table_.set_extra_bytes(both_name, extra_both);
+      // The output is alive during the backward pass and is one of the operands.
+      const double extra_backward = extra_both - in_out / 4;
+      table_.note(both_name,
+                  fmt::format("backward = {:.2f} x forward; memory beside inputs and outputs: "
+                              "forward {:.1f} %, backward {:.1f} %",
+                              both->ms / forward->ms - 1, 100 * extra_forward / in_out,
+                              100 * extra_backward / (2 * in_out)));
+    }
+  }
+
+  // What the row reaches of the GEMM library's rate in its own precision, and on a GPU of a copy's.
+  std::string shares(const BenchRow& row) const {
+    std::string text;
+    if (const BenchRow* limit = table_.find(table_.gemm_limit(precision_)))
+      text = fmt::format("{:.0f} % of the {}^3 rate",
+                         100 * (row.gflop / row.ms) / (limit->gflop / limit->ms), sizes_.square);
+    const BenchRow* copy = table_.find(table_.copy_limit());
+    if (copy && table_.place().device.type != DeviceType::cpu)
+      text += fmt::format("{}{:.0f} % of the copy's GB/s on {:.3f} GB", text.empty() ? "" : ", ",
+                          100 * (row.gbyte / row.ms) / (copy->gbyte / copy->ms), row.gbyte);
+    return text;
+  }
+
+  BenchTable& table_;
+  const BenchSizes& sizes_;
+  const Precision& precision_;
+  nn::FeatureDraw draw_;
+};
 
 }  // namespace
 
 void bench_attention(BenchTable& table) {
-  const nn::DotProductKernel kernel = nn::dot_product_kernel("exp");
-  nn::FeatureSettings settings;
-  settings.features = kFeatures;
-  settings.head_dim = kDim;
-  const nn::FeatureDraw draw = nn::draw_features(kernel, settings, DrawKey{1, 2, 0, 0});
-  const double scale = 1 / std::sqrt(static_cast<double>(kDim));
-  for (int64_t n : {200, 500, 1000, 2000, 4000}) {
-    const std::string softmax_name = fmt::format("softmax_attention n={}", n);
-    const std::string rmfa_name = fmt::format("rmfa D={} n={}", kFeatures, n);
-    if (!table.wants(softmax_name + " forward") &&
-        !table.wants(softmax_name + " forward+backward") && !table.wants(rmfa_name + " forward") &&
-        !table.wants(rmfa_name + " forward+backward"))
-      continue;
-    const Inputs in = make_inputs(kBatch, n);
-    const double product =
-        2e-9 * static_cast<double>(kBatch * kHeads) * static_cast<double>(n * n) * kDim;
-    forward_and_backward(table, softmax_name, in, 2 * product, 5 * product,
-                         [&](const Variable& q, const Variable& k, const Variable& v) {
-                           return softmax_attention(q, k, v, AttentionMask{}, scale);
-                         });
-    rmfa_rows(table, in, n, draw);
-    table.compare(rmfa_name + " forward", softmax_name + " forward");
-    table.compare(rmfa_name + " forward+backward", softmax_name + " forward+backward");
-  }
-  // The size of translation: short sentences, many of them.
-  const std::string small = "softmax_attention 128x8x20x64 causal";
-  if (table.wants(small + " forward") || table.wants(small + " forward+backward")) {
-    AttentionMask mask;
-    mask.causal = true;
-    forward_and_backward(table, small, make_inputs(128, 20), 0, 0,
-                         [&](const Variable& q, const Variable& k, const Variable& v) {
-                           return softmax_attention(q, k, v, mask, scale);
-                         });
-  }
+  const BenchPlace& place = table.place();
+  for_each_precision(place, [&](const Precision& precision) {
+    const AttentionRows rows(table, precision);
+    for (int64_t n : place.sizes.lengths) rows.length(n, false);
+    for (int64_t n : place.sizes.causal_lengths) rows.length(n, true);
+    rows.short_sentences();
+  });
 }
 
 }  // namespace macgrad::experiments

@@ -8,16 +8,12 @@ namespace macgrad::experiments {
 
 /// Copies and matrix products: the measured limits, and our ops against them.
 void bench_limits(BenchTable& table);
-/// exp, softmax, layer norm, cross entropy on 64 MiB.
+/// exp, softmax, layer norm, cross entropy on 64 MiB, on a GPU 512 MiB; there also their backward
+/// kernels and Adam.
 void bench_rows(BenchTable& table);
 /// Softmax attention and RMFA over lengths, forward and backward, with peak memory.
 void bench_attention(BenchTable& table);
 /// A whole training step of a Transformer, and how much of it is GEMM.
 void bench_training(BenchTable& table);
-
-/// Name of the row that holds the 1024³ rate of the GEMM library called directly.
-inline constexpr const char* kGemmLimit = "limit/sgemm 1024x1024x1024";
-/// Name of the row that copies 64 MiB.
-inline constexpr const char* kCopyLimit = "limit/copy 64 MiB";
 
 }  // namespace macgrad::experiments

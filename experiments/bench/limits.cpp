@@ -10,78 +10,96 @@
 namespace macgrad::experiments {
 namespace {
 
-Tensor normal(const Shape& shape, uint32_t draw) {
-  Tensor t = Tensor::empty(shape);
-  kernels::random_normal(t, DrawKey{7, 3, draw, 0});
-  return t;
+struct Place {
+  BenchTable& table;
+  const Precision& precision;
+
+  Tensor empty(const Shape& shape) const {
+    return Tensor::empty(shape, precision.dtype, table.place().device);
+  }
+  Tensor normal(const Shape& shape, uint32_t draw) const {
+    const Tensor t = empty(shape);
+    kernels::random_normal(t, DrawKey{7, 3, draw, 0});
+    return t;
+  }
+  std::string named(const std::string& name) const { return row_name(name, precision); }
+};
+
+// c = a·b by the library alone: oneDNN on the CPU, one call of cuBLAS (the slot) on a GPU.
+void direct(const Tensor& a, const Tensor& b, const Tensor& c) {
+  if (c.device().type != DeviceType::cpu) {
+    kernels::matmul(a, b, c, 1.0, 0.0);
+    return;
+  }
+  const bool ta = a.stride(1) != 1, tb = b.stride(1) != 1;
+  cpu::gemm(ta, tb, a.size(0), b.size(1), a.size(1), 1.0F, a.data<float>(), a.stride(ta ? 1 : 0),
+            b.data<float>(), b.stride(tb ? 1 : 0), 0.0F, c.data<float>(), c.stride(0));
+}
+
+double gflop_of(int64_t m, int64_t n, int64_t k) {
+  return 2e-9 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
 }
 
 // Our op beside the library called directly on the same operands.
-void product(BenchTable& table, int64_t m, int64_t n, int64_t k, const char* limit_name = nullptr) {
-  const Tensor a = normal({m, k}, 0), b = normal({k, n}, 1);
-  const Tensor c = Tensor::empty({m, n});
-  const double gflop =
-      2e-9 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
-  const std::string direct = limit_name ? limit_name : fmt::format("limit/sgemm {}x{}x{}", m, n, k);
+void compare_with_direct(const Place& at, const std::string& limit, const std::string& name,
+                         const Tensor& a, const Tensor& b, const std::function<void()>& work) {
+  const Tensor c = at.empty({a.size(0), b.size(1)});
+  const double gflop = gflop_of(a.size(0), b.size(1), a.size(1));
+  const std::string& precision = at.precision.name;
+  at.table.run_against(
+      {.name = at.named(limit), .precision = precision, .gflop = gflop}, [&] { direct(a, b, c); },
+      {.name = at.named(name), .precision = precision, .gflop = gflop}, work);
+}
+
+void product(const Place& at, int64_t m, int64_t n, int64_t k) {
+  const std::string shape = fmt::format("{}x{}x{}", m, n, k);
+  if (!at.table.wants(at.named("limit/sgemm " + shape)) &&
+      !at.table.wants(at.named("matmul " + shape)))
+    return;
+  const Tensor a = at.normal({m, k}, 0), b = at.normal({k, n}, 1);
   const Variable x(a), y(b);
-  table.run_against(
-      {.name = direct, .gflop = gflop},
-      [&] {
-        cpu::gemm(false, false, m, n, k, 1.0F, a.data<float>(), k, b.data<float>(), n, 0.0F,
-                  c.data<float>(), n);
-      },
-      {.name = fmt::format("matmul {}x{}x{}", m, n, k), .gflop = gflop},
-      [&] { (void)matmul(x, y); });
+  compare_with_direct(at, "limit/sgemm " + shape, "matmul " + shape, a, b,
+                      [&] { (void)matmul(x, y); });
 }
 
 // x·Wᵀ + b beside the product alone.
-void linear_layer(BenchTable& table, int64_t rows, int64_t in, int64_t out) {
-  const Tensor x = normal({rows, in}, 0), w = normal({out, in}, 1), b = normal({out}, 2);
-  const Tensor c = Tensor::empty({rows, out});
+void linear_layer(const Place& at, int64_t rows, int64_t in, int64_t out) {
+  const Tensor x = at.normal({rows, in}, 0), w = at.normal({out, in}, 1), b = at.normal({out}, 2);
   const Variable vx(x), vw(w), vb(b);
-  const double gflop =
-      2e-9 * static_cast<double>(rows) * static_cast<double>(out) * static_cast<double>(in);
   const std::string shape = fmt::format("{}x{} -> {}", rows, in, out);
-  table.run_against(
-      {.name = "limit/sgemm of linear " + shape, .gflop = gflop},
-      [&] {
-        cpu::gemm(false, true, rows, out, in, 1.0F, x.data<float>(), in, w.data<float>(), in, 0.0F,
-                  c.data<float>(), out);
-      },
-      {.name = "linear " + shape, .gflop = gflop}, [&] { (void)linear(vx, vw, vb); });
+  compare_with_direct(at, "limit/sgemm of linear " + shape, "linear " + shape, x, w.transpose(0, 1),
+                      [&] { (void)linear(vx, vw, vb); });
 }
 
 // The weight gradient of a Linear(in, out) over `rows` rows: a transposed left operand.
-void weight_gradient(BenchTable& table, int64_t rows, int64_t out, int64_t in) {
-  const Tensor g = normal({rows, out}, 0), x = normal({rows, in}, 1);
-  const Tensor c = Tensor::empty({out, in});
-  const double gflop =
-      2e-9 * static_cast<double>(rows) * static_cast<double>(out) * static_cast<double>(in);
-  const std::string direct = fmt::format("limit/sgemm transposed {}x{}x{}", out, in, rows);
+void weight_gradient(const Place& at, int64_t rows, int64_t out, int64_t in) {
+  const Tensor g = at.normal({rows, out}, 0), x = at.normal({rows, in}, 1);
   const Variable vg(g), vx(x);
-  table.run_against(
-      {.name = direct, .gflop = gflop},
-      [&] {
-        cpu::gemm(true, false, out, in, rows, 1.0F, g.data<float>(), out, x.data<float>(), in, 0.0F,
-                  c.data<float>(), in);
-      },
-      {.name = fmt::format("matmul transposed {}x{}x{}", out, in, rows), .gflop = gflop},
-      [&] { (void)matmul(transpose(vg, 0, 1), vx); });
+  const std::string shape = fmt::format("{}x{}x{}", out, in, rows);
+  compare_with_direct(at, "limit/sgemm transposed " + shape, "matmul transposed " + shape,
+                      g.transpose(0, 1), x, [&] { (void)matmul(transpose(vg, 0, 1), vx); });
 }
 
 }  // namespace
 
 void bench_limits(BenchTable& table) {
   const NoGrad off;
-  const Tensor from = normal({1 << 24}, 0), to = Tensor::empty({1 << 24});
-  table.run({.name = kCopyLimit, .gbyte = 2e-9 * static_cast<double>(from.bytes())},
-            [&] { kernels::copy(from, to); });
-  product(table, 1024, 1024, 1024, kGemmLimit);
-  product(table, 2560, 256, 256);
-  product(table, 2560, 1024, 256);
-  product(table, 2560, 10000, 256);
-  weight_gradient(table, 2560, 1024, 256);
-  linear_layer(table, 2560, 256, 1024);
+  const BenchPlace& place = table.place();
+  const BenchSizes& sizes = place.sizes;
+  if (table.wants(table.copy_limit())) {
+    const Tensor from = Tensor::full({sizes.copy}, 1.5, DType::float32, place.device);
+    const Tensor to = Tensor::empty({sizes.copy}, DType::float32, place.device);
+    table.run({.name = table.copy_limit(), .gbyte = 2e-9 * static_cast<double>(from.bytes())},
+              [&] { kernels::copy(from, to); });
+  }
+  for_each_precision(place, [&](const Precision& precision) {
+    const Place at{table, precision};
+    product(at, sizes.square, sizes.square, sizes.square);
+    for (const auto& [m, n, k] : sizes.products) product(at, m, n, k);
+    const auto& [rows, out, in] = sizes.weight_gradient;
+    weight_gradient(at, rows, out, in);
+    linear_layer(at, sizes.linear[0], sizes.linear[1], sizes.linear[2]);
+  });
 }
 
 }  // namespace macgrad::experiments

@@ -15,19 +15,30 @@ struct BenchSettings {
   CommonOptions common;
   std::string filter;
   std::string json;
+  bool math_given = false;
 };
 
 Json to_json(const BenchRow& r) {
-  return {{"name", r.name},   {"ms", r.ms},           {"ms_min", r.ms_min}, {"gflop", r.gflop},
-          {"gbyte", r.gbyte}, {"against", r.against}, {"ratio", r.ratio},   {"note", r.note}};
+  Json json{{"name", r.name},       {"precision", r.precision}, {"ms", r.ms},
+            {"ms_min", r.ms_min},   {"gflop", r.gflop},         {"gbyte", r.gbyte},
+            {"against", r.against}, {"ratio", r.ratio},         {"note", r.note}};
+  if (r.extra_bytes >= 0) json["extra_bytes"] = r.extra_bytes;
+  return json;
 }
 
 int run_bench(BenchSettings& s) {
   apply_common_options(s.common);
-  require(s.common.device == "cpu",
-          "--device {}: the rows of this program measure the CPU backend; leave --device out",
-          s.common.device);
-  BenchTable table(s.filter);
+  BenchPlace place;
+  place.device = device_of(s.common);
+  place.sizes = sizes_for(place.device.type);
+  if (place.device.type != DeviceType::cpu) {
+    place.seconds = 0.5;  // a GPU is far less noisy than the machines the CPU rows are made for
+    place.set_math = [&](const std::string& mode) { use_math(s.common, mode); };
+    place.precisions.clear();
+    for (const Precision& p : precisions_of(place.device.type))
+      if (!s.math_given || p.math == s.common.math) place.precisions.push_back(p);
+  }
+  BenchTable table(s.filter, place);
   bench_limits(table);
   bench_rows(table);
   bench_attention(table);
@@ -36,6 +47,7 @@ int run_bench(BenchSettings& s) {
   if (s.json.empty()) return 0;
   Json json = provenance();
   json["threads"] = s.common.threads;
+  json["device"] = s.common.device;
   for (const BenchRow& r : table.rows()) json["rows"].push_back(to_json(r));
   write_json(s.json, json);
   return 0;
@@ -50,10 +62,15 @@ int main(int argc, char** argv) {
   setenv("MACGRAD_FUSED", "strict", /*overwrite=*/0);
   BenchSettings settings;
   return run_program(
-      argc, argv, "bench", "Speed and memory of the CPU backend, against limits of the same run.",
+      argc, argv, "bench",
+      "Speed and memory, against limits of the same run. With --device cuda the rows of products "
+      "and attention are measured exact, in tf32 and in bf16, or in one --math alone.",
       [&](CLI::App& app) {
         add_common_options(app, settings.common);
-        app.add_option("--filter", settings.filter, "Only rows whose name contains this");
+        app.parse_complete_callback(
+            [&] { settings.math_given = app.get_option("--math")->count() > 0; });
+        app.add_option("--filter", settings.filter,
+                       "Only rows whose name contains this, or one of several between commas");
         app.add_option("--json", settings.json, "Write the rows to this file as well");
       },
       [&] { return run_bench(settings); });

@@ -6,22 +6,41 @@
 
 #include <algorithm>
 #include <chrono>
+#include <string_view>
+
+#include "core/allocator.h"
 
 namespace macgrad::experiments {
 
-std::vector<Timing> times_in_turns(const std::vector<std::function<void()>>& work, double seconds,
-                                   int least) {
+namespace {
+
+// A queue's wait costs some microseconds: samples are this long at least.
+constexpr double kShortestSample = 1.0;  // ms
+constexpr int kMostRuns = 1000;
+
+}  // namespace
+
+std::vector<Timing> times_in_turns(Device device, const std::vector<std::function<void()>>& work,
+                                   double seconds, int least) {
   using Clock = std::chrono::steady_clock;
-  const auto once = [](const std::function<void()>& f) {
+  const auto timed = [&](const std::function<void()>& f, int runs) {
     const auto start = Clock::now();
-    f();
+    for (int i = 0; i < runs; ++i) f();
+    wait_for(device);
     return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
   };
+  wait_for(device);
   // Warm caches and allocators; work of a second or more needs one run for that, and fewer samples.
   bool slow = false;
-  for (const auto& f : work) {
-    if (once(f) < 1e3) {
-      once(f);
+  std::vector<int> runs(work.size(), 1);
+  for (size_t i = 0; i < work.size(); ++i) {
+    if (timed(work[i], 1) < 1e3) {
+      const double once = timed(work[i], 1);
+      // Twice, because the first figure holds a whole wait.
+      if (device.type != DeviceType::cpu && once < kShortestSample) {
+        const double each = timed(work[i], 10) / 10;
+        runs[i] = std::clamp(static_cast<int>(kShortestSample / each) + 1, 1, kMostRuns);
+      }
     } else {
       slow = true;
     }
@@ -32,8 +51,9 @@ std::vector<Timing> times_in_turns(const std::vector<std::function<void()>>& wor
   const double budget = seconds * 1e3 * static_cast<double>(work.size());
   for (int turn = 0; turn < least || spent < budget; ++turn) {
     for (size_t i = 0; i < work.size(); ++i) {
-      samples[i].push_back(once(work[i]));
-      spent += samples[i].back();
+      const double ms = timed(work[i], runs[i]);
+      samples[i].push_back(ms / runs[i]);
+      spent += ms;
     }
   }
   std::vector<Timing> timings;
@@ -44,17 +64,23 @@ std::vector<Timing> times_in_turns(const std::vector<std::function<void()>>& wor
   return timings;
 }
 
-Timing time_of(const std::function<void()>& f, double seconds, int least) {
-  return times_in_turns({f}, seconds, least).front();
+Timing time_of(Device device, const std::function<void()>& f, double seconds, int least) {
+  return times_in_turns(device, {f}, seconds, least).front();
 }
 
 bool BenchTable::wants(const std::string& name) const {
-  return filter_.empty() || name.find(filter_) != std::string::npos;
+  std::string_view rest = filter_;
+  while (true) {
+    const size_t comma = rest.find(',');
+    if (name.find(rest.substr(0, comma)) != std::string::npos) return true;
+    if (comma == std::string_view::npos) return false;
+    rest.remove_prefix(comma + 1);
+  }
 }
 
 const BenchRow* BenchTable::run(BenchRow row, const std::function<void()>& f, double seconds) {
   if (!wants(row.name)) return nullptr;
-  const Timing t = time_of(f, seconds);
+  const Timing t = time_of(place_.device, f, seconds * place_.seconds);
   row.ms = t.median;
   row.ms_min = t.min;
   return add(std::move(row));
@@ -63,7 +89,7 @@ const BenchRow* BenchTable::run(BenchRow row, const std::function<void()>& f, do
 void BenchTable::run_against(BenchRow limit, const std::function<void()>& limit_work, BenchRow row,
                              const std::function<void()>& work, double seconds) {
   if (!wants(limit.name) && !wants(row.name)) return;
-  const auto times = times_in_turns({limit_work, work}, seconds);
+  const auto times = times_in_turns(place_.device, {limit_work, work}, seconds * place_.seconds);
   limit.ms = times[0].median;
   limit.ms_min = times[0].min;
   row.ms = times[1].median;
@@ -99,13 +125,23 @@ const BenchRow* BenchTable::find(const std::string& name) const {
   return nullptr;
 }
 
-void BenchTable::compare(const std::string& name, const std::string& against) {
+void BenchTable::set_ratio(const std::string& name, const std::string& against, bool rates) {
   BenchRow* row = get(name);
   const BenchRow* other = find(against);
   if (!row || !other) return;
   row->against = against;
   row->ratio = other->ms / row->ms;
-  fmt::print("    {:<42} {:.2f} x the speed of {}\n", name, row->ratio, against);
+  if (rates) row->ratio *= row->gbyte / other->gbyte;
+  fmt::print("    {:<42} {:.2f} x the {} of {}\n", name, row->ratio, rates ? "GB/s" : "speed",
+             against);
+}
+
+void BenchTable::compare(const std::string& name, const std::string& against) {
+  set_ratio(name, against, false);
+}
+
+void BenchTable::compare_rates(const std::string& name, const std::string& against) {
+  set_ratio(name, against, true);
 }
 
 void BenchTable::note(const std::string& name, const std::string& text) {
@@ -113,6 +149,18 @@ void BenchTable::note(const std::string& name, const std::string& text) {
     row->note = text;
     fmt::print("    {:<42} {}\n", name, text);
   }
+}
+
+void BenchTable::set_extra_bytes(const std::string& name, double bytes) {
+  if (BenchRow* row = get(name)) row->extra_bytes = bytes;
+}
+
+std::string BenchTable::copy_limit() const {
+  return "limit/copy " + size_text(4.0 * static_cast<double>(place_.sizes.copy));
+}
+
+std::string BenchTable::gemm_limit(const Precision& precision) const {
+  return row_name(fmt::format("limit/sgemm {0}x{0}x{0}", place_.sizes.square), precision);
 }
 
 }  // namespace macgrad::experiments

@@ -1,5 +1,5 @@
-// One update of the translation model on a batch of usual size, with softmax attention and with
-// RMFA: its time, and its share in each kernel slot by an observer of the slots.
+// One update of a translation model on a batch of usual size, with softmax attention and with RMFA:
+// its time, and its share in each kernel slot by an observer of the slots.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -19,8 +19,13 @@ namespace {
 // Time spent in each kernel slot.
 class SlotTimer : public KernelObserver {
  public:
-  void before(const KernelCall&) override { start_ = Clock::now(); }
+  explicit SlotTimer(Device device) : device_(device) {}
+  void before(const KernelCall&) override {
+    wait_for(device_);
+    start_ = Clock::now();
+  }
   void after(const KernelCall& call) override {
+    wait_for(device_);
     const double ms = std::chrono::duration<double, std::milli>(Clock::now() - start_).count();
     for (auto& [name, total] : totals_)
       if (std::strcmp(name, call.name) == 0) {
@@ -38,30 +43,38 @@ class SlotTimer : public KernelObserver {
 
  private:
   using Clock = std::chrono::steady_clock;
+  Device device_;
   Clock::time_point start_;
 };
 
-constexpr int64_t kRows = 128, kLength = 20, kVocabulary = 10000;
-
-Tensor ids(uint32_t draw) {
+Tensor ids(const ModelSize& size, uint32_t draw, Device device) {
   DrawReader reader(DrawKey{7, 6, draw, 0});
-  std::vector<int64_t> values(static_cast<size_t>(kRows * kLength));
-  for (int64_t& v : values) v = 4 + static_cast<int64_t>(reader.below(kVocabulary - 4));
-  return Tensor::from_vector(values, {kRows, kLength});
+  std::vector<int64_t> values(static_cast<size_t>(size.rows * size.length));
+  for (int64_t& v : values)
+    v = 4 + static_cast<int64_t>(reader.below(static_cast<uint64_t>(size.vocabulary - 4)));
+  return Tensor::from_vector(values, {size.rows, size.length}).to(device);
 }
 
-void step_rows(BenchTable& table, const std::string& name, const nn::AttentionSettings& attention) {
+void step_rows(BenchTable& table, const Precision& precision, const ModelSize& size,
+               const std::string& kind, const nn::AttentionSettings& attention) {
+  const std::string name =
+      row_name(fmt::format("training step {}{}{}", size.name, size.name.empty() ? "" : " ", kind),
+               precision);
   if (!table.wants(name)) return;
+  const Device device = table.place().device;
   nn::TransformerSettings settings;
-  settings.source_vocabulary = settings.target_vocabulary = kVocabulary;
-  settings.layer.width = 256;
-  settings.layer.heads = 8;
-  settings.layer.ffn = 1024;
+  settings.source_vocabulary = settings.target_vocabulary = size.vocabulary;
+  settings.encoder_layers = settings.decoder_layers = size.layers;
+  settings.layer.width = size.width;
+  settings.layer.heads = size.heads;
+  settings.layer.ffn = size.ffn;
   settings.layer.dropout = 0.1;
   settings.layer.attention = attention;
   nn::Transformer model(settings);
+  model.to(device);
   nn::Adam adam(nn::decay_groups(model, 0.0));
-  const Tensor source = ids(0), target = ids(1), wanted = ids(2);
+  const Tensor source = ids(size, 0, device), target = ids(size, 1, device);
+  const Tensor wanted = ids(size, 2, device);
   uint32_t step = 0;
   const auto train = [&] {
     model.begin_step(++step, 0);
@@ -70,15 +83,17 @@ void step_rows(BenchTable& table, const std::string& name, const nn::AttentionSe
     sum.add(nn::token_loss(model.forward(source, Tensor(), target, Tensor()), wanted, 0, 0.1));
     adam.step(1e-4, {.grad_scale = sum.grad_scale(), .clip_norm = 1.0});
   };
-  table.run({.name = name}, train, 3.0);
-  SlotTimer timer;
+  table.run({.name = name, .precision = precision.name}, train, 3.0);
+  // Waiting for each kernel slows a GPU's step down: there the step is the one measured above.
+  SlotTimer timer(device);
   KernelObserver* previous = set_kernel_observer(&timer);
   const auto start = std::chrono::steady_clock::now();
   constexpr int kSteps = 3;
   for (int i = 0; i < kSteps; ++i) train();
-  const double all =
+  double all =
       std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
   set_kernel_observer(previous);
+  if (device.type != DeviceType::cpu) all = table.find(name)->ms * kSteps;
   std::sort(timer.totals_.begin(), timer.totals_.end(),
             [](const auto& a, const auto& b) { return a.second > b.second; });
   std::string parts;
@@ -94,12 +109,19 @@ void step_rows(BenchTable& table, const std::string& name, const nn::AttentionSe
 void bench_training(BenchTable& table) {
   nn::AttentionSettings softmax;
   softmax.dropout = 0.1;
-  step_rows(table, "training step softmax", softmax);
   nn::AttentionSettings rmfa;
   rmfa.kind = nn::AttentionKind::rmfa;
   rmfa.ppsbn = true;
-  rmfa.features = 128;
-  step_rows(table, "training step rmfa+ppsbn D=128", rmfa);
+  rmfa.features = table.place().sizes.features;
+  const std::string rmfa_kind = fmt::format("rmfa+ppsbn D={}", rmfa.features);
+  for_each_precision(table.place(), [&](const Precision& precision) {
+    // A model's parameters are float32.
+    if (precision.dtype != DType::float32) return;
+    for (const ModelSize& size : table.place().sizes.models) {
+      step_rows(table, precision, size, "softmax", softmax);
+      step_rows(table, precision, size, rmfa_kind, rmfa);
+    }
+  });
 }
 
 }  // namespace macgrad::experiments

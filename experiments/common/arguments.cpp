@@ -121,6 +121,15 @@ Device device_of(const CommonOptions& options) {
   return options.device == "cuda" ? Device{DeviceType::cuda} : kCpu;
 }
 
+void use_math(CommonOptions& options, const std::string& mode) {
+  require(mode == "exact" || options.device == "cuda",
+          "--math {} is for --device cuda; the CPU computes float32 exactly", mode);
+#ifdef MACGRAD_WITH_CUDA
+  if (options.device == "cuda") set_cuda_math(mode);
+#endif
+  options.math = mode;
+}
+
 void apply_common_options(CommonOptions& options) {
   require(options.math == "exact" || options.device == "cuda",
           "--math {} is for --device cuda; the CPU computes float32 exactly", options.math);

@@ -35,6 +35,10 @@ Device device_of(const CommonOptions& options);
 /// cannot be served, saying what is missing (a build without CUDA, a driver, a card).
 void apply_common_options(CommonOptions& options);
 
+/// Another --math, for programs that compare them: sets options.math and how products round from
+/// here on. An Error unless the device is CUDA or the mode "exact".
+void use_math(CommonOptions& options, const std::string& mode);
+
 /// For the results' JSON.
 Json to_json(const CommonOptions& options);
 
