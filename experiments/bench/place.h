@@ -57,6 +57,7 @@ struct BenchPlace {
   std::function<void(const std::string&)> set_math = {};  // absent: exact is all there is
   BenchSizes sizes = {};
   double seconds = 1.0;  // multiplies the time that each row is measured for
+  bool print = true;     // rows as they are measured
 };
 
 /// Every precision of a device; of CUDA also bfloat16 tensors, with products in bf16.

@@ -104,6 +104,7 @@ const BenchRow* BenchTable::add(BenchRow row) {
   if (!wants(row.name)) return nullptr;
   rows_.push_back(std::move(row));
   const BenchRow& r = rows_.back();
+  if (!place_.print) return &r;
   std::string rate;
   if (r.gflop > 0) rate = fmt::format("{:8.1f} GFLOP/s", r.gflop / r.ms * 1e3);
   if (r.gflop == 0 && r.gbyte > 0) rate = fmt::format("{:8.1f} GB/s", r.gbyte / r.ms * 1e3);
@@ -132,8 +133,9 @@ void BenchTable::set_ratio(const std::string& name, const std::string& against, 
   row->against = against;
   row->ratio = other->ms / row->ms;
   if (rates) row->ratio *= row->gbyte / other->gbyte;
-  fmt::print("    {:<42} {:.2f} x the {} of {}\n", name, row->ratio, rates ? "GB/s" : "speed",
-             against);
+  if (place_.print)
+    fmt::print("    {:<42} {:.2f} x the {} of {}\n", name, row->ratio, rates ? "GB/s" : "speed",
+               against);
 }
 
 void BenchTable::compare(const std::string& name, const std::string& against) {
@@ -147,7 +149,7 @@ void BenchTable::compare_rates(const std::string& name, const std::string& again
 void BenchTable::note(const std::string& name, const std::string& text) {
   if (BenchRow* row = get(name)) {
     row->note = text;
-    fmt::print("    {:<42} {}\n", name, text);
+    if (place_.print) fmt::print("    {:<42} {}\n", name, text);
   }
 }
 

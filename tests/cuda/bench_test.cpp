@@ -1,0 +1,81 @@
+// The rows of the bench on the CUDA device, at sizes that say nothing about speed: every row runs,
+// in every precision, under names of its own.
+#include <doctest/doctest.h>
+
+#include <set>
+
+#include "cuda/register.h"
+#include "experiments/bench/groups.h"
+#include "tests/cuda/device.h"
+
+namespace macgrad::testing {
+namespace {
+
+using namespace experiments;
+
+BenchPlace tiny_place() {
+  BenchPlace place;
+  place.device = kGpu;
+  place.precisions = precisions_of(DeviceType::cuda);
+  place.set_math = [](const std::string& mode) { set_cuda_math(mode); };
+  place.seconds = 0.0;
+  place.print = false;
+  BenchSizes& s = place.sizes;
+  s.copy = 256;
+  s.square = 16;
+  s.products = {{8, 4, 12}};
+  s.weight_gradient = {16, 8, 4};
+  s.linear = {8, 4, 8};
+  s.softmax = {8, 32};
+  s.layer_norm = {512, 64};
+  s.cross_entropy = {4, 40};
+  s.backward_rows = true;
+  s.batch = 1;
+  s.heads = 2;
+  s.head_dim = 8;
+  s.features = 16;
+  s.lengths = {20};
+  s.causal_lengths = {9};
+  s.short_batch = 2;
+  s.short_length = 5;
+  s.models = {{"small", 1, 16, 16, 2, 2, 4, 12}};
+  return place;
+}
+
+TEST_CASE("cuda bench: every row runs in every precision") {
+  BenchTable table("", tiny_place());
+  bench_limits(table);
+  bench_rows(table);
+  bench_attention(table);
+  bench_training(table);
+  std::set<std::string> names;
+  for (const BenchRow& row : table.rows()) {
+    CAPTURE(row.name);
+    CHECK(names.insert(row.name).second);
+    CHECK(row.ms > 0);
+  }
+  for (const char* name :
+       {"limit/copy 0 MiB", "limit/sgemm 16x16x16 tf32", "adam 0 MiB",
+        "linear 8x4 -> 8 bf16 storage", "layer_norm_backward 512x64",
+        "rmfa D=16 n=20 forward+backward bf16 storage", "rmfa causal D=16 n=9 forward",
+        "softmax_attention n=20 forward tf32", "training step small rmfa+ppsbn D=16 bf16"})
+    CHECK_MESSAGE(names.count(name) == 1, name);
+  // Limits come before what is read against them, and notes carry the shares.
+  const BenchRow* rmfa = table.find("rmfa D=16 n=20 forward tf32");
+  REQUIRE(rmfa);
+  CHECK(rmfa->note.find("of the 16^3 rate") != std::string::npos);
+  CHECK(rmfa->note.find("of the copy's GB/s") != std::string::npos);
+  CHECK(rmfa->extra_bytes >= 0);
+}
+
+TEST_CASE("cuda bench: a filter leaves rows out without running them") {
+  BenchTable table("softmax_attention n=20 forward bf16", tiny_place());
+  bench_limits(table);
+  bench_rows(table);
+  bench_attention(table);
+  bench_training(table);
+  REQUIRE(table.rows().size() == 2);  // "... bf16" and "... bf16 storage"
+}
+
+}  // namespace
+}  // namespace macgrad::testing
