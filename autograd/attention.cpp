@@ -3,6 +3,7 @@
 #include "autograd/attention.h"
 
 #include <cmath>
+#include <limits>
 
 #include "autograd/fused.h"
 #include "autograd/op_support.h"
@@ -236,9 +237,15 @@ Variables rmfa_composite(const Variables& in, const AttentionMask& mask, const T
 
 }  // namespace
 
+RmfaStatistics read_statistics(const Tensor& statistics) {
+  if (!statistics.defined()) return {0, std::numeric_limits<double>::infinity()};
+  const auto s = statistics.to_vector<double>();
+  return {static_cast<int64_t>(s[0]), s[1]};
+}
+
 Variable rmfa(const Variable& q, const Variable& k, const Variable& v, const AttentionMask& mask,
               const Tensor& omega, const Tensor& weight, const RmfaArgs& given,
-              RmfaStatistics* statistics) {
+              Tensor* statistics) {
   check_qkv("rmfa", q, k, v, mask);
   RmfaArgs args = given;
   args.causal = mask.causal;
@@ -278,10 +285,7 @@ Variable rmfa(const Variable& q, const Variable& k, const Variable& v, const Att
     Tensor stats = Tensor::empty({2}, DType::float64, in[0].device());
     kernels::rmfa_forward(rows(in[0]), rows(in[1]), rows(in[2]), key_valid, query_valid, omega,
                           weight, args, out, den, stats, Scratch{});
-    if (statistics) {
-      const auto s = stats.to_vector<double>();
-      *statistics = {static_cast<int64_t>(s[0]), s[1]};
-    }
+    if (statistics) *statistics = stats;
     return FusedOp::Forward{{out}, {den}};
   };
   op.backward = [=](const Tensors& in, const FusedOp::Forward& result, const Tensors& g,

@@ -29,11 +29,14 @@ struct RmfaStatistics {
   int64_t floored = 0;        // rows whose denominator was floored (without a floor: den <= 0)
   double smallest_ratio = 0;  // min over rows of den / visible keys
 };
+/// Reads what rmfa() wrote; an undefined tensor (the composite ran) has seen nothing.
+RmfaStatistics read_statistics(const Tensor& statistics);
 /// Random Maclaurin feature attention: q, k, v, mask as above; omega (d, P) or (H, d, P), weight
-/// (M), both constant, contiguous. The kernel writes statistics when asked, the composite does not.
+/// (M), both constant, contiguous. The kernel leaves its statistics in a tensor on q's device when
+/// asked, so that nothing waits for them; the composite leaves it alone.
 Variable rmfa(const Variable& q, const Variable& k, const Variable& v, const AttentionMask& mask,
               const Tensor& omega, const Tensor& weight, const RmfaArgs& args,
-              RmfaStatistics* statistics = nullptr);
+              Tensor* statistics = nullptr);
 /// phi(x) without the constant part: x (B,H,T,d) -> (B,H,T, M or d+M), in primitive ops.
 Variable maclaurin_features(const Variable& x, const Tensor& omega, const Tensor& weight,
                             const RmfaArgs& args);

@@ -59,10 +59,12 @@ class Pool {
   void* take(size_t bytes, Device device, const RawMemory& raw) {
     const size_t want = size_class(std::max<size_t>(bytes, 1) + kGuardBytes);
     std::lock_guard lock(mutex_);
-    void* block = nullptr;
-    if (auto it = free_.find(want); it != free_.end() && !it->second.empty()) {
-      block = it->second.back();
-      it->second.pop_back();
+    void* block = private_on_ ? pop(private_free_, want) : nullptr;
+    if (block == nullptr) {
+      block = pop(free_, want);
+      if (block != nullptr && private_on_) own(block, want);
+    }
+    if (block != nullptr) {
       stats_.cached_bytes -= want;
     } else {
       block = raw.allocate(want, device);
@@ -77,6 +79,7 @@ class Pool {
             text(device), bytes, stats_.current_bytes, stats_.cached_bytes,
             what_is_left(device, raw), error_context());
       }
+      if (private_on_) own(block, want);
     }
     stats_.current_bytes += want;
     stats_.peak_bytes = std::max(stats_.peak_bytes, stats_.current_bytes);
@@ -89,7 +92,12 @@ class Pool {
     std::lock_guard lock(mutex_);
     stats_.current_bytes -= want;
     stats_.cached_bytes += want;
-    free_[want].push_back(block);
+    (private_blocks_.contains(block) ? private_free_ : free_)[want].push_back(block);
+  }
+
+  void use_private(bool on) {
+    std::lock_guard lock(mutex_);
+    private_on_ = on;
   }
 
   void trim(Device device, const RawMemory& raw) {
@@ -113,6 +121,20 @@ class Pool {
   }
 
  private:
+  using Blocks = std::unordered_map<size_t, std::vector<void*>>;
+
+  static void* pop(Blocks& blocks, size_t want) {
+    const auto it = blocks.find(want);
+    if (it == blocks.end() || it->second.empty()) return nullptr;
+    void* block = it->second.back();
+    it->second.pop_back();
+    return block;
+  }
+  void own(void* block, size_t bytes) {
+    private_blocks_.insert(block);
+    stats_.private_bytes += bytes;
+  }
+
   void trim_locked(Device device, const RawMemory& raw) {
     for (auto& [size, blocks] : free_) {
       for (void* block : blocks) raw.release(block, size, device);
@@ -122,7 +144,10 @@ class Pool {
   }
 
   std::mutex mutex_;
-  std::unordered_map<size_t, std::vector<void*>> free_;
+  Blocks free_;
+  Blocks private_free_;  // of private_blocks_; kept when the cache is trimmed
+  std::unordered_set<void*> private_blocks_;
+  bool private_on_ = false;
   MemoryStats stats_;
 };
 
@@ -225,6 +250,10 @@ void reset_peak(Device device) {
 }
 void trim_cache(Device device) {
   pool_of(device).trim(device, raw_of(device));
+}
+
+void use_private_memory(Device device, bool on) {
+  pool_of(device).use_private(on);
 }
 
 PoisonScope::PoisonScope() {

@@ -15,6 +15,7 @@ struct MemoryStats {
   size_t current_bytes = 0;  // held by live tensors
   size_t peak_bytes = 0;     // largest value of current_bytes since reset_peak
   size_t cached_bytes = 0;   // kept for reuse
+  size_t private_bytes = 0;  // of recorded steps, used or not (part of the two above)
   uint64_t allocations = 0;  // requests since the start
 };
 
@@ -46,6 +47,11 @@ MemoryStats memory_stats(Device device = kCpu);
 void reset_peak(Device device = kCpu);
 /// Returns cached blocks to the system.
 void trim_cache(Device device = kCpu);
+
+/// From `on` to off, requests are served from a private part of the device's memory: blocks that
+/// were freed there, else cached blocks, which then belong to it; when neither fits, a new block is
+/// asked from the device. Nothing else ever gets its blocks (core/step_graph.h).
+void use_private_memory(Device device, bool on);
 
 /// While alive, blocks are handed out filled with NaN bit patterns, and guard words after each
 /// block are checked on release: an unwritten output or an overrun shows in the tests.

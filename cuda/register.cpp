@@ -46,6 +46,7 @@ void set_cuda_math(const std::string& mode) {
 
 int register_cuda_kernels() {
   cuda::register_memory();
+  cuda::register_graphs();
   compare_with_cpu_if_asked();
   int filled = 0;
   const auto fill_slot = [&](auto& slot, const auto&... functions) {

@@ -15,14 +15,14 @@ class Accumulation {
  public:
   /// Runs backward() of the summed loss; gradients add up in grad().
   void add(const TokenLoss& loss);
-  /// Mean loss a token of what was added.
+  /// Mean loss a token of what was added; waits for the device.
   double loss() const;
   int64_t tokens() const { return tokens_; }
   /// 1/tokens, for Adam::step.
   double grad_scale() const;
 
  private:
-  double sum_ = 0.0;
+  Tensors sums_;  // one a batch, where the model is; read when asked for
   int64_t tokens_ = 0;
 };
 

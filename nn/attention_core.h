@@ -107,7 +107,9 @@ class RmfaCore : public AttentionCore {
 
   /// Of all forward calls since the last begin_step: floored rows (with policy none: denominators
   /// <= 0) and the smallest denominator per visible key.
-  const RmfaStatistics& statistics() const { return statistics_; }
+  RmfaStatistics statistics() const;
+  /// Those that nobody has read yet, one a call, where q was.
+  const Tensors& pending_statistics() const { return pending_; }
 
   LogitScale logit_scale;
   RandomMaclaurinFeatures features;
@@ -118,11 +120,19 @@ class RmfaCore : public AttentionCore {
  private:
   double floor_ = 0.0;  // δ·f(0), 0 without a floor
   bool no_floor_at_zero_ = false;
-  RmfaStatistics statistics_;
+  void settle() const;
+
+  mutable Tensors pending_;
+  mutable RmfaStatistics settled_;
 };
 
 /// Sum over all RmfaCores of a model: floored rows added, the smallest ratio of all.
 RmfaStatistics rmfa_statistics(Module& model);
+
+/// pending_statistics() of every RmfaCore of a model, one after the other.
+Tensors pending_statistics(Module& model);
+/// recorded_part() of every feature map of a model, one after the other.
+std::vector<double> recorded_draws(Module& model);
 
 /// preSBN with its running statistics (Macformer, Algorithm 1, steps 1 and 2).
 class PreSbn : public Module {

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <utility>
 
+#include "core/step_graph.h"
+
 namespace macgrad::nn {
 
 namespace {
@@ -114,9 +116,25 @@ void RandomMaclaurinFeatures::redraw(const FeatureSettings& settings, const Feat
   key.step = number;
   const DType dtype = draw_.omega.dtype();
   const Device device = draw_.omega.device();
-  draw_ = draw_features(kernel_, settings, plan, key, dtype);
-  fit(draw_, dtype, device);
+  FeatureDraw next = draw_features(kernel_, settings, plan, key, dtype);
+  fit(next, dtype, device);
+  const Tensor omega = draw_.omega, weight = draw_.weight;
+  draw_ = std::move(next);
+  // On a device that can replay steps the draw keeps its place in memory.
+  if (StepGraph::available(device) && omega.shape() == draw_.omega.shape() &&
+      weight.shape() == draw_.weight.shape()) {
+    omega.copy_from(draw_.omega);
+    weight.copy_from(draw_.weight);
+    draw_.omega = omega;
+    draw_.weight = weight;
+  }
   record_.set(to_tensor(draw_));
+}
+
+std::vector<double> RandomMaclaurinFeatures::recorded_part() const {
+  std::vector<double> part{draw_.constant, draw_.linear, draw_.settings.logit_scale};
+  part.insert(part.end(), draw_.levels.begin(), draw_.levels.end());
+  return part;
 }
 
 void RandomMaclaurinFeatures::set_logit_scale(double scale) {

@@ -45,6 +45,11 @@ class RandomMaclaurinFeatures : public Module {
   /// drawn anew at once (a host search for `optimal`).
   void set_logit_scale(double scale);
 
+  /// What a recorded step keeps of the draw in force and a later draw may change: replays are true
+  /// while this is equal. Columns and weights are not part of it; a new draw of the same shape is
+  /// written where the last one was.
+  std::vector<double> recorded_part() const;
+
  protected:
   void on_begin_step(uint32_t step, int64_t epoch) override;
   void on_eval_draw(int index) override;

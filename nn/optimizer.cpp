@@ -6,6 +6,7 @@
 
 #include "autograd/ops.h"
 #include "core/kernels.h"
+#include "core/step_graph.h"
 
 namespace macgrad::nn {
 
@@ -17,14 +18,24 @@ std::vector<ParameterGroup> decay_groups(Module& module, double weight_decay) {
   return groups;
 }
 
-double gradient_norm(const std::vector<Parameter*>& parameters) {
+namespace {
+
+// (1) float64; undefined when nothing has a gradient.
+Tensor squared_norm(const std::vector<Parameter*>& parameters) {
   Tensors gradients;
   for (const Parameter* p : parameters)
     if (p->grad().defined()) gradients.push_back(p->grad().value().contiguous());
-  if (gradients.empty()) return 0.0;
+  if (gradients.empty()) return Tensor();
   const Tensor total = Tensor::empty(Shape{1}, DType::float64, gradients[0].device());
   kernels::sum_of_squares(gradients, total);
-  return std::sqrt(total.item());
+  return total;
+}
+
+}  // namespace
+
+double gradient_norm(const std::vector<Parameter*>& parameters) {
+  const Tensor total = squared_norm(parameters);
+  return total.defined() ? std::sqrt(total.item()) : 0.0;
 }
 
 Adam::Adam(std::vector<ParameterGroup> groups, AdamSettings settings) : settings_(settings) {
@@ -54,6 +65,30 @@ double Adam::step(double lr, const StepOptions& options) {
   double scale = options.grad_scale;
   if (options.clip_norm > 0.0 && norm > options.clip_norm) scale *= options.clip_norm / norm;
   ++steps_;
+  AdamArgs args;
+  args.lr = lr;
+  args.grad_scale = scale;
+  args.step = steps_;
+  update(args);
+  return norm;
+}
+
+void Adam::record_step(double clip_norm) {
+  const Tensor total = squared_norm(all());
+  if (!total.defined()) return;
+  clip_recorded_gradients(total, clip_norm);
+  AdamArgs args;
+  args.lr = 1.0;
+  args.step = kLiveAdamStep;
+  update(args);
+}
+
+void Adam::count_replay(double norm) {
+  ++(std::isfinite(norm) ? steps_ : skipped_);
+}
+
+void Adam::update(AdamArgs args) {
+  const double lr = args.lr;
   for (const Group& g : groups_) {
     Tensors values, gradients, first, second;
     for (const Slot& s : g.slots) {
@@ -64,15 +99,12 @@ double Adam::step(double lr, const StepOptions& options) {
       second.push_back(s.second);
     }
     if (values.empty()) continue;
-    AdamArgs args;
     args.lr = lr * g.lr_scale;
     args.beta1 = settings_.beta1;
     args.beta2 = settings_.beta2;
     args.eps = settings_.eps;
     args.weight_decay = g.weight_decay;
     args.decoupled = settings_.decoupled;
-    args.grad_scale = scale;
-    args.step = steps_;
     kernels::adam(values, gradients, first, second, args);
     for (const Slot& s : g.slots) {
       const std::optional<double>& bound = s.parameter->options().lower_bound;
@@ -82,7 +114,6 @@ double Adam::step(double lr, const StepOptions& options) {
           clamp(Variable(value), *bound, std::numeric_limits<double>::infinity()).value());
     }
   }
-  return norm;
 }
 
 void Adam::zero_grad() {

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "core/kernels.h"
 #include "nn/module.h"
 
 namespace macgrad::nn {
@@ -45,6 +46,12 @@ class Adam {
   double step(double lr, const StepOptions& options = {});
   void zero_grad();
 
+  /// step() for a recorded training step (core/step_graph.h): learning rate, gradient scale and the
+  /// number of the update are read from the ReplayValues of each replay. Counts nothing.
+  void record_step(double clip_norm);
+  /// After a replay whose gradients had this norm: counts its update, or that it was passed over.
+  void count_replay(double norm);
+
   /// Updates made so far.
   int64_t steps() const { return steps_; }
   int64_t skipped() const { return skipped_; }
@@ -66,6 +73,8 @@ class Adam {
     double lr_scale;
   };
   std::vector<Parameter*> all() const;
+  /// args but for the group's decay; its lr multiplies the group's scale.
+  void update(AdamArgs args);
 
   std::vector<Group> groups_;
   AdamSettings settings_;

@@ -8,6 +8,8 @@ namespace macgrad::nn {
 
 namespace {
 
+constexpr size_t kMostPending = 256;
+
 FeatureSettings feature_settings(const AttentionSettings& settings, int64_t heads,
                                  int64_t head_dim) {
   FeatureSettings f;
@@ -18,10 +20,6 @@ FeatureSettings feature_settings(const AttentionSettings& settings, int64_t head
   f.logit_scale = settings.logit_scale;
   f.heads = settings.draws_per_head ? heads : 1;
   return f;
-}
-
-RmfaStatistics nothing_seen() {
-  return {0, std::numeric_limits<double>::infinity()};
 }
 
 void merge(RmfaStatistics& total, const RmfaStatistics& one) {
@@ -39,7 +37,7 @@ RmfaCore::RmfaCore(Module* parent, std::string name, const AttentionSettings& se
       features(this, "features", dot_product_kernel(settings.kernel),
                feature_settings(settings, heads, head_dim), settings.redraw, settings.eval_draws,
                random),
-      statistics_(nothing_seen()) {
+      settled_(read_statistics(Tensor())) {
   const double at_zero = features.kernel().coefficient(0);
   if (settings.denominator == Denominator::floor) {
     require(settings.floor > 0.0, "[rmfa] the floor is {} and must be positive", settings.floor);
@@ -60,16 +58,29 @@ Variable RmfaCore::forward(const Variable& q, const Variable& k, const Variable&
   args.constant = draw.constant;
   args.linear = draw.linear;
   args.floor = floor_;
-  RmfaStatistics seen = nothing_seen();  // the composite (Unfused) counts nothing
+  Tensor seen;
   const Variable out = rmfa(logit_scale.apply(q, draw.settings.logit_scale), k, v, mask, draw.omega,
                             draw.weight, args, &seen);
-  merge(statistics_, seen);
+  // Reading waits for the device, so it is put off; long decoding must not pile them up.
+  if (seen.defined()) pending_.push_back(seen);
+  if (pending_.size() == kMostPending) settle();
   return out;
 }
 
 void RmfaCore::on_begin_step(uint32_t, int64_t) {
-  statistics_ = nothing_seen();
+  pending_.clear();
+  settled_ = read_statistics(Tensor());
   if (logit_scale.trained()) features.set_logit_scale(logit_scale.value());
+}
+
+void RmfaCore::settle() const {
+  for (const Tensor& one : pending_) merge(settled_, read_statistics(one));
+  pending_.clear();
+}
+
+RmfaStatistics RmfaCore::statistics() const {
+  settle();
+  return settled_;
 }
 
 std::string RmfaCore::describe() const {
@@ -86,8 +97,27 @@ std::string RmfaCore::describe() const {
       logit_scale.value(), logit_scale.trained() ? " (trained)" : "", denominator);
 }
 
+Tensors pending_statistics(Module& model) {
+  Tensors all;
+  for (Module* m : model.modules())
+    if (const auto* core = dynamic_cast<const RmfaCore*>(m))
+      all.insert(all.end(), core->pending_statistics().begin(), core->pending_statistics().end());
+  return all;
+}
+
+std::vector<double> recorded_draws(Module& model) {
+  std::vector<double> all;
+  for (Module* m : model.modules()) {
+    const auto* core = dynamic_cast<const RmfaCore*>(m);
+    if (!core) continue;
+    const auto part = core->features.recorded_part();
+    all.insert(all.end(), part.begin(), part.end());
+  }
+  return all;
+}
+
 RmfaStatistics rmfa_statistics(Module& model) {
-  RmfaStatistics total = nothing_seen();
+  RmfaStatistics total = read_statistics(Tensor());
   for (Module* m : model.modules())
     if (const auto* core = dynamic_cast<const RmfaCore*>(m)) merge(total, core->statistics());
   return total;

@@ -15,13 +15,18 @@ Variable TokenLoss::mean() const {
   return mul(sum, 1.0 / static_cast<double>(std::max<int64_t>(tokens, 1)));
 }
 
-TokenLoss token_loss(const Variable& logits, const Tensor& targets, int64_t pad, double smoothing) {
+TokenLoss token_loss(const Variable& logits, const Tensor& targets, int64_t pad, double smoothing,
+                     int64_t tokens) {
   check(logits.rank() == 3 && targets.rank() == 2 && logits.size(0) == targets.size(0) &&
             logits.size(1) == targets.size(1),
         "[token_loss] needs logits (B, T, V) and targets (B, T), got {} and {}", logits.shape(),
         targets.shape());
   TokenLoss loss;
-  for (const int64_t t : targets.to_vector<int64_t>()) loss.tokens += t != pad;
+  loss.tokens = tokens;
+  if (tokens < 0) {
+    loss.tokens = 0;
+    for (const int64_t t : targets.to_vector<int64_t>()) loss.tokens += t != pad;
+  }
   const int64_t rows = targets.numel();
   loss.sum = cross_entropy(reshape(logits, Shape{rows, logits.size(2)}),
                            targets.reshape(Shape{rows}), smoothing, pad, Reduction::sum);
@@ -30,12 +35,14 @@ TokenLoss token_loss(const Variable& logits, const Tensor& targets, int64_t pad,
 
 void Accumulation::add(const TokenLoss& loss) {
   backward(loss.sum);
-  sum_ += loss.sum.item();
+  sums_.push_back(loss.sum.value());
   tokens_ += loss.tokens;
 }
 
 double Accumulation::loss() const {
-  return sum_ / static_cast<double>(std::max<int64_t>(tokens_, 1));
+  double sum = 0;
+  for (const Tensor& s : sums_) sum += s.item();
+  return sum / static_cast<double>(std::max<int64_t>(tokens_, 1));
 }
 
 double Accumulation::grad_scale() const {

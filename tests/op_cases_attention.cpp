@@ -234,7 +234,7 @@ std::vector<double> features(const Draw& draw, const std::vector<double>& omega,
 }
 
 Variable run_rmfa(const Problem& p, const Draw& draw, const Variables& x,
-                  RmfaStatistics* statistics = nullptr) {
+                  Tensor* statistics = nullptr) {
   Problem q = p;
   q.B = x[0].size(0);
   q.T = x[0].size(2);

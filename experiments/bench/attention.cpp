@@ -198,9 +198,15 @@ void bench_attention(BenchTable& table) {
   const BenchPlace& place = table.place();
   for_each_precision(place, [&](const Precision& precision) {
     const AttentionRows rows(table, precision);
-    for (int64_t n : place.sizes.lengths) rows.length(n, false);
-    for (int64_t n : place.sizes.causal_lengths) rows.length(n, true);
-    rows.short_sentences();
+    const auto attempt = [&](int64_t n, bool causal) {
+      table.attempt(
+          row_name(fmt::format("attention{} n={}", causal ? " causal" : "", n), precision),
+          [&] { rows.length(n, causal); });
+    };
+    for (int64_t n : place.sizes.lengths) attempt(n, false);
+    for (int64_t n : place.sizes.causal_lengths) attempt(n, true);
+    table.attempt(row_name("attention of short sentences", precision),
+                  [&] { rows.short_sentences(); });
   });
 }
 

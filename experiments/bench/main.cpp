@@ -43,14 +43,16 @@ int run_bench(BenchSettings& s) {
   bench_rows(table);
   bench_attention(table);
   bench_training(table);
-  require(!table.rows().empty(), "no row's name contains '{}'", s.filter);
-  if (s.json.empty()) return 0;
+  require(!table.rows().empty() || !table.failures().empty(), "no row's name contains '{}'",
+          s.filter);
+  if (s.json.empty()) return table.failures().empty() ? 0 : 1;
   Json json = provenance();
   json["threads"] = s.common.threads;
   json["device"] = s.common.device;
   for (const BenchRow& r : table.rows()) json["rows"].push_back(to_json(r));
+  for (const std::string& failure : table.failures()) json["failures"].push_back(failure);
   write_json(s.json, json);
-  return 0;
+  return table.failures().empty() ? 0 : 1;
 }
 
 }  // namespace

@@ -97,9 +97,9 @@ class Rows {
 void bench_rows(BenchTable& table) {
   const NoGrad off;
   const Rows rows(table);
-  rows.elementwise_and_softmax();
-  rows.layer_norms();
-  rows.cross_entropies();
+  table.attempt("elementwise rows", [&] { rows.elementwise_and_softmax(); });
+  table.attempt("layer norm rows", [&] { rows.layer_norms(); });
+  table.attempt("cross entropy rows", [&] { rows.cross_entropies(); });
 }
 
 }  // namespace macgrad::experiments

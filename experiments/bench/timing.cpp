@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "core/allocator.h"
+#include "core/error.h"
 
 namespace macgrad::experiments {
 
@@ -98,6 +99,15 @@ void BenchTable::run_against(BenchRow limit, const std::function<void()>& limit_
   add(std::move(limit));
   add(std::move(row));
   compare(name, against);
+}
+
+void BenchTable::attempt(const std::string& what, const std::function<void()>& f) {
+  try {
+    f();
+  } catch (const Error& error) {
+    failures_.push_back(fmt::format("{}: {}", what, error.what()));
+    fmt::print(stderr, "{}\n", failures_.back());
+  }
 }
 
 const BenchRow* BenchTable::add(BenchRow row) {

@@ -53,6 +53,10 @@ class BenchTable {
   /// the filter keeps either.
   void run_against(BenchRow limit, const std::function<void()>& limit_work, BenchRow row,
                    const std::function<void()>& work, double seconds = 0.6);
+  /// Runs f; an Error in it (no memory, a kernel that is missing) is printed and kept, so that the
+  /// other rows are measured all the same.
+  void attempt(const std::string& what, const std::function<void()>& f);
+  const std::vector<std::string>& failures() const { return failures_; }
   /// Adds a row that was measured elsewhere.
   const BenchRow* add(BenchRow row);
   /// Sets ratio of `name` to time(against)/time(name), when both were run.
@@ -76,6 +80,7 @@ class BenchTable {
   std::string filter_;
   BenchPlace place_;
   std::vector<BenchRow> rows_;
+  std::vector<std::string> failures_;
 };
 
 }  // namespace macgrad::experiments

@@ -6,7 +6,9 @@
 #include <chrono>
 #include <cstring>
 
+#include "autograd/engine.h"
 #include "core/kernel.h"
+#include "core/step_graph.h"
 #include "experiments/bench/groups.h"
 #include "nn/accumulation.h"
 #include "nn/loss.h"
@@ -55,13 +57,102 @@ Tensor ids(const ModelSize& size, uint32_t draw, Device device) {
   return Tensor::from_vector(values, {size.rows, size.length}).to(device);
 }
 
+// A model, its optimizer and one batch.
+struct Step {
+  nn::Transformer model;
+  nn::Adam adam;
+  Tensor source, target, wanted;
+  int64_t tokens;
+  uint32_t count = 0;
+
+  Step(const nn::TransformerSettings& settings, const ModelSize& size, Device device)
+      : model(settings),
+        adam(nn::decay_groups(moved(model, device), 0.0)),
+        source(ids(size, 0, device)),
+        target(ids(size, 1, device)),
+        wanted(ids(size, 2, device)),
+        tokens(size.rows * size.length) {}
+  // Before the optimizer makes moments beside the parameters.
+  static nn::Transformer& moved(nn::Transformer& model, Device device) {
+    model.to(device);
+    return model;
+  }
+  nn::TokenLoss loss() {
+    return nn::token_loss(model.forward(source, Tensor(), target, Tensor()), wanted, 0, 0.1,
+                          tokens);
+  }
+  void train() {
+    model.begin_step(++count, 0);
+    adam.zero_grad();
+    nn::Accumulation sum;
+    sum.add(loss());
+    adam.step(1e-4, {.grad_scale = sum.grad_scale(), .clip_norm = 1.0});
+  }
+};
+
+std::string step_name(const ModelSize& size, const std::string& kind) {
+  return fmt::format("training step {}{}{}", size.name, size.name.empty() ? "" : " ", kind);
+}
+
+// Milliseconds of one step, and where they go.
+std::string shares_of_step(Step& step, Device device, double ms) {
+  // Waiting for each kernel slows a GPU's step down: there the step is the one measured before.
+  SlotTimer timer(device);
+  KernelObserver* previous = set_kernel_observer(&timer);
+  const auto start = std::chrono::steady_clock::now();
+  constexpr int kSteps = 3;
+  for (int i = 0; i < kSteps; ++i) step.train();
+  double all =
+      std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+  set_kernel_observer(previous);
+  if (device.type != DeviceType::cpu) all = ms * kSteps;
+  std::sort(timer.totals_.begin(), timer.totals_.end(),
+            [](const auto& a, const auto& b) { return a.second > b.second; });
+  std::string parts;
+  for (size_t i = 0; i < timer.totals_.size() && i < 8; ++i)
+    parts += fmt::format("{}{} {:.1f}", i ? ", " : "", timer.totals_[i].first,
+                         timer.totals_[i].second / kSteps);
+  return fmt::format("step = {:.2f} x its GEMM time ({:.1f} ms); ms by slot: {}",
+                     all / timer.total("matmul"), timer.total("matmul") / kSteps, parts);
+}
+
+// The same step recorded once and replayed; eager steps have been run.
+void replayed_row(BenchTable& table, BenchRow row, const std::string& eager, Step& step,
+                  Device device) {
+  step.adam.zero_grad();
+  Variable loss;
+  const StepGraph graph(device, [&] {
+    step.model.record_live_step();
+    loss = step.loss().sum;
+    backward(loss);
+    step.adam.record_step(1.0);
+    step.adam.zero_grad();
+  });
+  const std::string name = row.name;
+  ReplayValues values;
+  values.adam_step = step.adam.steps();
+  values.lr = 1e-4;
+  values.grad_scale = 1.0 / static_cast<double>(step.tokens);
+  table.run(
+      std::move(row),
+      [&] {
+        step.model.begin_step(++step.count, 0);
+        values.step = step.count;
+        ++values.adam_step;
+        graph.replay(values);
+      },
+      3.0);
+  table.compare(name, eager);
+}
+
 void step_rows(BenchTable& table, const Precision& precision, const ModelSize& size,
                const std::string& kind, const nn::AttentionSettings& attention) {
-  const std::string name =
-      row_name(fmt::format("training step {}{}{}", size.name, size.name.empty() ? "" : " ", kind),
-               precision);
-  if (!table.wants(name)) return;
   const Device device = table.place().device;
+  const std::string name = row_name(step_name(size, kind), precision);
+  const std::string replayed = row_name(step_name(size, kind + " replayed"), precision);
+  // A fresh draw of features changes what a recorded step would have to do.
+  const bool replays = attention.kind == nn::AttentionKind::softmax && StepGraph::available(device);
+  if (!table.wants(name) && !(replays && table.wants(replayed))) return;
   nn::TransformerSettings settings;
   settings.source_vocabulary = settings.target_vocabulary = size.vocabulary;
   settings.encoder_layers = settings.decoder_layers = size.layers;
@@ -70,38 +161,14 @@ void step_rows(BenchTable& table, const Precision& precision, const ModelSize& s
   settings.layer.ffn = size.ffn;
   settings.layer.dropout = 0.1;
   settings.layer.attention = attention;
-  nn::Transformer model(settings);
-  model.to(device);
-  nn::Adam adam(nn::decay_groups(model, 0.0));
-  const Tensor source = ids(size, 0, device), target = ids(size, 1, device);
-  const Tensor wanted = ids(size, 2, device);
-  uint32_t step = 0;
-  const auto train = [&] {
-    model.begin_step(++step, 0);
-    adam.zero_grad();
-    nn::Accumulation sum;
-    sum.add(nn::token_loss(model.forward(source, Tensor(), target, Tensor()), wanted, 0, 0.1));
-    adam.step(1e-4, {.grad_scale = sum.grad_scale(), .clip_norm = 1.0});
-  };
-  table.run({.name = name, .precision = precision.name}, train, 3.0);
-  // Waiting for each kernel slows a GPU's step down: there the step is the one measured above.
-  SlotTimer timer(device);
-  KernelObserver* previous = set_kernel_observer(&timer);
-  const auto start = std::chrono::steady_clock::now();
-  constexpr int kSteps = 3;
-  for (int i = 0; i < kSteps; ++i) train();
-  double all =
-      std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
-  set_kernel_observer(previous);
-  if (device.type != DeviceType::cpu) all = table.find(name)->ms * kSteps;
-  std::sort(timer.totals_.begin(), timer.totals_.end(),
-            [](const auto& a, const auto& b) { return a.second > b.second; });
-  std::string parts;
-  for (size_t i = 0; i < timer.totals_.size() && i < 8; ++i)
-    parts += fmt::format("{}{} {:.1f}", i ? ", " : "", timer.totals_[i].first,
-                         timer.totals_[i].second / kSteps);
-  table.note(name, fmt::format("step = {:.2f} x its GEMM time ({:.1f} ms); ms by slot: {}",
-                               all / timer.total("matmul"), timer.total("matmul") / kSteps, parts));
+  Step step(settings, size, device);
+  if (const BenchRow* row = table.run(
+          {.name = name, .precision = precision.name}, [&] { step.train(); }, 3.0))
+    table.note(name, shares_of_step(step, device, row->ms));
+  if (!replays) return;
+  for (int i = 0; i < 2; ++i)
+    step.train();  // fill the allocator, also where the filter left these out
+  replayed_row(table, {.name = replayed, .precision = precision.name}, name, step, device);
 }
 
 }  // namespace
@@ -118,8 +185,10 @@ void bench_training(BenchTable& table) {
     // A model's parameters are float32.
     if (precision.dtype != DType::float32) return;
     for (const ModelSize& size : table.place().sizes.models) {
-      step_rows(table, precision, size, "softmax", softmax);
-      step_rows(table, precision, size, rmfa_kind, rmfa);
+      for (const auto& [kind, attention] :
+           {std::pair{std::string("softmax"), &softmax}, std::pair{rmfa_kind, &rmfa}})
+        table.attempt(row_name(step_name(size, kind), precision),
+                      [&] { step_rows(table, precision, size, kind, *attention); });
     }
   });
 }

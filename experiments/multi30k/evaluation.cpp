@@ -23,9 +23,11 @@ Tensor valid_of(const PaddedIds& block, Device device) {
 }  // namespace
 
 BatchTensors to_tensors(const Batch& batch, Device device) {
-  return {ids_of(batch.source, device), valid_of(batch.source, device),
-          ids_of(batch.target_input, device), valid_of(batch.target_input, device),
-          ids_of(batch.target_output, device)};
+  const auto& wanted = batch.target_output.ids;
+  const auto padding = std::count(wanted.begin(), wanted.end(), Vocabulary::kPad);
+  return {ids_of(batch.source, device),        valid_of(batch.source, device),
+          ids_of(batch.target_input, device),  valid_of(batch.target_input, device),
+          ids_of(batch.target_output, device), static_cast<int64_t>(wanted.size()) - padding};
 }
 
 std::optional<double> validation_loss(nn::Transformer& model, const std::vector<Batch>& batches,

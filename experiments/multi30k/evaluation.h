@@ -19,6 +19,7 @@ struct BatchTensors {
   Tensor source, source_valid;  // (B, S)
   Tensor input, input_valid;    // (B, T), what the decoder reads
   Tensor output;                // (B, T), what it must predict
+  int64_t tokens = 0;           // of output that are no padding
 };
 BatchTensors to_tensors(const Batch& batch, Device device);
 

@@ -70,6 +70,9 @@ void draw_curves(const RunDirectory& out, const std::vector<Metrics>& rows,
 
 StepReport step_report(const UpdateReport& r, bool rmfa) {
   StepReport report{r.update, {{"loss", r.loss}, {"norm", r.norm}, {"lr", r.lr}}, r.tokens};
+  if (r.replays > 0)
+    report.fields.emplace_back("replayed",
+                               static_cast<double>(r.replays) / static_cast<double>(r.update));
   if (rmfa) {
     report.fields.emplace_back("floored", static_cast<double>(r.rmfa.floored));
     report.fields.emplace_back("ratio", r.rmfa.smallest_ratio);
@@ -189,6 +192,9 @@ class Run {
     metrics_.row(csv_row(m));
     rows_.push_back(m);
     progress.note(epoch_line(m, summary, rmfa_));
+    const std::vector<std::string> refused = trainer_.refused_replays();
+    for (; refusals_told_ < refused.size(); ++refusals_told_)
+      progress.note("updates of some batch shapes run eagerly: " + refused[refusals_told_]);
   }
 
   void validate(Metrics& m) {
@@ -242,6 +248,7 @@ class Run {
   std::vector<Batch> scored_batches_;
   size_t scored_ = 0;
   int64_t saved_epoch_ = 0;
+  size_t refusals_told_ = 0;
   std::vector<Metrics> rows_;
   std::vector<std::string> translations_;
 };

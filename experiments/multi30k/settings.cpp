@@ -2,6 +2,8 @@
 // refused, and so is a combination that would fail or diverge only after minutes of training.
 #include "experiments/multi30k/settings.h"
 
+#include "core/step_graph.h"
+
 #include <cmath>
 
 #include "nn/allocation.h"
@@ -52,6 +54,10 @@ void refuse_idle_options(const CLI::App& app, const Multi30kSettings& s) {
 
 DType Multi30kSettings::dtype() const {
   return common.dtype == "float64" ? DType::float64 : DType::float32;
+}
+
+bool Multi30kSettings::replays() const {
+  return graph == "on" && accumulate == 1 && StepGraph::available(device());
 }
 
 Device Multi30kSettings::device() const {
@@ -150,6 +156,10 @@ void declare_options(CLI::App& app, Multi30kSettings& s) {
   app.add_option("--weight-decay", s.weight_decay, "AdamW decay (not on norms, biases, ppSBN)")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  add_choice(app, "--graph", s.graph, {"on", "off"},
+             "Record an update once a batch shape and replay it (CUDA)");
+  whole("--shape-multiple", s.shape_multiple, 0,
+        "Round rows and widths of batches up to it; 0: 8 where updates are replayed, else 1");
   whole("--valid-bleu-sentences", s.valid_bleu_sentences, 0,
         "Validation sentences to translate after each epoch; 0: all");
   app.parse_complete_callback([&] { refuse_idle_options(app, s); });
@@ -238,6 +248,8 @@ Json to_json(const Multi30kSettings& s) {
           {"schedule", s.schedule},
           {"label_smoothing", s.label_smoothing},
           {"clip", s.clip},
+          {"graph", s.graph},
+          {"shape_multiple", s.shape_multiple},
           {"weight_decay", s.weight_decay},
           {"valid_bleu_sentences", s.valid_bleu_sentences},
           {"common", to_json(s.common)}};

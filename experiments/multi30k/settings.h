@@ -56,10 +56,14 @@ struct Multi30kSettings {
   double label_smoothing = 0.1;
   double clip = 1.0;  // global gradient norm; 0: not clipped
   double weight_decay = 0.0;
+  std::string graph = "on";    // on | off: record and replay updates where the device can
+  int64_t shape_multiple = 0;  // rows and widths of training batches; 0: 8 where updates replay
   int64_t valid_bleu_sentences = 0;  // translated after each epoch; 0: all
 
   DType dtype() const;
   Device device() const;
+  /// Whether updates are recorded and replayed: on a device that can, one batch an update.
+  bool replays() const;
   /// Raw text is scored with sacreBLEU's default tokenisation; tokenised text as it is.
   BleuOptions bleu() const;
 };

@@ -16,6 +16,8 @@ namespace {
 
 // Adam passes over an update whose gradients are not finite; so many in a row are no accident.
 constexpr int64_t kMostSkipped = 10;
+// Rows and widths of batches whose updates are replayed: few distinct shapes for little padding.
+constexpr int64_t kReplayedMultiple = 8;
 
 nn::Adam make_optimizer(nn::Transformer& model, const Multi30kSettings& s) {
   model.to(s.dtype());
@@ -47,7 +49,56 @@ Trainer::Trainer(const Multi30kSettings& settings, const TranslationData& data)
       model_(transformer_settings(settings, data.source.size(), data.target.size())),
       optimizer_(make_optimizer(model_, settings)),
       total_updates_(count_updates(settings, data)),
-      schedule_(make_schedule(settings, total_updates_)) {}
+      schedule_(make_schedule(settings, total_updates_)) {
+  if (settings.replays()) recorded_.emplace(model_, optimizer_, settings);
+}
+
+std::vector<std::string> Trainer::refused_replays() const {
+  return recorded_ ? recorded_->refusals() : std::vector<std::string>{};
+}
+
+void Trainer::update(const std::vector<Batch>& batches, size_t first, size_t last, int64_t epoch,
+                     UpdateReport& r) {
+  const auto stop_unless_finite = [&] {
+    if (!std::isfinite(r.loss))
+      throw NotFinite(
+          "update {} (epoch {}): the training loss is {}; lower --lr (now {}), lengthen --warmup, "
+          "or clip more (--clip)",
+          r.update, epoch, format_short(r.loss), settings_.lr);
+  };
+  const int64_t multiple = settings_.shape_multiple > 0 ? settings_.shape_multiple
+                           : recorded_                  ? kReplayedMultiple
+                                                        : 1;
+  const auto tensors = [&](const Batch& batch) {
+    return to_tensors(multiple > 1 ? rounded_up(batch, multiple) : batch, settings_.device());
+  };
+  r.lr = schedule_(r.update);
+  if (recorded_) {
+    const BatchTensors b = tensors(batches[first]);
+    if (const auto replayed = recorded_->run(b, r.update, r.lr)) {
+      r.tokens = b.tokens;
+      r.loss = replayed->loss / static_cast<double>(std::max<int64_t>(b.tokens, 1));
+      r.norm = replayed->norm;
+      r.rmfa = replayed->rmfa;
+      ++replays_;
+      stop_unless_finite();
+      return;
+    }
+  }
+  optimizer_.zero_grad();
+  nn::Accumulation accumulated;
+  for (size_t i = first; i < last; ++i) {
+    const BatchTensors b = tensors(batches[i]);
+    accumulated.add(nn::token_loss(model_.forward(b.source, b.source_valid, b.input, b.input_valid),
+                                   b.output, Vocabulary::kPad, settings_.label_smoothing,
+                                   b.tokens));
+  }
+  r.loss = accumulated.loss();
+  r.tokens = accumulated.tokens();
+  stop_unless_finite();
+  r.norm = optimizer_.step(r.lr, {accumulated.grad_scale(), settings_.clip});
+  r.rmfa = nn::rmfa_statistics(model_);
+}
 
 EpochSummary Trainer::train_epoch(int64_t epoch,
                                   const std::function<bool(const UpdateReport&)>& report) {
@@ -65,25 +116,9 @@ EpochSummary Trainer::train_epoch(int64_t epoch,
     UpdateReport r;
     r.update = ++updates_;
     model_.begin_step(static_cast<uint32_t>(r.update), epoch);
-    optimizer_.zero_grad();
-    nn::Accumulation accumulated;
-    for (size_t i = first; i < std::min(first + group, batches.size()); ++i) {
-      const BatchTensors b = to_tensors(batches[i], settings_.device());
-      accumulated.add(
-          nn::token_loss(model_.forward(b.source, b.source_valid, b.input, b.input_valid), b.output,
-                         Vocabulary::kPad, settings_.label_smoothing));
-    }
-    r.loss = accumulated.loss();
-    r.tokens = accumulated.tokens();
-    r.lr = schedule_(r.update);
-    if (!std::isfinite(r.loss))
-      throw NotFinite(
-          "update {} (epoch {}): the training loss is {}; lower --lr (now {}), lengthen --warmup, "
-          "or clip more (--clip)",
-          r.update, epoch, format_short(r.loss), settings_.lr);
-    r.norm = optimizer_.step(r.lr, {accumulated.grad_scale(), settings_.clip});
+    update(batches, first, std::min(first + group, batches.size()), epoch, r);
     r.skipped = !std::isfinite(r.norm);
-    r.rmfa = nn::rmfa_statistics(model_);
+    r.replays = replays_;
     skipped_in_a_row_ = r.skipped ? skipped_in_a_row_ + 1 : 0;
     if (skipped_in_a_row_ == kMostSkipped)
       throw NotFinite(

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "experiments/multi30k/data.h"
+#include "experiments/multi30k/recorded_steps.h"
 #include "nn/optimizer.h"
 #include "nn/schedule.h"
 
@@ -27,6 +28,7 @@ struct UpdateReport {
   double lr = 0;
   int64_t tokens = 0;    // target tokens, <eos> counted
   bool skipped = false;  // gradients were not finite: nothing was changed
+  int64_t replays = 0;   // updates so far that were replayed, not run (core/step_graph.h)
   RmfaStatistics rmfa;   // of this update; nothing seen without RMFA
 };
 
@@ -56,14 +58,22 @@ class Trainer {
 
   nn::Transformer& model() { return model_; }
   nn::Adam& optimizer() { return optimizer_; }
+  /// Why updates of some shapes are not replayed; empty when all can be, or none should.
+  std::vector<std::string> refused_replays() const;
 
  private:
+  // One update from the batches [first, last); fills the report, which holds the update's number.
+  void update(const std::vector<Batch>& batches, size_t first, size_t last, int64_t epoch,
+              UpdateReport& report);
+
   const Multi30kSettings& settings_;
   const TranslationData& data_;
   nn::Transformer model_;
   nn::Adam optimizer_;
   int64_t total_updates_;
   nn::Schedule schedule_;
+  std::optional<RecordedSteps> recorded_;
+  int64_t replays_ = 0;
   int64_t updates_ = 0;
   int64_t skipped_in_a_row_ = 0;
 };

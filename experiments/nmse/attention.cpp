@@ -97,7 +97,7 @@ double plain_bytes(const Inputs& inputs) {
 }
 
 Variable rmfa_of(const nn::FeatureDraw& draw, const Variable& q, const Variable& k,
-                 const Variable& v, RmfaStatistics* statistics) {
+                 const Variable& v, Tensor* statistics) {
   RmfaArgs args = two_terms(draw.constant, draw.linear);
   args.levels = draw.levels;
   return rmfa(q, k, v, AttentionMask{}, draw.omega, draw.weight, args, statistics);

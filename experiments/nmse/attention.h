@@ -37,9 +37,9 @@ Variable plain_softmax_attention(const Variable& q, const Variable& k, const Var
 /// Bytes that the plain form holds beside inputs and outputs.
 double plain_bytes(const Inputs& inputs);
 
-/// RMFA of one draw; denominators are not floored (policy `none`), but counted when <= 0.
+/// RMFA of one draw; denominators are not floored (policy `none`), but counted when <= 0 (read_statistics).
 Variable rmfa_of(const nn::FeatureDraw& draw, const Variable& q, const Variable& k,
-                 const Variable& v, RmfaStatistics* statistics);
+                 const Variable& v, Tensor* statistics);
 /// Predicts the mean of v, ignoring q and k.
 Variable mean_of_values(const Variable& q, const Variable& k, const Variable& v);
 /// Constant and linear term of the kernel, exact: (Σ a_0 + a_1 t) without random features.

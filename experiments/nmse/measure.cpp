@@ -32,9 +32,11 @@ double median(std::vector<double> values) {
 
 // Milliseconds of f().
 template <class F>
-double timed(F&& f) {
+double timed(Device device, F&& f) {
+  wait_for(device);
   const auto start = std::chrono::steady_clock::now();
   f();
+  wait_for(device);
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
       .count();
 }
@@ -206,11 +208,11 @@ class LengthRun {
       (void)softmax_attention(in.q, in.k, in.v, AttentionMask{}, scale());
     };
     if (r == 0) blockwise();
-    softmax_ms_.push_back(timed(blockwise));
+    softmax_ms_.push_back(timed(device_of(s_.common), blockwise));
     if (plain_bytes(in) > 0.25 * memory_bytes() || r >= kPlainRepeats) return;
     const auto plain = [&] { (void)plain_softmax_attention(in.q, in.k, in.v, scale()); };
     if (r == 0) plain();
-    plain_ms_.push_back(timed(plain));
+    plain_ms_.push_back(timed(device_of(s_.common), plain));
   }
 
   void measure_baselines(const nn::DotProductKernel& kernel, const Data& data,
@@ -228,28 +230,29 @@ class LengthRun {
                     const AttentionResult& exact, int64_t r, uint32_t index) {
     nn::FeatureDraw draw;
     const DrawKey key{seed_of(s_, n_), kDrawStream, index, static_cast<uint32_t>(r)};
-    const double draw_ms = timed([&] {
+    const double draw_ms = timed(device_of(s_.common), [&] {
       draw = nn::draw_features(kernel, column.features, column.plan, key, dtype_of(s_.common));
       draw.omega = draw.omega.to(device_of(s_.common));
       draw.weight = draw.weight.to(device_of(s_.common));
     });
     const Inputs& in = data.inputs;
-    RmfaStatistics statistics;
+    Tensor statistics;
     AttentionResult result;
     const auto forward = [&] {
       const NoGrad off;
       result.out = rmfa_of(draw, in.q, in.k, in.v, &statistics).value();
     };
     if (r == 0) forward();
-    column.cell.rmfa_ms.push_back(timed(forward));
+    column.cell.rmfa_ms.push_back(timed(device_of(s_.common), forward));
     column.cell.draw_ms.push_back(draw_ms);
     if (data.cotangent.defined())
       result = run([&](const Variable& q, const Variable& k,
                        const Variable& v) { return rmfa_of(draw, q, k, v, nullptr); },
                    in, data.cotangent);
     column.cell.errors.add(result, exact);
-    column.cell.unsafe += statistics.floored;
-    column.cell.smallest = std::min(column.cell.smallest, statistics.smallest_ratio);
+    const RmfaStatistics seen = read_statistics(statistics);
+    column.cell.unsafe += seen.floored;
+    column.cell.smallest = std::min(column.cell.smallest, seen.smallest_ratio);
   }
 
   static constexpr int64_t kPlainRepeats = 5;  // the slow form is timed a few times only

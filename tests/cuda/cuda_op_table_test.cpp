@@ -114,6 +114,7 @@ TEST_CASE("cuda op table: strided operands and odd sizes") {
 // a guard word; and the same inputs give the same bits whatever order the threads run in.
 TEST_CASE("cuda op table: poisoned memory and other orders of threads change no bit") {
   const Threads one(1);
+  [[maybe_unused]] const OpenMemory open;
   const uint64_t before = guard_violations();
   for (const OpCase& row : op_cases()) {
     guarded(row, [&] {

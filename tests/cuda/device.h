@@ -2,10 +2,21 @@
 #pragma once
 
 #include "core/tensor.h"
+#ifdef MACGRAD_CUDA_EMULATED
+#include "tests/cuda/emulation/machine.h"
+#endif
 
 namespace macgrad::testing {
 
 inline constexpr Device kGpu{DeviceType::cuda, 0};
+
+/// While alive, the played machine leaves device memory open to the host, which saves two system
+/// calls a launch: for long tests of what others have run with it locked.
+#ifdef MACGRAD_CUDA_EMULATED
+using OpenMemory = emulation::Unlocked;
+#else
+struct OpenMemory {};
+#endif
 
 /// A tensor on the GPU with the shape, strides and offset of `t`, and its whole storage behind it.
 inline Tensor on_gpu(const Tensor& t) {

@@ -54,8 +54,7 @@ class Unlock {
   Unlock& operator=(const Unlock&) = delete;
 };
 
-/// While alive, device memory stays open to the host: locking it costs two system calls a launch,
-/// which long tests of what others have covered can do without.
+/// The same, for tests (tests/cuda/device.h).
 class Unlocked : public Unlock {};
 
 /// Kernels, copies and products since the start: what a launch costs is seen here.

@@ -1,0 +1,75 @@
+#include "core/step_graph.h"
+
+#include <array>
+
+#include "core/allocator.h"
+
+namespace macgrad {
+namespace {
+
+std::array<GraphFunctions, kDeviceTypes>& all_functions() {
+  static std::array<GraphFunctions, kDeviceTypes> functions;
+  return functions;
+}
+
+const GraphFunctions& functions_of(Device device) {
+  const GraphFunctions& f = all_functions()[static_cast<size_t>(device.type)];
+  require(f.begin != nullptr, "steps cannot be recorded on {}", text(device));
+  return f;
+}
+
+// Serves the device's memory from its private part while alive.
+class PrivateMemory {
+ public:
+  explicit PrivateMemory(Device device) : device_(device) { use_private_memory(device_, true); }
+  ~PrivateMemory() { use_private_memory(device_, false); }
+  PrivateMemory(const PrivateMemory&) = delete;
+  PrivateMemory& operator=(const PrivateMemory&) = delete;
+
+ private:
+  Device device_;
+};
+
+}  // namespace
+
+void set_graph_functions(DeviceType type, const GraphFunctions& functions) {
+  all_functions()[static_cast<size_t>(type)] = functions;
+}
+
+bool StepGraph::available(Device device) {
+  return all_functions()[static_cast<size_t>(device.type)].begin != nullptr;
+}
+
+StepGraph::StepGraph(Device device, const std::function<void()>& step) : device_(device) {
+  const GraphFunctions& f = functions_of(device);
+  const PrivateMemory memory(device);
+  f.begin(device);
+  try {
+    step();
+  } catch (...) {
+    try {
+      f.destroy(f.end(device));
+    } catch (const Error&) {  // what broke the step broke the recording; the first error counts
+    }
+    throw;
+  }
+  graph_ = f.end(device);
+}
+
+StepGraph::~StepGraph() {
+  functions_of(device_).destroy(graph_);
+}
+
+void StepGraph::replay(const ReplayValues& values) const {
+  functions_of(device_).launch(graph_, values, device_);
+}
+
+void clip_recorded_gradients(const Tensor& total, double clip_norm) {
+  functions_of(total.device()).clip(total, clip_norm);
+}
+
+double recorded_gradient_norm(Device device) {
+  return functions_of(device).gradient_norm(device);
+}
+
+}  // namespace macgrad

@@ -1,0 +1,58 @@
+// Updates that are recorded once a batch shape and replayed (core/step_graph.h). A shape is run
+// eagerly twice, recorded when it comes the third time, and replayed from then on.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "core/step_graph.h"
+#include "experiments/multi30k/evaluation.h"
+#include "experiments/multi30k/settings.h"
+#include "nn/optimizer.h"
+
+namespace macgrad::experiments {
+
+class RecordedSteps {
+ public:
+  RecordedSteps(nn::Transformer& model, nn::Adam& optimizer, const Multi30kSettings& settings);
+
+  struct Outcome {
+    double loss = 0;  // summed over the batch
+    double norm = 0;  // of the gradients of the loss a token, before clipping
+    RmfaStatistics rmfa;
+  };
+  /// The whole update, replayed; nothing when this batch has to be run eagerly: the shape is new,
+  /// the feature draws have another layout than the recorded ones (iid draws nearly always have),
+  /// a tool watches the kernels, or the step cannot be recorded. The model's begin_step has been
+  /// called for `update`.
+  std::optional<Outcome> run(const BatchTensors& batch, int64_t update, double lr);
+
+  /// Why shapes could not be recorded, once a reason; empty when all could.
+  const std::vector<std::string>& refusals() const { return refusals_; }
+
+ private:
+  struct Entry {
+    int64_t seen = 0;
+    bool refused = false;
+    BatchTensors batch;  // what the recorded step reads
+    Tensor loss;
+    Tensors statistics;
+    std::vector<double> draws;
+    std::unique_ptr<StepGraph> graph;
+  };
+  void record(Entry& entry, const BatchTensors& batch);
+  void refuse(Entry& entry, const std::string& reason);
+
+  nn::Transformer& model_;
+  nn::Adam& optimizer_;
+  const Multi30kSettings& settings_;
+  std::map<std::vector<int64_t>, Entry> entries_;  // by rows, source width, target width
+  std::vector<std::string> refusals_;
+};
+
+/// Rows and widths of a batch rounded up to `multiple`; what is added is padding.
+Batch rounded_up(const Batch& batch, int64_t multiple);
+
+}  // namespace macgrad::experiments
