@@ -15,17 +15,18 @@ namespace macgrad {
 namespace {
 
 constexpr size_t kAlignment = 64;
-constexpr size_t kGuardBytes = 64;
+#ifndef MACGRAD_EXACT_ALLOC
+#define MACGRAD_EXACT_ALLOC 0
+#endif
+// Blocks of exactly the size asked for, so that a sanitizer sees every overrun by itself.
+constexpr bool kExact = MACGRAD_EXACT_ALLOC != 0;
+constexpr size_t kGuardBytes = kExact ? 0 : 64;
 constexpr unsigned char kGuardByte = 0xA5;
 // A quiet NaN as bfloat16, float32 and float64, and a wild value as int64.
 constexpr uint32_t kPoisonWord = 0x7ffd7ffdu;
 
 std::atomic<int> poison_depth{0};
 std::atomic<uint64_t> violations{0};
-
-#ifndef MACGRAD_EXACT_ALLOC
-#define MACGRAD_EXACT_ALLOC 0
-#endif
 
 void* allocate_host(size_t bytes, Device) {
   return std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
@@ -42,6 +43,7 @@ void copy_host(void* to, Device, const void* from, Device, size_t bytes) {
 
 // Powers of two in eighths: at most 12.5 % is lost to rounding, and few classes exist.
 size_t size_class(size_t bytes) {
+  if (kExact) return bytes;
   if (bytes <= 512) return (bytes + 63) / 64 * 64;
   const size_t step = std::bit_floor(bytes) / 8;
   return (bytes + step - 1) / step * step;
@@ -176,8 +178,6 @@ RawMemory& raw_of(Device device) {
 Pool& pool_of(Device device) {
   return backends().pool[static_cast<size_t>(device.type)];
 }
-
-constexpr bool kExact = MACGRAD_EXACT_ALLOC != 0;
 
 }  // namespace
 

@@ -3,13 +3,11 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
-#include <fstream>
-#include <iterator>
-#include <map>
 #include <set>
 
 #include "core/kernels.h"
 #include "tests/op_cases.h"
+#include "tests/slot_coverage.h"
 
 namespace macgrad::testing {
 namespace {
@@ -17,45 +15,6 @@ namespace {
 // Slots of fused ops whose CPU kernels take float32 and float64 only.
 const std::set<std::string> kNoBfloat16 = {
     "softmax_attention_forward", "softmax_attention_backward", "rmfa_forward", "rmfa_backward"};
-
-// The names in core/kernels.h itself, so that a new slot cannot be forgotten here.
-std::set<std::string> slots_of_header() {
-  std::set<std::string> names;
-#define MACGRAD_NAME(op) names.insert(kernels::op.name());
-  MACGRAD_UNARY_OPS(MACGRAD_NAME)
-  MACGRAD_BINARY_OPS(MACGRAD_NAME)
-  MACGRAD_COMPARE_OPS(MACGRAD_NAME)
-#undef MACGRAD_NAME
-  std::ifstream file(std::string(MACGRAD_FIXTURES) + "/../../core/kernels.h");
-  REQUIRE(file.good());
-  const std::string text{std::istreambuf_iterator<char>(file), {}};
-  const std::string start = "inline constinit Kernel<";
-  for (size_t at = text.find(start); at != std::string::npos; at = text.find(start, at + 1)) {
-    const size_t quote = text.find_first_not_of(" \n", text.find('{', at) + 1);
-    if (text[quote] != '"') continue;  // of the op lists
-    names.insert(text.substr(quote + 1, text.find('"', quote + 1) - quote - 1));
-  }
-  return names;
-}
-
-// Notes every slot with the floating dtypes of its operands.
-class Noted : public KernelObserver {
- public:
-  Noted() : previous_(set_kernel_observer(this)) {}
-  ~Noted() override { set_kernel_observer(previous_); }
-  Noted(const Noted&) = delete;
-  Noted& operator=(const Noted&) = delete;
-
-  void after(const KernelCall& call) override {
-    for (const auto* list : {&call.inputs, &call.outputs})
-      for (const Tensor* t : *list)
-        if (t->defined() && is_floating(t->dtype())) seen[call.name].insert(t->dtype());
-  }
-  std::map<std::string, std::set<DType>> seen;
-
- private:
-  KernelObserver* previous_;
-};
 
 // Slots that no differentiable op calls: each with its definition.
 void run_other_slots(DType dtype) {
@@ -134,8 +93,8 @@ TEST_CASE("every kernel slot is exercised in every dtype it serves") {
   for (const std::string& slot : slots) {
     for (const DType dtype : dtypes) {
       if (dtype == DType::bfloat16 && kNoBfloat16.contains(slot)) continue;
-      CHECK_MESSAGE(noted.seen[slot].contains(dtype), "no row exercises kernels::", slot, " in ",
-                    name(dtype), " on cpu; add one to tests/op_cases_*.cpp");
+      CHECK_MESSAGE(noted.seen_on(DeviceType::cpu, slot, dtype), "no row exercises kernels::", slot,
+                    " in ", name(dtype), " on cpu; add one to tests/op_cases_*.cpp");
     }
   }
 }

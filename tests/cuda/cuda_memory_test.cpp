@@ -1,0 +1,87 @@
+// Device memory: counters, want of memory, the private part of recorded steps, and what may not be
+// done while a step is recorded.
+#include <doctest/doctest.h>
+
+#include <memory>
+
+#include "autograd/scope.h"
+#include "core/allocator.h"
+#include "core/kernels.h"
+#include "core/step_graph.h"
+#include "tests/cuda/device.h"
+#include "tests/op_cases.h"
+
+namespace macgrad::testing {
+namespace {
+
+using doctest::Contains;
+
+TEST_CASE("cuda memory: current and peak bytes, and blocks used again") {
+  const MemoryStats before = memory_stats(kGpu);
+  reset_peak(kGpu);
+  {
+    const Tensor a = Tensor::empty({1000}, DType::float32, kGpu);
+    const Tensor b = Tensor::empty({3000}, DType::float32, kGpu);
+    const MemoryStats now = memory_stats(kGpu);
+    CHECK(now.current_bytes >= before.current_bytes + 16000);
+    CHECK(now.current_bytes <= before.current_bytes + 16000 + 4096);
+  }
+  const MemoryStats after = memory_stats(kGpu);
+  CHECK(after.current_bytes == before.current_bytes);
+  CHECK(after.peak_bytes >= before.current_bytes + 16000);
+  const Tensor c = Tensor::empty({3000}, DType::float32, kGpu);
+  CHECK(memory_stats(kGpu).cached_bytes < after.cached_bytes);
+}
+
+TEST_CASE("cuda memory: want of memory says what was asked, used and free, and where") {
+  const Scope scope("encoder");
+  const auto ask = [] { (void)Tensor::empty({int64_t{1} << 43}, DType::float32, kGpu); };
+  CHECK_THROWS_WITH_AS(ask(), Contains("out of memory on cuda:0: 35184372088832 bytes asked"),
+                       Error);
+  CHECK_THROWS_WITH_AS(ask(), Contains("in use"), Error);
+  CHECK_THROWS_WITH_AS(ask(), Contains("free on the device, in encoder;"), Error);
+  // Nothing is broken afterwards.
+  CHECK(Tensor::full({3}, 2.0, DType::float32, kGpu).to_vector<double>() ==
+        std::vector<double>{2, 2, 2});
+}
+
+TEST_CASE("a recorded step replays on new inputs, in memory of its own") {
+  const Tensor x = Tensor::full({64}, 1.0, DType::float32, kGpu);
+  const Tensor total = Tensor::zeros({64}, DType::float32, kGpu);
+  const auto step = [&] {
+    const Tensor twice = Tensor::empty({64}, DType::float32, kGpu);
+    kernels::add(x, x, twice);
+    kernels::add(total, twice, total);
+  };
+  step();  // what it asks for is in the cache now
+  const size_t before = memory_stats(kGpu).private_bytes;
+  const StepGraph graph(kGpu, step);
+  CHECK(memory_stats(kGpu).private_bytes > before);
+  CHECK(total.to_vector<double>()[0] == 2);  // recorded, not run
+  graph.replay({});
+  CHECK(total.to_vector<double>()[0] == 4);
+  x.fill(10.0);
+  // Eager work between replays does not get the step's memory.
+  Tensors others;
+  for (int i = 0; i < 4; ++i) others.push_back(Tensor::full({64}, 7.0, DType::float32, kGpu));
+  graph.replay({});
+  CHECK(total.to_vector<double>()[0] == 24);
+  for (const Tensor& t : others) CHECK(t.to_vector<double>()[63] == 7);
+}
+
+TEST_CASE("a step that reads a value or asks for new memory is not recorded, and breaks nothing") {
+  const Tensor x = Tensor::full({8}, 3.0, DType::float32, kGpu);
+  const auto record = [](const std::function<void()>& step) {
+    (void)std::make_unique<StepGraph>(kGpu, step);
+  };
+  CHECK_THROWS_WITH_AS(record([&] { (void)x.to_vector<double>(); }),
+                       Contains("between host and device"), Error);
+  CHECK_THROWS_WITH_AS(record([&] { (void)Tensor::empty({777777}, DType::float64, kGpu); }),
+                       Contains("that its warm-up steps did not"), Error);
+  CHECK(x.to_vector<double>()[7] == 3);
+  CHECK_FALSE(StepGraph::available(kCpu));
+  CHECK_THROWS_WITH_AS(StepGraph(kCpu, [] {}), Contains("cannot be recorded on cpu"), Error);
+}
+
+}  // namespace
+}  // namespace macgrad::testing

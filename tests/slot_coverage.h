@@ -1,0 +1,61 @@
+// Which kernel slots ran, in which dtypes, against the list in core/kernels.h: for the coverage
+// tests of both devices.
+#pragma once
+
+#include <fstream>
+#include <iterator>
+#include <map>
+#include <set>
+#include <string>
+#include <utility>
+
+#include "core/error.h"
+#include "core/kernels.h"
+
+namespace macgrad::testing {
+
+// The names in core/kernels.h itself, so that a new slot cannot be forgotten here.
+inline std::set<std::string> slots_of_header() {
+  std::set<std::string> names;
+#define MACGRAD_NAME(op) names.insert(kernels::op.name());
+  MACGRAD_UNARY_OPS(MACGRAD_NAME)
+  MACGRAD_BINARY_OPS(MACGRAD_NAME)
+  MACGRAD_COMPARE_OPS(MACGRAD_NAME)
+#undef MACGRAD_NAME
+  std::ifstream file(std::string(MACGRAD_FIXTURES) + "/../../core/kernels.h");
+  require(file.good(), "core/kernels.h cannot be read below {}", MACGRAD_FIXTURES);
+  const std::string text{std::istreambuf_iterator<char>(file), {}};
+  const std::string start = "inline constinit Kernel<";
+  for (size_t at = text.find(start); at != std::string::npos; at = text.find(start, at + 1)) {
+    const size_t quote = text.find_first_not_of(" \n", text.find('{', at) + 1);
+    if (text[quote] != '"') continue;  // of the op lists
+    names.insert(text.substr(quote + 1, text.find('"', quote + 1) - quote - 1));
+  }
+  return names;
+}
+
+// Notes every slot with the floating dtypes of its operands.
+class Noted : public KernelObserver {
+ public:
+  Noted() : previous_(set_kernel_observer(this)) {}
+  ~Noted() override { set_kernel_observer(previous_); }
+  Noted(const Noted&) = delete;
+  Noted& operator=(const Noted&) = delete;
+
+  void after(const KernelCall& call) override {
+    for (const auto* list : {&call.inputs, &call.outputs})
+      for (const Tensor* t : *list)
+        if (t->defined() && is_floating(t->dtype()))
+          seen_[call.name].insert({call.device.type, t->dtype()});
+  }
+  bool seen_on(DeviceType device, const std::string& slot, DType dtype) const {
+    const auto found = seen_.find(slot);
+    return found != seen_.end() && found->second.contains({device, dtype});
+  }
+
+ private:
+  std::map<std::string, std::set<std::pair<DeviceType, DType>>> seen_;
+  KernelObserver* previous_;
+};
+
+}  // namespace macgrad::testing
