@@ -37,7 +37,8 @@ Variable plain_softmax_attention(const Variable& q, const Variable& k, const Var
 /// Bytes that the plain form holds beside inputs and outputs.
 double plain_bytes(const Inputs& inputs);
 
-/// RMFA of one draw; denominators are not floored (policy `none`), but counted when <= 0 (read_statistics).
+/// RMFA of one draw; denominators are not floored (policy `none`), but counted when <= 0
+/// (read_statistics).
 Variable rmfa_of(const nn::FeatureDraw& draw, const Variable& q, const Variable& k,
                  const Variable& v, Tensor* statistics);
 /// Predicts the mean of v, ignoring q and k.
