@@ -1,5 +1,6 @@
 // Copies with any strides between any dtypes, and fills. A transposition goes through tiles in
 // shared memory, so that both sides are read and written in whole lines.
+#include "core/convert.h"
 #include "cuda/backend.h"
 #include "cuda/device_code.cuh"
 #include "cuda/launch.h"
@@ -11,19 +12,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kTile = 32;
 constexpr int kTileRows = 8;  // rows a block moves at a time; a thread moves kTile / kTileRows
-
-template <class To, class From>
-__device__ To convert(From value) {
-  if constexpr (std::is_same_v<To, From>) {
-    return value;
-  } else if constexpr (std::is_same_v<To, bool>) {
-    return static_cast<compute_t<From>>(value) != compute_t<From>(0);
-  } else if constexpr (std::is_same_v<To, bfloat16>) {
-    return bfloat16(static_cast<float>(static_cast<compute_t<From>>(value)));
-  } else {
-    return static_cast<To>(static_cast<compute_t<From>>(value));
-  }
-}
 
 template <class From, class To>
 __global__ void copy_strided(const From* x, To* y, Strided<2> shape) {

@@ -3,34 +3,13 @@
 #include <climits>
 #include <vector>
 
+#include "core/matrix_layout.h"
 #include "cuda/backend.h"
 #include "cuda/math_mode.h"
 #include "cuda/runtime.h"
 
 namespace macgrad::cuda {
 namespace {
-
-// A matrix operand as cuBLAS sees its transpose: column-major with a leading dimension.
-struct Layout {
-  bool transpose = false;
-  int64_t ld = 1;
-};
-
-Layout layout_of(const Tensor& t, const char* role) {
-  const int64_t rows = t.size(-2), columns = t.size(-1);
-  const int64_t sr = t.stride(-2), sc = t.stride(-1);
-  if (rows == 0 || columns == 0) return {false, std::max<int64_t>(1, columns)};
-  if (sc == 1 || columns <= 1) {
-    if (rows <= 1) return {false, std::max<int64_t>(1, columns)};
-    if (sr >= std::max<int64_t>(1, columns)) return {false, sr};
-  }
-  if (sr == 1 || rows <= 1) {
-    if (columns <= 1) return {true, std::max<int64_t>(1, rows)};
-    if (sc >= std::max<int64_t>(1, rows)) return {true, sc};
-  }
-  throw Error("[matmul] {} of shape {} with strides {} has no unit stride; make it contiguous",
-              role, t.shape(), t.strides());
-}
 
 int blas_size(int64_t n) {
   require(n <= INT_MAX,
@@ -108,8 +87,8 @@ Batches batches_of(const std::array<const Tensor*, 3>& operands) {
 template <class Scalar>
 void multiply(const Tensor& a, const Tensor& b, const Tensor& c, Scalar alpha, Scalar beta) {
   const int64_t m = a.size(-2), k = a.size(-1), n = b.size(-1);
-  Layout la = layout_of(a, "left operand"), lb = layout_of(b, "right operand");
-  Layout lc = layout_of(c, "result");
+  const MatrixLayout la = matrix_layout(a, "left operand"), lb = matrix_layout(b, "right operand");
+  const MatrixLayout lc = matrix_layout(c, "result");
   const Batches batches = batches_of({&a, &b, &c});
   const cudaDataType type = data_type(a.dtype());
   const cublasComputeType_t compute = compute_type(a.dtype());

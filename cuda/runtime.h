@@ -30,8 +30,7 @@ struct Card {
 /// Properties of device 0. Throws without a usable device.
 const Card& card();
 
-/// Frees nothing and allocates nothing until the scope ends: the allocator serves from what it
-/// holds. See memory.cpp.
+/// Whether stream() is being captured: work is recorded then, not run.
 bool capturing();
 
 }  // namespace macgrad::cuda

@@ -9,35 +9,10 @@
 #include "autograd/gradcheck.h"
 #include "core/allocator.h"
 #include "tests/op_cases.h"
+#include "tests/op_table_checks.h"
 
 namespace macgrad::testing {
 namespace {
-
-int order_of(const OpCase& row) {
-  return !row.gradient ? 0 : row.second ? 2 : 1;
-}
-
-Tensors in_float64(const Tensors& list) {
-  Tensors wide;
-  for (const Tensor& t : list) wide.push_back(t.to(DType::float64));
-  return wide;
-}
-
-void check_within(const OpCase& row, const Worst& worst, double limit, const char* mode) {
-  const bool within = worst.value <= limit;
-  CHECK_MESSAGE(within, row.name, ", ", mode, ": ", worst.where, " differs by ", worst.value,
-                ", allowed ", limit);
-}
-
-// A row that throws says which row it was.
-template <class F>
-void guarded(const OpCase& row, F&& f) {
-  try {
-    f();
-  } catch (const std::exception& e) {
-    FAIL_CHECK(row.name << " threw: " << std::string(e.what()));
-  }
-}
 
 TEST_CASE("op table: float64 values follow the definition") {
   const Threads one(1);

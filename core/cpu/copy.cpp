@@ -4,24 +4,12 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/convert.h"
 #include "core/cpu/strided.h"
 #include "core/kernels.h"
 
 namespace macgrad::cpu {
 namespace {
-
-template <class To, class From>
-To convert(From value) {
-  if constexpr (std::is_same_v<To, From>) {
-    return value;
-  } else if constexpr (std::is_same_v<To, bool>) {
-    return static_cast<compute_t<From>>(value) != compute_t<From>(0);
-  } else if constexpr (std::is_same_v<To, bfloat16>) {
-    return bfloat16(static_cast<float>(static_cast<compute_t<From>>(value)));
-  } else {
-    return static_cast<To>(static_cast<compute_t<From>>(value));
-  }
-}
 
 constexpr int64_t kTile = 32;
 

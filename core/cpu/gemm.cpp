@@ -16,6 +16,7 @@
 
 #include "core/cpu/parallel.h"
 #include "core/kernels.h"
+#include "core/matrix_layout.h"
 
 #ifndef MACGRAD_WITH_ONEDNN
 #define MACGRAD_WITH_ONEDNN 0
@@ -94,28 +95,6 @@ const char* gemm_libraries() {
 
 namespace {
 
-// A matrix operand as GEMM wants it: row-major with a leading dimension, maybe transposed.
-struct Layout {
-  bool transpose = false;
-  int64_t ld = 1;
-};
-
-Layout layout_of(const Tensor& t, const char* role) {
-  const int64_t rows = t.size(-2), columns = t.size(-1);
-  const int64_t sr = t.stride(-2), sc = t.stride(-1);
-  if (rows == 0 || columns == 0) return {false, std::max<int64_t>(1, columns)};
-  if (sc == 1 || columns <= 1) {
-    if (rows <= 1) return {false, std::max<int64_t>(1, columns)};
-    if (sr >= std::max<int64_t>(1, columns)) return {false, sr};
-  }
-  if (sr == 1 || rows <= 1) {
-    if (columns <= 1) return {true, std::max<int64_t>(1, rows)};
-    if (sc >= std::max<int64_t>(1, rows)) return {true, sc};
-  }
-  throw Error("[matmul] {} of shape {} with strides {} has no unit stride; make it contiguous",
-              role, t.shape(), t.strides());
-}
-
 // Offsets of every batch entry of `t`, in row-major order of the batch dimensions.
 std::vector<int64_t> batch_offsets(const Tensor& t, int64_t batches) {
   std::vector<int64_t> offsets(static_cast<size_t>(batches));
@@ -188,9 +167,9 @@ void matmul_typed(const Tensor& a, const Tensor& b, const Tensor& c, T alpha, T 
   int64_t batches = 1;
   for (int d = 0; d < c.rank() - 2; ++d) batches *= c.shape()[d];
   if (batches == 0) return;
-  const Layout la = layout_of(a, "left operand");
-  const Layout lb = layout_of(b, "right operand");
-  const Layout lc = layout_of(c, "result");
+  const MatrixLayout la = matrix_layout(a, "left operand");
+  const MatrixLayout lb = matrix_layout(b, "right operand");
+  const MatrixLayout lc = matrix_layout(c, "result");
   // Checked here as well: an error must not leave a thread of the loop below.
   if constexpr (std::is_same_v<T, double> || !MACGRAD_WITH_ONEDNN)
     for (const int64_t size : {m, n, k, la.ld, lb.ld, lc.ld}) (void)blas_size(size);

@@ -9,6 +9,7 @@
 #include "core/allocator.h"
 #include "tests/cuda/device.h"
 #include "tests/op_cases.h"
+#include "tests/op_table_checks.h"
 #ifdef MACGRAD_CUDA_EMULATED
 #include "tests/cuda/emulation/machine.h"
 #endif
@@ -16,37 +17,11 @@
 namespace macgrad::testing {
 namespace {
 
-int order_of(const OpCase& row) {
-  return !row.gradient ? 0 : row.second ? 2 : 1;
-}
-
 Tensors moved(const Tensors& list, Device device) {
   Tensors result;
   for (const Tensor& t : list)
     result.push_back(device == kGpu && t.device() != kGpu ? on_gpu(t) : t.to(device));
   return result;
-}
-
-Tensors in_float64(const Tensors& list) {
-  Tensors wide;
-  for (const Tensor& t : list) wide.push_back(t.to(DType::float64));
-  return wide;
-}
-
-void check_within(const OpCase& row, const Worst& worst, double limit, const char* mode) {
-  const bool within = worst.value <= limit;
-  CHECK_MESSAGE(within, row.name, ", ", mode, ": ", worst.where, " differs by ", worst.value,
-                ", allowed ", limit);
-}
-
-// A row that throws says which row it was.
-template <class F>
-void guarded(const OpCase& row, F&& f) {
-  try {
-    f();
-  } catch (const std::exception& e) {
-    FAIL_CHECK(row.name << " threw: " << std::string(e.what()));
-  }
 }
 
 // Fused kernels in float64 are the CPU's alone; on a GPU those ops run their composites.
