@@ -134,6 +134,12 @@ TEST_CASE("multi30k: defaults of --toy and settings in JSON") {
   Multi30kSettings raw;
   raw.text = "raw";
   CHECK(raw.bleu().tokenizer == BleuTokenizer::mteval13a);
+  s.kernel = "inv";
+  s.common.seed = ~uint64_t{0};
+  CHECK(to_json(settings_from_json(to_json(s))) == to_json(s));
+  Json changed = to_json(s);
+  changed.erase("kernel");
+  CHECK_THROWS_WITH_AS(settings_from_json(changed), doctest::Contains("kernel"), Error);
 }
 
 TEST_CASE("multi30k: raw text is split, references stay as written") {

@@ -143,6 +143,17 @@ Json to_json(const CommonOptions& options) {
           {"math", options.math}, {"dtype", options.dtype},     {"out", options.out}};
 }
 
+CommonOptions common_options_from_json(const Json& json) {
+  CommonOptions options;
+  json.at("seed").get_to(options.seed);
+  json.at("threads").get_to(options.threads);
+  json.at("device").get_to(options.device);
+  json.at("math").get_to(options.math);
+  json.at("dtype").get_to(options.dtype);
+  json.at("out").get_to(options.out);
+  return options;
+}
+
 std::vector<std::int64_t> parse_integers(std::string_view option, std::string_view text,
                                          std::int64_t smallest) {
   std::vector<std::int64_t> values;

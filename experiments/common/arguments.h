@@ -39,8 +39,9 @@ void apply_common_options(CommonOptions& options);
 /// here on. An Error unless the device is CUDA or the mode "exact".
 void use_math(CommonOptions& options, const std::string& mode);
 
-/// For the results' JSON.
+/// For the results' JSON, and back; reading throws nlohmann's exceptions.
 Json to_json(const CommonOptions& options);
+CommonOptions common_options_from_json(const Json& json);
 
 /// Whole numbers: "200,500,1000", powers "2^4", ranges "200:1000:200" (both ends, last part the
 /// step, 1 if absent) and geometric ranges "16:1024:x2"; all may be mixed, separated by commas.

@@ -213,46 +213,70 @@ nn::TransformerSettings transformer_settings(const Multi30kSettings& s, int64_t 
   return t;
 }
 
+namespace {
+
+// Every setting but the common ones, by its name in JSON.
+template <class Settings, class F>
+void each_setting(Settings& s, F&& f) {
+  f("toy", s.toy);
+  f("data", s.data);
+  f("text", s.text);
+  f("source", s.source);
+  f("target", s.target);
+  f("min_frequency", s.min_frequency);
+  f("layers", s.layers);
+  f("d_model", s.d_model);
+  f("heads", s.heads);
+  f("ffn", s.ffn);
+  f("dropout", s.dropout);
+  f("norm", s.norm);
+  f("activation", s.activation);
+  f("attention", s.attention);
+  f("attention_dropout", s.attention_dropout);
+  f("kernel", s.kernel);
+  f("logit_scale", s.logit_scale);
+  f("train_logit_scale", s.train_logit_scale);
+  f("features", s.features);
+  f("draws", s.draws);
+  f("redraw", s.redraw);
+  f("eval_draws", s.eval_draws);
+  f("denominator", s.denominator);
+  f("ppsbn", s.ppsbn);
+  f("presbn", s.presbn);
+  f("epochs", s.epochs);
+  f("max_updates", s.max_updates);
+  f("batch_tokens", s.batch_tokens);
+  f("accumulate", s.accumulate);
+  f("lr", s.lr);
+  f("warmup", s.warmup);
+  f("schedule", s.schedule);
+  f("label_smoothing", s.label_smoothing);
+  f("clip", s.clip);
+  f("graph", s.graph);
+  f("shape_multiple", s.shape_multiple);
+  f("weight_decay", s.weight_decay);
+  f("valid_bleu_sentences", s.valid_bleu_sentences);
+}
+
+}  // namespace
+
 Json to_json(const Multi30kSettings& s) {
-  return {{"toy", s.toy},
-          {"data", s.data},
-          {"text", s.text},
-          {"source", s.source},
-          {"target", s.target},
-          {"min_frequency", s.min_frequency},
-          {"layers", s.layers},
-          {"d_model", s.d_model},
-          {"heads", s.heads},
-          {"ffn", s.ffn},
-          {"dropout", s.dropout},
-          {"norm", s.norm},
-          {"activation", s.activation},
-          {"attention", s.attention},
-          {"attention_dropout", s.attention_dropout},
-          {"kernel", s.kernel},
-          {"logit_scale", s.logit_scale},
-          {"train_logit_scale", s.train_logit_scale},
-          {"features", s.features},
-          {"draws", s.draws},
-          {"redraw", s.redraw},
-          {"eval_draws", s.eval_draws},
-          {"denominator", s.denominator},
-          {"ppsbn", s.ppsbn},
-          {"presbn", s.presbn},
-          {"epochs", s.epochs},
-          {"max_updates", s.max_updates},
-          {"batch_tokens", s.batch_tokens},
-          {"accumulate", s.accumulate},
-          {"lr", s.lr},
-          {"warmup", s.warmup},
-          {"schedule", s.schedule},
-          {"label_smoothing", s.label_smoothing},
-          {"clip", s.clip},
-          {"graph", s.graph},
-          {"shape_multiple", s.shape_multiple},
-          {"weight_decay", s.weight_decay},
-          {"valid_bleu_sentences", s.valid_bleu_sentences},
-          {"common", to_json(s.common)}};
+  Json json;
+  each_setting(s, [&](const char* name, const auto& value) { json[name] = value; });
+  json["common"] = to_json(s.common);
+  return json;
+}
+
+Multi30kSettings settings_from_json(const Json& json) {
+  Multi30kSettings s;
+  try {
+    each_setting(s, [&](const char* name, auto& value) { json.at(name).get_to(value); });
+    s.common = common_options_from_json(json.at("common"));
+  } catch (const nlohmann::json::exception& error) {
+    throw Error("settings of a run: {}; they were written by another version of multi30k",
+                error.what());
+  }
+  return s;
 }
 
 }  // namespace macgrad::experiments

@@ -83,5 +83,7 @@ nn::TransformerSettings transformer_settings(const Multi30kSettings& settings,
                                              int64_t source_vocabulary, int64_t target_vocabulary);
 
 Json to_json(const Multi30kSettings& settings);
+/// What to_json wrote. An Error when a setting is missing or of another type.
+Multi30kSettings settings_from_json(const Json& json);
 
 }  // namespace macgrad::experiments
