@@ -10,6 +10,7 @@
 #include <numeric>
 
 #include "autograd/attention.h"
+#include "autograd/fused.h"
 #include "core/kernels.h"
 #include "core/step_graph.h"
 #include "cuda/math_mode.h"
@@ -526,8 +527,9 @@ TEST_CASE("rmfa: the composite cannot be recorded for draws to come, and says so
   Case c;
   c.d = 4;
   c.args = draw_of({4, 1});
-  const Operands x = on_device(make_operands(c), DType::float64);
+  const Operands x = on_device(make_operands(c), DType::float32);
   RmfaArgs args = c.args;
+  const Unfused composites;
   const auto call = [&] {
     return rmfa(Variable(x.q), Variable(x.k), Variable(x.v), {}, x.omega, x.weight, args).value();
   };
