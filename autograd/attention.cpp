@@ -7,6 +7,7 @@
 
 #include "autograd/fused.h"
 #include "autograd/op_support.h"
+#include "core/step_graph.h"
 
 namespace macgrad {
 namespace {
@@ -89,17 +90,21 @@ Variable hide(const Variable& x, const Tensor& hidden, double value) {
   return hidden.defined() ? masked_fill(x, hidden, value) : x;
 }
 
+// (1, 1, T, S): j <= i + S - T. Counted on the device: a recorded step may not copy to it.
+Tensor not_ahead(int64_t T, int64_t S, Device device) {
+  const auto counted = [&](int64_t n) {
+    return cumsum(Variable(Tensor::full({n}, 1.0, DType::float32, device)), 0);
+  };
+  const Variable last = counted(T) + static_cast<double>(S - T);
+  return less_equal(counted(S).value().view({1, 1, 1, S}), last.value().view({1, 1, T, 1}));
+}
+
 }  // namespace
 
 Tensor visible(const AttentionMask& mask, int64_t T, int64_t S, Device device) {
   Tensor shown;
   const auto restrict_to = [&](const Tensor& m) { shown = shown.defined() ? and_(shown, m) : m; };
-  if (mask.causal) {
-    std::vector<bool> lower(static_cast<size_t>(T * S));
-    for (int64_t i = 0; i < T; ++i)
-      for (int64_t j = 0; j < S; ++j) lower[static_cast<size_t>(i * S + j)] = j <= i + S - T;
-    restrict_to(Tensor::from_vector(lower, {1, 1, T, S}, device));
-  }
+  if (mask.causal) restrict_to(not_ahead(T, S, device));
   if (mask.key_valid.defined())
     restrict_to(mask.key_valid.unsqueeze(1).unsqueeze(1).expand({mask.key_valid.size(0), 1, T, S}));
   if (mask.query_valid.defined())
@@ -161,13 +166,35 @@ Variable softmax_attention(const Variable& q, const Variable& k, const Variable&
   return apply_fused(op, {q, k, v})[0];
 }
 
+namespace {
+
+// The first n of the last dimension.
+Tensor narrowed(const Tensor& t, int64_t n) {
+  return t.size(-1) == n ? t : t.slice(t.rank() - 1, 0, n);
+}
+
+// The kernels read the layout on the device, the composites the levels beside it.
+void check_not_recorded(const char* op, const RmfaArgs& args) {
+  check(!args.layout.defined() || !StepGraph::recording(),
+        "[{}] the composite is cut by the levels of this draw, so a recorded step would stay with "
+        "them when the next draw comes; run it with --graph off, or with operands that the kernel "
+        "takes",
+        op);
+}
+
+}  // namespace
+
 Variable maclaurin_features(const Variable& x, const Tensor& omega, const Tensor& weight,
                             const RmfaArgs& args) {
+  check_not_recorded("maclaurin_features", args);
   Variables parts;
   if (args.linear > 0) parts.push_back(x * std::sqrt(args.linear));
   if (!args.levels.empty() && args.levels[0] > 0) {
     const int columns = x.rank() - 1;
-    const Variable projected = matmul(x, Variable(omega)).named("projections");
+    int64_t projections = 0;
+    for (int64_t m : args.levels) projections += m;
+    const Variable projected =
+        matmul(x, Variable(narrowed(omega, projections))).named("projections");
     Variable phi;
     int64_t at = 0;
     for (int64_t m : args.levels) {
@@ -183,7 +210,7 @@ Variable maclaurin_features(const Variable& x, const Tensor& omega, const Tensor
                      columns);
       }
     }
-    parts.push_back(phi * Variable(weight));
+    parts.push_back(phi * Variable(narrowed(weight, args.levels[0])));
   }
   check(!parts.empty(), "[maclaurin_features] the draw has no feature but the constant");
   return parts.size() == 1 ? parts[0] : concat(parts, x.rank() - 1);
@@ -194,6 +221,7 @@ namespace {
 // Numerator and denominator through phi; causal goes through the masked T×S product.
 Variables rmfa_composite(const Variables& in, const AttentionMask& mask, const Tensor& omega,
                          const Tensor& weight, const RmfaArgs& args) {
+  check_not_recorded("rmfa", args);
   const Variable q = cleaned(in[0], mask.query_valid);
   const Variable k = cleaned(in[1], mask.key_valid);
   const Variable v = cleaned(in[2], mask.key_valid);
@@ -257,20 +285,27 @@ Variable rmfa(const Variable& q, const Variable& k, const Variable& v, const Att
   check(omega.defined() && weight.defined() && omega.is_contiguous() && weight.is_contiguous(),
         "[rmfa] omega and weight must be defined and contiguous");
   check((omega.rank() == 2 || (omega.rank() == 3 && omega.size(0) == q.size(1))) &&
-            omega.size(-2) == q.size(3) && omega.size(-1) == projections,
-        "[rmfa] omega {} must be (d = {}, P = {}), or with H = {} in front", omega.shape(),
+            omega.size(-2) == q.size(3) && omega.size(-1) >= projections,
+        "[rmfa] omega {} must be (d = {}, P >= {}), or with H = {} in front", omega.shape(),
         q.size(3), projections, q.size(1));
-  check(weight.shape() == Shape{args.levels.empty() ? 0 : args.levels[0]},
-        "[rmfa] weight {} must have one entry a feature ({})", weight.shape(),
-        args.levels.empty() ? 0 : args.levels[0]);
+  const int64_t features = args.levels.empty() ? 0 : args.levels[0];
+  check(weight.rank() == 1 && weight.size(0) >= features,
+        "[rmfa] weight {} must have one entry a feature ({})", weight.shape(), features);
   check_same_kind("rmfa", q.value(), omega);
   check_same_kind("rmfa", q.value(), weight);
+  if (const Tensor& layout = args.layout; layout.defined())
+    check(layout.shape() == Shape{kRmfaLayout} && layout.dtype() == DType::float64 &&
+              layout.is_contiguous() && layout.device() == q.device() &&
+              std::ssize(args.levels) <= kRmfaLayoutLevels,
+          "[rmfa] layout must be {} float64 on {} for at most {} levels, is {} {} on {} for {}",
+          kRmfaLayout, text(q.device()), kRmfaLayoutLevels, name(layout.dtype()), layout.shape(),
+          text(layout.device()), args.levels.size());
   const Tensor key_valid = packed(mask.key_valid);
   const Tensor query_valid = packed(mask.query_valid);
   const int64_t B = q.size(0), H = q.size(1), T = q.size(2), dv = v.size(3);
   FusedOp op;
   op.name = "rmfa";
-  op.attributes = {{"features", fmt::format("{}", weight.size(0))},
+  op.attributes = {{"features", fmt::format("{}", features)},
                    {"causal", mask.causal ? "true" : "false"},
                    {"floor", fmt::format("{}", args.floor)}};
   op.supports = [=](const Tensors& in) {
@@ -281,7 +316,7 @@ Variable rmfa(const Variable& q, const Variable& k, const Variable& v, const Att
   };
   op.forward = [=](const Tensors& in) {
     Tensor out = empty_heads(B, H, T, dv, in[0]);
-    Tensor den = Tensor::empty({B, H, T}, in[0].dtype(), in[0].device());
+    Tensor den = Tensor::empty({B, H, T}, compute_dtype(in[0].dtype()), in[0].device());
     Tensor stats = Tensor::empty({2}, DType::float64, in[0].device());
     kernels::rmfa_forward(rows(in[0]), rows(in[1]), rows(in[2]), key_valid, query_valid, omega,
                           weight, args, out, den, stats, Scratch{});

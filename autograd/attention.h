@@ -32,8 +32,9 @@ struct RmfaStatistics {
 /// Reads what rmfa() wrote; an undefined tensor (the composite ran) has seen nothing.
 RmfaStatistics read_statistics(const Tensor& statistics);
 /// Random Maclaurin feature attention: q, k, v, mask as above; omega (d, P) or (H, d, P), weight
-/// (M), both constant, contiguous. The kernel leaves its statistics in a tensor on q's device when
-/// asked, so that nothing waits for them; the composite leaves it alone.
+/// (M), both constant, contiguous and perhaps wider (RmfaArgs). The composite cannot be recorded
+/// for draws to come (args.layout): an Error then. The kernel leaves its statistics in a tensor on
+/// q's device when asked, so that nothing waits for them; the composite leaves it alone.
 Variable rmfa(const Variable& q, const Variable& k, const Variable& v, const AttentionMask& mask,
               const Tensor& omega, const Tensor& weight, const RmfaArgs& args,
               Tensor* statistics = nullptr);

@@ -24,14 +24,26 @@ struct SoftmaxAttentionArgs {
   DrawKey key{};         // element ((b·H + h)·T + i)·S + j decides
 };
 
+/// RmfaArgs::layout: constant, linear and the logit scale of the weights, then the levels, zeros
+/// beyond.
+inline constexpr int64_t kRmfaLayoutLevels = 64;
+inline constexpr int64_t kRmfaLayoutScale = 2, kRmfaLayoutHeader = 3;
+inline constexpr int64_t kRmfaLayout = kRmfaLayoutHeader + kRmfaLayoutLevels;
+
 /// Random Maclaurin feature attention (nn/README.md): phi(x) = [sqrt(linear) x, w_m Π_l (x Ω_l)_m];
 /// level l has levels[l] features (descending); columns of Ω are level after level.
+///
+/// A recorded step (core/step_graph.h) outlives its draw. `layout` holds constant, linear and
+/// levels where the device reads them at each replay; the fields beside it are then those of the
+/// draw at hand, and only whether there is a linear block must stay. How the work is cut follows
+/// the widths of omega and weight, so that a draw has one result, replayed or not.
 struct RmfaArgs {
   std::vector<int64_t> levels;  // levels[0] = M, sum = P
   double constant = 0.0;        // c_0²: what all degree-0 features add to every kernel value
   double linear = 0.0;          // weight of the exact degree-1 block x·y (0: none)
   double floor = 0.0;           // den is floored at floor·(visible keys); 0: not floored
   bool causal = false;          // as in SoftmaxAttentionArgs
+  Tensor layout;                // (kRmfaLayout) float64 on the operands' device, or absent
 };
 
 /// preSBN: statistics over batch and valid positions (batch), given ones (fixed), or a row (row).
@@ -160,8 +172,9 @@ inline constinit Kernel<void(In, In, In, In, In, In, In, In, const SoftmaxAttent
         {cpu::softmax_attention_backward, nullptr, cpu::softmax_attention_backward_scratch}};
 
 /// Operands as in softmax_attention_forward. omega (d, P), or (H, d, P) for draws a head; weight
-/// (M). den (B, H, T): denominators before flooring. stats (2) float64: denominators floored
-/// (without a floor: <= 0), and the smallest den/(visible keys).
+/// (M); both may be wider, for larger draws to come: what lies beyond P and M is not read. den
+/// (B, H, T) of compute_dtype: denominators before flooring. stats (2) float64: denominators
+/// floored (without a floor: <= 0), and the smallest den/(visible keys).
 inline constinit Kernel<void(In, In, In, In, In, In, In, const RmfaArgs&, Out, Out, Out, Scratch)>
     rmfa_forward{"rmfa_forward",
                  {cpu::rmfa_forward, cpu::rmfa_forward_supports, cpu::rmfa_forward_scratch}};

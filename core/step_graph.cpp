@@ -18,6 +18,16 @@ const GraphFunctions& functions_of(Device device) {
   return f;
 }
 
+thread_local bool recording_now = false;
+
+class Recording {
+ public:
+  Recording() { recording_now = true; }
+  ~Recording() { recording_now = false; }
+  Recording(const Recording&) = delete;
+  Recording& operator=(const Recording&) = delete;
+};
+
 // Serves the device's memory from its private part while alive.
 class PrivateMemory {
  public:
@@ -40,11 +50,16 @@ bool StepGraph::available(Device device) {
   return all_functions()[static_cast<size_t>(device.type)].begin != nullptr;
 }
 
+bool StepGraph::recording() {
+  return recording_now;
+}
+
 StepGraph::StepGraph(Device device, const std::function<void()>& step) : device_(device) {
   const GraphFunctions& f = functions_of(device);
   const PrivateMemory memory(device);
   f.begin(device);
   try {
+    const Recording recording;
     step();
   } catch (...) {
     try {

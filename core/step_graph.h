@@ -40,6 +40,8 @@ class StepGraph {
  public:
   /// Whether steps can be recorded on `device`.
   static bool available(Device device);
+  /// Whether this thread is recording a step: what it reads on the host now, replays will not see.
+  static bool recording();
   /// Records step(). Nothing runs yet. An Error (a value is read, memory is asked for that no eager
   /// run had asked for) leaves the device as it was.
   StepGraph(Device device, const std::function<void()>& step);

@@ -32,7 +32,7 @@ struct SmallestRatio {
 template <class E>
 struct Result {
   Rows<E> out;
-  E* den = nullptr;        // (B, H, T)
+  float* den = nullptr;    // (B, H, T)
   double* seen = nullptr;  // a pair a block
 };
 
@@ -76,6 +76,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   using Memory = OutputMemory<W, causal>;
   auto& memory = *shared_memory<Memory>();
   const Map& map = p.map;
+  const Layout layout = *p.layout;
   const int heads = p.B * p.H;
   const int head = static_cast<int>(blockIdx.x) % heads;
   const int64_t part = static_cast<int>(blockIdx.x) / heads;
@@ -114,7 +115,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     Sums<rounding, W> sums;
     sums.clear();
     float den = 0.0f;  // of row tid/2, this lane's half
-    for (int index = 0; index < map.chunks; ++index) {
+    for (int index = 0; index < layout.chunks; ++index) {
       block.open(index);
       if constexpr (causal) {
         load_rows<W>(memory.x, p.q.at(b, h, t), p.q.token, map.d, n, query_valid);
@@ -132,7 +133,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
         scores.clear();
         multiply_add<true, true>(scores, phi, ld_phi, memory.products, block.ld_products, K);
         // The constant's share of the tile enters with the first chunk.
-        const float constant = index == 0 ? map.constant : 0.0f;
+        const float constant = index == 0 ? layout.constant : 0.0f;
         scores.each(
             [&](int r, int c, float& x) { x = c < keys && c <= r + shift ? x + constant : 0.0f; });
         scores.store(memory.x, kLd);
@@ -179,17 +180,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       memory.live[r] = count > 0;
       float value = 0.0f;
       if (count > 0) {
-        value = den + map.constant * memory.totals[map.dv];
+        value = den + layout.constant * memory.totals[map.dv];
         const float bound = static_cast<float>(p.floor * count);
         const bool unsafe = p.floor > 0.0 ? value < bound : value <= 0.0f;
         seen.add(unsafe ? 1.0 : 0.0, static_cast<double>(value) / count);
         memory.inverse[r] = 1.0f / (p.floor > 0.0 && unsafe ? bound : value);
       }
-      if (r < n) store(result.den + int64_t{head} * p.Tn + t + r, value);
+      if (r < n) result.den[int64_t{head} * p.Tn + t + r] = value;
     }
     __syncthreads();
     sums.each([&](int r, int c, float& x) {
-      x = (x + map.constant * memory.totals[c < map.dv ? c : 0]) * memory.inverse[r];
+      x = (x + layout.constant * memory.totals[c < map.dv ? c : 0]) * memory.inverse[r];
     });
     sums.store(memory.x, kWide<W>);
     __syncthreads();
@@ -228,15 +229,12 @@ void forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& ke
   const int64_t heads = int64_t{p.B} * p.H;
   const Cut cut(p.map, heads, p.Tn, p.S, p.causal);
   const Memory memory(scratch.data(), p.map, cut, p.B, p.H, p.Tn, p.key_valid, p.causal, false);
-  if (p.key_valid) {
-    count_keys(p.key_valid, p.B, p.S, p.Tn, p.causal, memory.counts);
-    p.counts = memory.counts;
-  }
+  prepare(p, args, memory);
   key_states(p, cut, memory.key_states);
   const int64_t parts = p.Tn == 0 ? 0 : p.causal ? cut.segments : tiles_of(p.Tn);
   const int64_t first = p.causal ? cut.first_segment : cut.keys.count() - 1;
   float* states = memory.key_states + first * heads * p.map.state_size();
-  const Result<E> result{Rows<E>(out), den.data<E>(), memory.seen};
+  const Result<E> result{Rows<E>(out), den.data<float>(), memory.seen};
   const unsigned blocks = blocks_for(heads * parts, 1);
   dispatch_tiles<E>(p.map, [&]<Rounding rounding, int W>() {
     if (p.causal) {
@@ -278,9 +276,9 @@ Support rmfa_forward_supports(In q, In k, In v, In, In, In omega, In weight, con
   return {reason.empty(), reason};
 }
 
-size_t rmfa_forward_scratch(In q, In k, In v, In key_valid, In, In, In, const RmfaArgs& args, Out,
-                            Out, Out, Scratch) {
-  const rmfa::Map map = rmfa::make_map(args, q->size(3), v->size(3));
+size_t rmfa_forward_scratch(In q, In k, In v, In key_valid, In, In omega, In weight,
+                            const RmfaArgs& args, Out, Out, Out, Scratch) {
+  const rmfa::Map map = rmfa::make_map(args, q, v, omega, weight);
   const int64_t B = q->size(0), H = q->size(1), Tn = q->size(2);
   const rmfa::Cut cut(map, B * H, Tn, k->size(2), args.causal);
   return rmfa::Memory(nullptr, map, cut, B, H, Tn, key_valid->defined(), args.causal, false).bytes;

@@ -70,7 +70,7 @@ __device__ inline void pull_features(Block<E, rounding, W>& block,
                                      FeatureGradients<rounding, W>& dphi,
                                      Sums<rounding, W, Columns::spread>& dx) {
   if (block.chunk.linear) {
-    const float root = block.p.map.root;
+    const float root = block.p.layout->root;
     // The chunk's dimensions are the first or the second 64 columns of dx.
     const bool second = block.chunk.first > 0;
     constexpr int group = FeatureGradients<rounding, W>::kGroup;
@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     }
     Sums<rounding, W, Columns::spread> dx;
     dx.clear();
-    for (int index = 0; index < map.chunks; ++index) {
+    for (int index = 0, chunks = p.layout->chunks; index < chunks; ++index) {
       block.open(index);
       if constexpr (causal) {
         load_rows<W>(memory.x, p.k.at(b, h, in.first), p.k.token, map.d, in.keys, key_valid);
@@ -265,7 +265,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     Sums<rounding, W> values;
     dx.clear();
     values.clear();
-    for (int index = 0; index < map.chunks; ++index) {
+    for (int index = 0, chunks = p.layout->chunks; index < chunks; ++index) {
       block.open(index);
       if constexpr (causal) {
         load_rows<W>(memory.x, p.q.at(b, h, t), p.q.token, map.d, in.queries,
@@ -283,7 +283,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
         Sums<rounding, 1, Columns::spread> scores;
         scores.clear();
         multiply_add<true, true>(scores, memory.query_features, kLd, memory.features, kLd, K);
-        const float constant = index == 0 ? map.constant : 0.0f;
+        const float constant = index == 0 ? p.layout->constant : 0.0f;
         scores.each([&](int r, int c, float& x) { x = in.seen(r, c) ? x + constant : 0.0f; });
         scores.store(memory.x, kLd);
       }
@@ -312,8 +312,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     }
     __syncthreads();
     dx.store(memory.x, kWide<W>);
-    values.each(
-        [&](int, int c, float& x) { x += map.constant * memory.totals[c < map.dv ? c : 0]; });
+    const float constant = p.layout->constant;
+    values.each([&](int, int c, float& x) { x += constant * memory.totals[c < map.dv ? c : 0]; });
     values.store(memory.v, kWide<W>);
     __syncthreads();
     store_rows<W>(dk.at(b, h, in.first), dk.token, map.d, in.keys, memory.x, memory.live);
@@ -327,14 +327,11 @@ void backward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& k
               const Tensor& out, const Tensor& den, const Tensor& grad, const RmfaArgs& args,
               const Tensor& dq, const Tensor& dk, const Tensor& dv, const Scratch& scratch) {
   Problem<E> p = make_problem<E>(q, k, v, key_valid, query_valid, omega, weight, args);
-  const Cotangents<E> cotangents{Rows<const E>(out), Rows<const E>(grad), den.data<E>()};
+  const Cotangents<E> cotangents{Rows<const E>(out), Rows<const E>(grad), den.data<float>()};
   const int64_t heads = int64_t{p.B} * p.H, size = heads * p.map.state_size();
   const Cut cut(p.map, heads, p.Tn, p.S, p.causal);
   const Memory memory(scratch.data(), p.map, cut, p.B, p.H, p.Tn, p.key_valid, p.causal, true);
-  if (p.key_valid) {
-    count_keys(p.key_valid, p.B, p.S, p.Tn, p.causal, memory.counts);
-    p.counts = memory.counts;
-  }
+  prepare(p, args, memory);
   key_states(p, cut, memory.key_states);
   query_states(p, cotangents, cut, memory.query_states);
   const int64_t early = p.causal ? std::clamp<int64_t>(p.S - p.Tn, 0, p.S) : p.S;
@@ -369,9 +366,9 @@ void rmfa_backward(In q, In k, In v, In key_valid, In query_valid, In omega, In 
   run(q, k, v, key_valid, query_valid, omega, weight, out, den, grad, args, dq, dk, dv, scratch);
 }
 
-size_t rmfa_backward_scratch(In q, In k, In v, In key_valid, In, In, In, In, In, In,
+size_t rmfa_backward_scratch(In q, In k, In v, In key_valid, In, In omega, In weight, In, In, In,
                              const RmfaArgs& args, Out, Out, Out, Scratch) {
-  const rmfa::Map map = rmfa::make_map(args, q->size(3), v->size(3));
+  const rmfa::Map map = rmfa::make_map(args, q, v, omega, weight);
   const int64_t B = q->size(0), H = q->size(1), Tn = q->size(2);
   const rmfa::Cut cut(map, B * H, Tn, k->size(2), args.causal);
   return rmfa::Memory(nullptr, map, cut, B, H, Tn, key_valid->defined(), args.causal, true).bytes;

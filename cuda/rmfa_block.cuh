@@ -30,7 +30,7 @@ struct Rows {
   }
 };
 
-/// Kernel arguments: under 4 KiB with the map.
+/// Kernel arguments.
 template <class E>
 struct Problem {
   Rows<const E> q, k, v;
@@ -43,6 +43,8 @@ struct Problem {
   int B = 0, H = 0;
   bool causal = false;
   Map map;
+  const Layout* layout = nullptr;
+  const Chunk* chunks = nullptr;
 
   /// Keys before the tile of queries that begins at t.
   __device__ int64_t keys_before(int64_t t) const {
@@ -123,19 +125,6 @@ __device__ inline void store_rows(E* to, int64_t stride, int columns, int n, con
   }
 }
 
-/// The features of one chunk, as the block finds them.
-struct Chunk {
-  bool linear;
-  int first, count;     // features (or dimensions of x)
-  int columns, levels;  // projections, and the levels they belong to
-  int offset[kMaxLevels + 1];
-  int degree[kTile];
-  int column[most_columns(false)];  // of Ω
-
-  /// K of a product over the features: whole steps of the tensor cores.
-  __device__ int padded() const { return (count + 15) / 16 * 16; }
-};
-
 /// One block's view of its work. All methods are called by all its threads.
 template <class E, Rounding rounding, int W>
 struct Block {
@@ -151,44 +140,12 @@ struct Block {
   __device__ int dims() const { return (p.map.d + 15) / 16 * 16; }
   __device__ int values() const { return (p.map.dv + 15) / 16 * 16; }
 
+  /// Copies a chunk's description into shared memory. Begins and ends with a barrier.
   __device__ void open(int index) {
     __syncthreads();  // the chunk before is no longer read
-    const Map& map = p.map;
-    const int begin =
-        index < map.random_chunks ? map.chunk_first[index] : (index - map.random_chunks) * kTile;
-    if (threadIdx.x == 0) {
-      chunk.linear = index >= map.random_chunks;
-      chunk.first = begin;
-      chunk.levels = 0;
-      int columns = 0;
-      if (chunk.linear) {
-        chunk.count = map.d - begin < kTile ? map.d - begin : kTile;
-      } else {
-        const int end = map.chunk_first[index + 1];
-        chunk.count = end - begin;
-        for (int l = 0; l < map.levels; ++l) {
-          const int count = map.count(l, begin, end);
-          if (count == 0) break;
-          chunk.offset[l] = columns;
-          columns += count;
-          ++chunk.levels;
-        }
-      }
-      chunk.offset[chunk.levels] = columns;
-      chunk.columns = columns;
-    }
-    __syncthreads();
-    if (threadIdx.x < kTile) {
-      const int m = static_cast<int>(threadIdx.x);
-      int l = 0;
-      while (l < chunk.levels && m < chunk.offset[l + 1] - chunk.offset[l]) ++l;
-      chunk.degree[m] = l;
-    }
-    for (int c = static_cast<int>(threadIdx.x); c < chunk.columns; c += kThreads) {
-      int l = 0;
-      while (chunk.offset[l + 1] <= c) ++l;
-      chunk.column[c] = map.first[l] + begin + c - chunk.offset[l];
-    }
+    const auto* from = reinterpret_cast<const uint4*>(p.chunks + index);
+    for (size_t i = threadIdx.x; i < sizeof(Chunk) / sizeof(uint4); i += kThreads)
+      reinterpret_cast<uint4*>(&chunk)[i] = from[i];
     __syncthreads();
   }
 
@@ -206,7 +163,7 @@ struct Block {
 #pragma unroll
     for (int i = 0; i < kTile * W / 2; ++i) {
       const int r = row + 2 * i;
-      to.v[i] = inside && r < p.map.d ? static_cast<float>(from[r * p.map.P]) : 0.0f;
+      to.v[i] = inside && r < p.map.d ? static_cast<float>(from[r * p.map.width]) : 0.0f;
     }
   }
   __device__ void place(const Columns64& from) {
@@ -251,7 +208,7 @@ struct Block {
     for (int t = static_cast<int>(threadIdx.x) / kTile; t < kTile; t += kThreads / kTile) {
       if (m >= chunk.count) continue;
       if (chunk.linear) {
-        to[t * ld + m] = p.map.root * x[t * kWide<W> + chunk.first + m];
+        to[t * ld + m] = p.layout->root * x[t * kWide<W> + chunk.first + m];
         continue;
       }
       float phi = w;
@@ -306,10 +263,8 @@ __device__ inline void load_visible(float* u, const bool* valid, int n) {
 template <class E>
 struct Cotangents {
   Rows<const E> out, grad;
-  const E* den = nullptr;  // (B, H, T)
+  const float* den = nullptr;  // (B, H, T)
 };
-
-static_assert(sizeof(Problem<float>) + sizeof(Cotangents<float>) <= 3840, "kernel arguments");
 
 /// Cotangents of a tile of queries: g = dO/den (64, 64·W), u = -(dO·O)/den, which is 0 where the
 /// denominator was floored; both 0 where nothing is visible.
@@ -323,7 +278,7 @@ __device__ inline void load_cotangents(const Problem<E>& p, const Cotangents<E>&
     bool floored = false;
     float inverse = 0.0f;
     if (live) {
-      float den = load(c.den + (int64_t{b} * p.H + h) * p.Tn + t + r);
+      float den = c.den[(int64_t{b} * p.H + h) * p.Tn + t + r];
       const float bound = static_cast<float>(p.floor * count);
       floored = p.floor > 0.0 && den < bound;
       inverse = 1.0f / (floored ? bound : den);

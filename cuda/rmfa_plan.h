@@ -1,11 +1,14 @@
-// How RMFA is cut on the card, decided on the host from shapes and options only: features into
-// chunks, sequences into ranges with a state each, the scratch memory behind both.
+// How RMFA is cut on the card: features into chunks, sequences into ranges with a state each, the
+// scratch memory behind both.
 //
 // A chunk is at most 64 features that share a block's shared memory with all their projections
 // (features of high degree have many). After the random features come those of the linear block,
-// sqrt(linear)·x, 64 dimensions a chunk. A draw without features has one empty chunk. Shape
-// letters: B batch, H heads, T queries, S keys, d head dimension, dv values, M features, P
-// projections.
+// sqrt(linear)·x, 64 dimensions a chunk. A draw without features has one empty chunk.
+//
+// The host decides from shapes and options only. Which features a chunk holds is found on the
+// device, because a recorded step meets other draws at each replay (RmfaArgs::layout); the host
+// knows a bound of the number of chunks. Shape letters: B batch, H heads, T queries, S keys, d head
+// dimension, dv values, M features, P projections.
 #pragma once
 
 #include <algorithm>
@@ -18,55 +21,142 @@
 
 namespace macgrad::cuda::rmfa {
 
-inline constexpr int kTile = 64;       // tokens of a tile, features of a chunk
-inline constexpr int kMaxLevels = 64;  // kernel arguments hold the tables: 4 KiB in all
-inline constexpr int kMaxChunks = 512;
+inline constexpr int kTile = 64;  // tokens of a tile, features of a chunk
+inline constexpr int kMaxLevels = kRmfaLayoutLevels;
 inline constexpr int kMaxWidth = 128;  // of d and dv
 inline constexpr int kWaves = 4;       // blocks wanted a multiprocessor
 
 /// Projections of a chunk: what a tile of tokens keeps in shared memory. A causal block holds more
-/// tiles at once.
+/// tiles at once. At least kMaxLevels: a feature has room.
 constexpr int most_columns(bool causal) {
   return causal ? 128 : 192;
 }
 
-/// The feature map without its arrays.
+/// What the host fixes of the feature map.
 struct Map {
   int d = 0, dv = 0;
-  int64_t P = 0;
-  float constant = 0, root = 0;  // weight of degree 0; sqrt(linear)
-  int levels = 0, random_chunks = 0, chunks = 0;
-  int level[kMaxLevels] = {};
-  int first[kMaxLevels] = {};  // column of Ω where a level begins
-  int chunk_first[kMaxChunks + 1] = {};
+  int64_t width = 0;  // of Ω
+  int chunks = 0;     // at most
 
-  /// Features of level l among [begin, end).
-  MACGRAD_HD int count(int l, int begin, int end) const {
-    const int last = level[l] < end ? level[l] : end;
-    return last > begin ? last - begin : 0;
-  }
   /// Floats of a row of a state: dv values, the column of u, rounded up to 16 bytes.
   MACGRAD_HD int row() const { return (dv + 1 + 3) / 4 * 4; }
   /// Rows: those of the chunks, then the sums of the values and of u themselves.
   MACGRAD_HD int64_t state_size() const { return (int64_t{chunks} * kTile + 1) * row(); }
 };
 
-/// Chunks of the random features, or -1 when the table is too short for them.
-inline int cut_features(Map& map, int features, int most) {
-  int chunks = 0, begin = 0;
+/// What a draw is made of, from the host or from device memory.
+struct Draw {
+  float constant = 0, root = 0;  // weight of degree 0; sqrt(linear)
+  int level[kMaxLevels] = {};    // features of each level, zeros beyond
+
+  MACGRAD_HD int features() const { return level[0]; }
+  /// Features of level l among [begin, end).
+  MACGRAD_HD int count(int l, int begin, int end) const {
+    const int last = level[l] < end ? level[l] : end;
+    return last > begin ? last - begin : 0;
+  }
+};
+
+/// What kernels read of a draw beside its chunks.
+struct Layout {
+  float constant, root;
+  int chunks;  // of this draw
+};
+
+/// The features of one chunk.
+struct alignas(16) Chunk {
+  int linear;
+  int first, count;     // features (or dimensions of x)
+  int columns, levels;  // projections, and the levels they belong to
+  int offset[kMaxLevels + 1];
+  int degree[kTile];
+  int column[most_columns(false)];  // of Ω
+
+  /// K of a product over the features: whole steps of the tensor cores.
+  MACGRAD_HD int padded() const { return (count + 15) / 16 * 16; }
+};
+
+/// Chunks of the random features, each as long as 64 features and `most` projections allow; where
+/// number `index` begins and ends, if there is one. Runs of features of one degree at a time.
+MACGRAD_HD inline int cut_features(const Draw& draw, int most, int index, int& begin, int& end) {
+  int chunks = 0, at = 0, degree = kMaxLevels;
   do {
-    if (chunks == kMaxChunks) return -1;
-    int end = std::min(features, begin + kTile);
-    const auto columns = [&] {
-      int sum = 0;
-      for (int l = 0; l < map.levels; ++l) sum += map.count(l, begin, end);
-      return sum;
-    };
-    while (columns() > most) --end;
-    map.chunk_first[chunks++] = begin;
-    map.chunk_first[chunks] = begin = end;
-  } while (begin < features);
+    const int first = at;
+    int room = most;
+    while (at < draw.features()) {
+      while (draw.level[degree - 1] <= at) --degree;
+      int run = draw.level[degree - 1] - at;
+      if (run > first + kTile - at) run = first + kTile - at;
+      if (run > room / degree) run = room / degree;
+      if (run == 0) break;
+      at += run;
+      room -= run * degree;
+    }
+    if (chunks == index) begin = first, end = at;
+    ++chunks;
+  } while (at < draw.features());
   return chunks;
+}
+
+/// Chunks of the linear block.
+MACGRAD_HD inline int linear_chunks(int d) {
+  return (d + kTile - 1) / kTile;
+}
+
+/// Writes chunk `index` of a draw, if there is one; returns their number. Thread `thread` of
+/// `threads` writes its share and may read only that.
+MACGRAD_HD inline int fill_chunk(const Draw& draw, int d, int most, int index, Chunk& chunk,
+                                 int thread, int threads) {
+  int begin = 0, end = 0;
+  const int of_x = draw.root > 0.0f ? linear_chunks(d) : 0;
+  const int random =
+      draw.features() == 0 && of_x > 0 ? 0 : cut_features(draw, most, index, begin, end);
+  if (index >= random + of_x) return random + of_x;
+  const bool linear = index >= random;
+  if (linear) {
+    begin = (index - random) * kTile;
+    end = d - begin < kTile ? d : begin + kTile;
+  }
+  const auto count = [&](int l) {
+    return linear || l == kMaxLevels ? 0 : draw.count(l, begin, end);
+  };
+  if (thread == 0) {
+    chunk.linear = linear;
+    chunk.first = begin;
+    chunk.count = end - begin;
+    int l = 0, columns = 0;
+    for (; count(l) > 0; ++l) {
+      chunk.offset[l] = columns;
+      columns += count(l);
+    }
+    chunk.offset[l] = chunk.columns = columns;
+    chunk.levels = l;
+  }
+  for (int m = thread; m < kTile; m += threads) {
+    int l = 0;
+    while (count(l) > m) ++l;
+    chunk.degree[m] = l;
+  }
+  for (int c = thread; c < most_columns(false); c += threads) {
+    int l = 0, offset = 0, first = 0;
+    for (; count(l) > 0 && offset + count(l) <= c; ++l) {
+      offset += count(l);
+      first += draw.level[l];
+    }
+    chunk.column[c] = count(l) > 0 ? first + begin + c - offset : 0;
+  }
+  return random + of_x;
+}
+
+/// The most chunks that draws of up to `features` features and `projections` projections have. One
+/// that is not the last is full: of features, which have a projection each, or of projections, with
+/// no room for a degree of kMaxLevels; and leaves the last a feature.
+inline int64_t most_chunks(int64_t features, int64_t projections, int most) {
+  int64_t full = 0;
+  const int64_t F = features - 1, P = projections - 1;
+  for (int64_t a = 0; a * kTile <= std::min(F, P); ++a)
+    full = std::max(full, a + std::min(F - a * kTile, (P - a * kTile) / (most - kMaxLevels + 1)));
+  return full + 1;
 }
 
 /// The reason why a draw of these levels is refused, or "".
@@ -78,40 +168,40 @@ inline std::string refusal(const RmfaArgs& args, int64_t d, int64_t dv) {
   if (args.levels.size() > kMaxLevels) {
     return "the CUDA kernel takes degrees up to 64, not " + std::to_string(args.levels.size());
   }
-  int64_t projections = 0;
-  for (int64_t l : args.levels) projections += l;
-  // A chunk that is not the last has at least 64 projections: 64 features, or no room for 64 more.
-  constexpr int64_t most = int64_t{kMaxChunks - 1} * kTile;
-  if (projections > most) {
-    return "the CUDA kernel takes up to " + std::to_string(most) + " projections, not " +
-           std::to_string(projections);
-  }
   return "";
 }
 
-inline Map make_map(const RmfaArgs& args, int64_t d, int64_t dv) {
+inline Draw make_draw(const RmfaArgs& args) {
+  Draw draw;
+  draw.constant = static_cast<float>(args.constant);
+  draw.root = static_cast<float>(std::sqrt(args.linear));
+  for (size_t l = 0; l < args.levels.size(); ++l) draw.level[l] = static_cast<int>(args.levels[l]);
+  return draw;
+}
+
+/// `width` of omega and `features` of weight bound the draws to come when args.layout is there.
+inline Map make_map(const RmfaArgs& args, int64_t d, int64_t dv, int64_t width, int64_t features) {
   Map map;
   map.d = static_cast<int>(d);
   map.dv = static_cast<int>(dv);
-  map.constant = static_cast<float>(args.constant);
-  map.root = static_cast<float>(std::sqrt(args.linear));
-  map.levels = static_cast<int>(args.levels.size());
-  for (int l = 0; l < map.levels; ++l) {
-    map.level[l] = static_cast<int>(args.levels[static_cast<size_t>(l)]);
-    map.first[l] = static_cast<int>(map.P);
-    map.P += map.level[l];
+  map.width = width;
+  if (!args.layout.defined() && (args.levels.empty() || args.levels[0] == 0)) features = 0;
+  const int of_x = args.linear > 0 ? linear_chunks(map.d) : 0;
+  int64_t random = of_x > 0 ? 0 : 1;
+  if (features > 0) {
+    int begin, end;
+    random = args.layout.defined()
+                 ? most_chunks(features, width, most_columns(args.causal))
+                 : cut_features(make_draw(args), most_columns(args.causal), -1, begin, end);
   }
-  const int features = map.levels > 0 ? map.level[0] : 0;
-  map.random_chunks = cut_features(map, features, most_columns(args.causal));
-  require(map.random_chunks > 0, "[rmfa] {} features need more than {} chunks", features,
-          kMaxChunks);
-  map.chunks = map.random_chunks;
-  if (args.linear > 0) {
-    if (features == 0) map.random_chunks = map.chunks = 0;
-    map.chunks += (map.d + kTile - 1) / kTile;
-  }
-  if (map.chunks == 0) map.random_chunks = map.chunks = 1;
+  require(random < (int64_t{1} << 24), "[rmfa] {} projections are too many", width);
+  map.chunks = static_cast<int>(random) + of_x;
   return map;
+}
+inline Map make_map(const RmfaArgs& args, const Tensor& q, const Tensor& v, const Tensor& omega,
+                    const Tensor& weight) {
+  return make_map(args, q.size(3), v.size(3), omega.defined() ? omega.size(-1) : 0,
+                  weight.defined() ? weight.size(0) : 0);
 }
 
 /// Runs of tokens with a state each: `splits` equal parts of [0, split_end), then pieces of

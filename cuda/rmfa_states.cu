@@ -30,6 +30,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   auto& memory = *shared_memory<StateMemory<W>>();
   const Map& map = p.map;
   const int index = static_cast<int>(blockIdx.x) % map.chunks;
+  if (index >= p.layout->chunks) return;
   const int heads = p.B * p.H;
   const int head = static_cast<int>(blockIdx.x) / map.chunks % heads;
   const int range = static_cast<int>(blockIdx.x) / map.chunks / heads;
@@ -88,10 +89,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 }
 
 /// Running sums over `count` states of `size` floats, in order or from the end; only the total is
-/// written, over the last, when `total`.
-__global__ void add_states(float* states, int64_t size, int count, bool from_end, bool total) {
+/// written, over the last, when `total`. What belongs to no chunk of the draw is left alone.
+__global__ void add_states(float* states, Map map, const Layout* layout, int64_t size, int count,
+                           bool from_end, bool total) {
   const int64_t i = thread_index();
   if (i >= size) return;
+  const int64_t row = i % map.state_size() / map.row();
+  if (row >= int64_t{layout->chunks} * kTile && row < int64_t{map.chunks} * kTile) return;
   double sum = 0.0;
   for (int c = 0; c < count; ++c) {
     float* at = states + (from_end ? count - 1 - c : c) * size + i;
@@ -130,6 +134,24 @@ __global__ void __launch_bounds__(kCountThreads)
   for (int64_t t = tid; t < Tn - S; t += kCountThreads) counts[b * Tn + t] = 0;
 }
 
+constexpr int kLayoutThreads = 64;
+
+/// A block a chunk, which finds its features by cutting all that come before.
+__global__ void __launch_bounds__(kLayoutThreads)
+    write_layout(Draw given, const double* live, int d, int most, Layout* layout, Chunk* chunks) {
+  Draw& draw = *shared_memory<Draw>();
+  const int tid = static_cast<int>(threadIdx.x), index = static_cast<int>(blockIdx.x);
+  for (int l = tid; l < kMaxLevels; l += kLayoutThreads)
+    draw.level[l] = live ? static_cast<int>(live[kRmfaLayoutHeader + l]) : given.level[l];
+  if (tid == 0) {
+    draw.constant = live ? static_cast<float>(live[0]) : given.constant;
+    draw.root = live ? static_cast<float>(sqrt(live[1])) : given.root;
+  }
+  __syncthreads();
+  const int count = fill_chunk(draw, d, most, index, chunks[index], tid, kLayoutThreads);
+  if (index == 0 && tid == 0) *layout = {draw.constant, draw.root, count};
+}
+
 template <class E>
 void make_states(const Problem<E>& p, const Cotangents<E>& cotangents, const Ranges& ranges,
                  bool of_queries, float* states) {
@@ -143,7 +165,7 @@ void make_states(const Problem<E>& p, const Cotangents<E>& cotangents, const Ran
            with_memory, p, cotangents, ranges, states);
   });
   const int64_t size = heads * p.map.state_size();
-  launch(add_states, {blocks_for(size, 256), 256}, states, size, ranges.count(),
+  launch(add_states, {blocks_for(size, 256), 256}, states, p.map, p.layout, size, ranges.count(),
          p.causal && of_queries, !p.causal);
 }
 
@@ -163,6 +185,12 @@ void count_keys(const bool* key_valid, int B, int64_t S, int64_t Tn, bool causal
   launch(count_visible,
          {static_cast<unsigned>(B), kCountThreads, kCountThreads / kWarp * sizeof(int)}, key_valid,
          S, Tn, causal, counts);
+}
+
+void lay_out(const RmfaArgs& args, const Map& map, Layout* layout, Chunk* chunks) {
+  launch(write_layout, {static_cast<unsigned>(map.chunks), kLayoutThreads, sizeof(Draw)},
+         make_draw(args), args.layout.defined() ? args.layout.data<double>() : nullptr, map.d,
+         most_columns(args.causal), layout, chunks);
 }
 
 template void key_states(const Problem<float>&, const Cut&, float*);

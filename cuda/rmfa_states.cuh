@@ -65,6 +65,8 @@ void query_states(const Problem<E>& p, const Cotangents<E>& cotangents, const Cu
 
 /// Visible keys from key_valid: (B), or (B, T) for each query when causal.
 void count_keys(const bool* key_valid, int B, int64_t S, int64_t Tn, bool causal, int* counts);
+/// The draw's layout and its chunks, from args.layout where it is there.
+void lay_out(const RmfaArgs& args, const Map& map, Layout* layout, Chunk* chunks);
 
 /// Calls f.template operator()<rounding, W>() for the operands' type, the mode and the widths.
 template <class E, class F>
@@ -102,13 +104,13 @@ Problem<E> make_problem(const Tensor& q, const Tensor& k, const Tensor& v, const
   p.S = k.size(2);
   p.floor = args.floor;
   p.causal = args.causal;
-  p.map = make_map(args, q.size(3), v.size(3));
+  p.map = make_map(args, q, v, omega, weight);
   p.q = Rows<const E>(q);
   p.k = Rows<const E>(k);
   p.v = Rows<const E>(v);
   if (key_valid.defined()) p.key_valid = key_valid.data<bool>();
   if (query_valid.defined()) p.query_valid = query_valid.data<bool>();
-  if (p.map.P > 0) {
+  if (weight.defined() && weight.size(0) > 0) {
     p.omega = omega.data<E>();
     p.weight = weight.data<E>();
     p.omega_head = omega.rank() == 3 ? omega.stride(0) : 0;
@@ -118,6 +120,8 @@ Problem<E> make_problem(const Tensor& q, const Tensor& k, const Tensor& v, const
 
 /// Scratch memory of one call.
 struct Memory {
+  Layout* layout = nullptr;
+  Chunk* chunks = nullptr;
   int* counts = nullptr;
   float* key_states = nullptr;
   float* query_states = nullptr;  // backward
@@ -127,6 +131,8 @@ struct Memory {
   Memory(void* base, const Map& map, const Cut& cut, int64_t B, int64_t H, int64_t Tn, bool masked,
          bool causal, bool backward) {
     Arena arena(base);
+    layout = arena.take<Layout>(1);
+    chunks = arena.take<Chunk>(map.chunks);
     if (masked) counts = arena.take<int>(causal ? B * Tn : B);
     key_states = arena.take<float>(cut.keys.count() * B * H * map.state_size());
     if (backward) {
@@ -137,5 +143,16 @@ struct Memory {
     bytes = arena.bytes();
   }
 };
+
+/// Fills what all kernels of a call read.
+template <class E>
+void prepare(Problem<E>& p, const RmfaArgs& args, const Memory& memory) {
+  lay_out(args, p.map, memory.layout, memory.chunks);
+  p.layout = memory.layout;
+  p.chunks = memory.chunks;
+  if (!p.key_valid) return;
+  count_keys(p.key_valid, p.B, p.S, p.Tn, p.causal, memory.counts);
+  p.counts = memory.counts;
+}
 
 }  // namespace macgrad::cuda::rmfa

@@ -65,10 +65,11 @@ double LogitScale::value() const {
   return std::isinf(limit_) ? std::exp(t) : limit_ / (1.0 + std::exp(-t));
 }
 
-Variable LogitScale::apply(const Variable& x, double relative_to) const {
+Variable LogitScale::apply(const Variable& x, double relative_to, const Tensor& held) const {
   if (!theta) return fixed_ == relative_to ? x : mul(x, fixed_ / relative_to);
   const auto in_scope = scope();
   const Variable tau = std::isinf(limit_) ? exp(*theta) : mul(sigmoid(*theta), limit_);
+  if (held.defined()) return mul(x, div(tau, Variable(held.to(tau.dtype()))));
   return mul(x, mul(tau, 1.0 / relative_to));
 }
 

@@ -38,8 +38,9 @@ class LogitScale : public Module {
   /// τ now. For a trained one this reads θ back.
   double value() const;
   bool trained() const { return theta.has_value(); }
-  /// x·τ/relative_to; x itself when nothing changes.
-  Variable apply(const Variable& x, double relative_to = 1.0) const;
+  /// x·τ/relative_to; x itself when nothing changes. A trained τ is divided by what `held`, (1) on
+  /// x's device, has at the time, where it is given: a recorded step meets other values there.
+  Variable apply(const Variable& x, double relative_to = 1.0, const Tensor& held = {}) const;
 
   std::optional<Parameter> theta;  // (1)
 
@@ -131,8 +132,8 @@ RmfaStatistics rmfa_statistics(Module& model);
 
 /// pending_statistics() of every RmfaCore of a model, one after the other.
 Tensors pending_statistics(Module& model);
-/// recorded_part() of every feature map of a model, one after the other.
-std::vector<double> recorded_draws(Module& model);
+/// recorded_part() of every feature map of a model, one after the other; nothing when one has none.
+std::optional<std::vector<int64_t>> recorded_draws(Module& model);
 
 /// preSBN with its running statistics (Macformer, Algorithm 1, steps 1 and 2).
 class PreSbn : public Module {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <utility>
 
+#include "core/kernels.h"
 #include "core/step_graph.h"
 
 namespace macgrad::nn {
@@ -12,6 +13,35 @@ namespace macgrad::nn {
 namespace {
 
 constexpr double kScaleTolerance = 0.05;
+
+// The last dimension made `width` long with zeros.
+Tensor widened(const Tensor& t, int64_t width) {
+  const int last = t.rank() - 1;
+  Shape shape = t.shape();
+  shape[last] = width;
+  const Tensor wide = Tensor::zeros(shape, t.dtype());
+  wide.slice(last, 0, t.size(last)).copy_from(t);
+  return wide;
+}
+
+// Without what was widened, and without a place.
+FeatureDraw on_cpu(const FeatureDraw& draw) {
+  const auto exact = [](const Tensor& t, int64_t n) {
+    return t.slice(t.rank() - 1, 0, n).contiguous().to(kCpu);
+  };
+  FeatureDraw result = draw;
+  result.omega = exact(draw.omega, draw.projections());
+  result.weight = exact(draw.weight, draw.levels.empty() ? 0 : draw.levels[0]);
+  result.layout = Tensor();
+  return result;
+}
+
+Tensor layout_of(const FeatureDraw& draw) {
+  std::vector<double> layout{draw.constant, draw.linear, draw.settings.logit_scale};
+  layout.insert(layout.end(), draw.levels.begin(), draw.levels.end());
+  layout.resize(static_cast<size_t>(kRmfaLayout), 0.0);
+  return Tensor::from_vector(layout);
+}
 
 Tensor to_tensor(const FeatureDraw& draw) {
   return Tensor::from_vector(to_record(draw));
@@ -81,31 +111,54 @@ RandomMaclaurinFeatures::RandomMaclaurinFeatures(Module* parent, std::string nam
           eval_draws);
 }
 
-void RandomMaclaurinFeatures::fit(FeatureDraw& draw, DType dtype, Device device) const {
-  if (draw.omega.dtype() != dtype)
-    draw = draw_features(kernel_, draw.settings, draw.plan, draw.key, dtype);
-  if (!(draw.omega.device() == device)) {
-    draw.omega = draw.omega.to(device);
-    draw.weight = draw.weight.to(device);
+void RandomMaclaurinFeatures::take(FeatureDraw draw, Device device) const {
+  draw_ = std::move(draw);
+  const DrawBounds bounds = draw_bounds(kernel_, draw_.plan);
+  if (!StepGraph::available(device) || draw_.projections() > bounds.projections ||
+      draw_.weight.numel() > bounds.features || std::ssize(draw_.levels) > kRmfaLayoutLevels) {
+    draw_.omega = draw_.omega.to(device);
+    draw_.weight = draw_.weight.to(device);
+    return;
   }
+  const Tensor omega = widened(draw_.omega, bounds.projections);
+  const Tensor weight = widened(draw_.weight, bounds.features);
+  const Tensor layout = layout_of(draw_);
+  if (!place_.omega.defined() || !(place_.bounds == bounds) ||
+      place_.omega.dtype() != omega.dtype() || !(place_.omega.device() == device)) {
+    place_ = {place_.number + 1, bounds, omega.to(device), weight.to(device), layout.to(device)};
+  } else {
+    place_.omega.copy_from(omega);
+    place_.weight.copy_from(weight);
+    place_.layout.copy_from(layout);
+  }
+  draw_.omega = place_.omega;
+  draw_.weight = place_.weight;
+  draw_.layout = place_.layout;
 }
 
 const FeatureDraw& RandomMaclaurinFeatures::current(DType dtype, Device device) const {
   // A model trained on one draw alone fits that draw, and fails on others.
   if (training() || redraw_.kind == RedrawPolicy::Kind::never) {
-    fit(draw_, dtype, device);
+    if (draw_.omega.dtype() != dtype) {
+      take(draw_features(kernel_, draw_.settings, draw_.plan, draw_.key, dtype), device);
+    } else if (!(draw_.omega.device() == device)) {
+      take(on_cpu(draw_), device);
+    }
     return draw_;
   }
   if (eval_.empty()) eval_.resize(static_cast<size_t>(eval_draws_));
   FeatureDraw& draw = eval_[static_cast<size_t>(eval_index_)];
-  if (!draw.omega.defined()) {
+  if (!draw.omega.defined() || draw.omega.dtype() != dtype) {
     // Draw 0 of every step is training's; evaluation has draws 1 … eval_draws of step 0.
     DrawKey key = draw_.key;
     key.step = 0;
     key.draw = static_cast<uint32_t>(eval_index_) + 1;
     draw = draw_features(kernel_, draw_.settings, draw_.plan, key, dtype);
   }
-  fit(draw, dtype, device);
+  if (!(draw.omega.device() == device)) {
+    draw.omega = draw.omega.to(device);
+    draw.weight = draw.weight.to(device);
+  }
   return draw;
 }
 
@@ -116,25 +169,13 @@ void RandomMaclaurinFeatures::redraw(const FeatureSettings& settings, const Feat
   key.step = number;
   const DType dtype = draw_.omega.dtype();
   const Device device = draw_.omega.device();
-  FeatureDraw next = draw_features(kernel_, settings, plan, key, dtype);
-  fit(next, dtype, device);
-  const Tensor omega = draw_.omega, weight = draw_.weight;
-  draw_ = std::move(next);
-  // On a device that can replay steps the draw keeps its place in memory.
-  if (StepGraph::available(device) && omega.shape() == draw_.omega.shape() &&
-      weight.shape() == draw_.weight.shape()) {
-    omega.copy_from(draw_.omega);
-    weight.copy_from(draw_.weight);
-    draw_.omega = omega;
-    draw_.weight = weight;
-  }
+  take(draw_features(kernel_, settings, plan, key, dtype), device);
   record_.set(to_tensor(draw_));
 }
 
-std::vector<double> RandomMaclaurinFeatures::recorded_part() const {
-  std::vector<double> part{draw_.constant, draw_.linear, draw_.settings.logit_scale};
-  part.insert(part.end(), draw_.levels.begin(), draw_.levels.end());
-  return part;
+std::optional<std::vector<int64_t>> RandomMaclaurinFeatures::recorded_part() const {
+  if (!draw_.layout.defined()) return std::nullopt;
+  return std::vector<int64_t>{place_.number, draw_.linear > 0.0};
 }
 
 void RandomMaclaurinFeatures::set_logit_scale(double scale) {
@@ -160,7 +201,8 @@ void RandomMaclaurinFeatures::on_eval_draw(int index) {
 }
 
 void RandomMaclaurinFeatures::on_load() {
-  draw_ = from_record(kernel_, record_.value().to_vector<int64_t>(), draw_.omega.dtype());
+  const Device device = draw_.omega.device();
+  take(from_record(kernel_, record_.value().to_vector<int64_t>(), draw_.omega.dtype()), device);
   next_scale_ = draw_.settings.logit_scale;
   eval_.clear();
 }

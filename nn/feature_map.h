@@ -3,6 +3,7 @@
 // state. The draws themselves are made by nn/maclaurin_draw.h.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -40,15 +41,19 @@ class RandomMaclaurinFeatures : public Module {
   /// eval_draws that the seed fixes (with policy never: the training draw). Its
   /// settings.logit_scale is the τ it stands for.
   const FeatureDraw& current(DType dtype = DType::float32, Device device = kCpu) const;
+  /// The training draw, where and as it was last used.
+  const FeatureDraw& training_draw() const { return draw_; }
   /// Tells the τ of the step about to begin, before begin_step: the next draw is made for it. When
   /// it is more than 5 % from the one that the columns were allocated for, they are allocated and
   /// drawn anew at once (a host search for `optimal`).
   void set_logit_scale(double scale);
 
-  /// What a recorded step keeps of the draw in force and a later draw may change: replays are true
-  /// while this is equal. Columns and weights are not part of it; a new draw of the same shape is
-  /// written where the last one was.
-  std::vector<double> recorded_part() const;
+  /// What a recorded step (core/step_graph.h) keeps of the training draw: replays are true while
+  /// this is equal. On a device that records steps, training draws are written to one place in
+  /// memory, of the size of draw_bounds, together with their layout; the place and whether there is
+  /// a linear block is all that is kept. Nothing while the draw is larger than that place, or not
+  /// on such a device: then it lies by itself and must not be recorded.
+  std::optional<std::vector<int64_t>> recorded_part() const;
 
  protected:
   void on_begin_step(uint32_t step, int64_t epoch) override;
@@ -57,14 +62,23 @@ class RandomMaclaurinFeatures : public Module {
 
  private:
   void redraw(const FeatureSettings& settings, const FeaturePlan& plan, uint32_t number);
-  void fit(FeatureDraw& draw, DType dtype, Device device) const;
+  // Makes `draw`, exact and on the CPU, the training draw on `device`.
+  void take(FeatureDraw draw, Device device) const;
+
+  // Where training draws lie on a device that records steps.
+  struct Place {
+    int64_t number = 0;  // counts the places there have been
+    DrawBounds bounds;
+    Tensor omega, weight, layout;
+  };
 
   DotProductKernel kernel_;
   RedrawPolicy redraw_;
   int eval_draws_;
   int eval_index_ = 0;
   double next_scale_;
-  mutable FeatureDraw draw_;               // of training
+  mutable FeatureDraw draw_;  // of training
+  mutable Place place_;
   mutable std::vector<FeatureDraw> eval_;  // each made when first asked for
   Buffer record_;  // int64 (kRecordHeader + D): the training draw, of the same shape whatever it is
 };

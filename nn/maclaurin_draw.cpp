@@ -151,6 +151,40 @@ std::vector<int64_t> draw_degrees(const FeaturePlan& plan, DrawReader& reader) {
   return degrees;
 }
 
+DrawBounds draw_bounds(const DotProductKernel& kernel, const FeaturePlan& plan) {
+  const auto has_projection = [&](int64_t n) { return n > 0 && kernel.coefficient(n) > 0.0; };
+  DrawBounds fixed;
+  for (int64_t n = 0; n < std::ssize(plan.counts); ++n) {
+    if (!has_projection(n)) continue;
+    fixed.features += plan.counts[static_cast<size_t>(n)];
+    fixed.projections += n * plan.counts[static_cast<size_t>(n)];
+  }
+  if (plan.tail_count == 0) return fixed;
+  // Of one tail feature: a number with its mean, mean square and largest value.
+  struct Law {
+    double mean = 0.0, square = 0.0, largest = 0.0;
+    void add(double probability, double value) {
+      mean += probability * value;
+      square += probability * value * value;
+      largest = std::max(largest, value);
+    }
+    int64_t bound(int64_t count) const {
+      const auto tail = static_cast<double>(count);
+      const double deviation = std::sqrt(tail * std::max(0.0, square - mean * mean));
+      return static_cast<int64_t>(
+          std::min(std::ceil(tail * mean + 6.0 * deviation), tail * largest));
+    }
+  } feature, degree;
+  for (size_t i = 0; i < plan.tail_law.size(); ++i) {
+    const int64_t n = plan.tail_from + static_cast<int64_t>(i);
+    if (plan.tail_law[i] <= 0.0 || !has_projection(n)) continue;
+    feature.add(plan.tail_law[i], 1.0);
+    degree.add(plan.tail_law[i], static_cast<double>(n));
+  }
+  return {fixed.features + feature.bound(plan.tail_count),
+          fixed.projections + degree.bound(plan.tail_count)};
+}
+
 FeatureDraw weigh_features(const DotProductKernel& kernel, const FeatureSettings& settings,
                            const FeaturePlan& plan, const std::vector<int64_t>& random_degrees,
                            DType dtype) {
@@ -240,14 +274,14 @@ std::vector<double> reference_features(const FeatureDraw& draw, std::span<const 
     for (double value : x) phi.push_back(std::sqrt(draw.linear) * value);
   const Tensor own = draw.omega.rank() == 3 ? draw.omega.select(0, head) : draw.omega;
   const auto omega = own.to_vector<double>();
-  const int64_t P = draw.projections();
+  const int64_t width = own.size(1);
   std::vector<double> features = draw.weight.to_vector<double>();
   int64_t column = 0;
   for (int64_t level : draw.levels)
     for (int64_t m = 0; m < level; ++m, ++column) {
       double product = 0.0;
       for (int64_t i = 0; i < d; ++i)
-        product += x[static_cast<size_t>(i)] * omega[static_cast<size_t>(i * P + column)];
+        product += x[static_cast<size_t>(i)] * omega[static_cast<size_t>(i * width + column)];
       features[static_cast<size_t>(m)] *= product;
     }
   phi.insert(phi.end(), features.begin(), features.end());

@@ -28,6 +28,9 @@ struct FeatureDraw {
   double linear = 0.0;           // weight of the exact q·k (0: none)
   Tensor omega;                  // (d, P), or (H, d, P) with settings.heads > 1; entries ±1
   Tensor weight;                 // (M)
+  // Where steps are recorded (nn/feature_map.h): RmfaArgs::layout, and the two above wider than P
+  // and M, with zeros beyond. Undefined elsewhere.
+  Tensor layout;
 
   /// Projections, sum of levels.
   int64_t projections() const;
@@ -42,6 +45,14 @@ FeatureDraw draw_features(const DotProductKernel& kernel, const FeatureSettings&
 FeatureDraw draw_features(const DotProductKernel& kernel, const FeatureSettings& settings,
                           const FeaturePlan& plan, const DrawKey& key,
                           DType dtype = DType::float32);
+
+/// What the draws of a plan need, but for very few: mean + 6 standard deviations of independent
+/// degrees, and no more than the largest draw.
+struct DrawBounds {
+  int64_t features = 0, projections = 0;
+  friend bool operator==(const DrawBounds&, const DrawBounds&) = default;
+};
+DrawBounds draw_bounds(const DotProductKernel& kernel, const FeaturePlan& plan);
 
 /// Degrees of the random features under a plan, descending, from the numbers of `reader`.
 std::vector<int64_t> draw_degrees(const FeaturePlan& plan, DrawReader& reader);

@@ -58,9 +58,13 @@ Variable RmfaCore::forward(const Variable& q, const Variable& k, const Variable&
   args.constant = draw.constant;
   args.linear = draw.linear;
   args.floor = floor_;
+  args.layout = draw.layout;
+  const Tensor held = draw.layout.defined()
+                          ? draw.layout.slice(0, kRmfaLayoutScale, kRmfaLayoutScale + 1)
+                          : Tensor();
   Tensor seen;
-  const Variable out = rmfa(logit_scale.apply(q, draw.settings.logit_scale), k, v, mask, draw.omega,
-                            draw.weight, args, &seen);
+  const Variable out = rmfa(logit_scale.apply(q, draw.settings.logit_scale, held), k, v, mask,
+                            draw.omega, draw.weight, args, &seen);
   // Reading waits for the device, so it is put off; long decoding must not pile them up.
   if (seen.defined()) pending_.push_back(seen);
   if (pending_.size() == kMostPending) settle();
@@ -84,17 +88,18 @@ RmfaStatistics RmfaCore::statistics() const {
 }
 
 std::string RmfaCore::describe() const {
-  const FeatureSettings& f = features.current().settings;
+  const FeatureDraw& draw = features.training_draw();
+  const FeatureSettings& f = draw.settings;
   std::string denominator =
       floor_ > 0.0 ? fmt::format("floored at {:.3g} a visible key", floor_) : std::string("none");
   if (no_floor_at_zero_) denominator += " (f(0) = 0)";
   return fmt::format(
       "rmfa {}, D {} ({} projections), draws {}{}, p {:.4g}, redraw {}, {} evaluation draw{}, "
       "logit scale {:.4g}{}, denominator {}",
-      features.kernel().name(), f.features, features.current().projections(),
-      draw_method_name(f.method), f.heads > 1 ? " a head" : "", f.p,
-      features.redraw_policy().text(), features.eval_draws(), features.eval_draws() > 1 ? "s" : "",
-      logit_scale.value(), logit_scale.trained() ? " (trained)" : "", denominator);
+      features.kernel().name(), f.features, draw.projections(), draw_method_name(f.method),
+      f.heads > 1 ? " a head" : "", f.p, features.redraw_policy().text(), features.eval_draws(),
+      features.eval_draws() > 1 ? "s" : "", logit_scale.value(),
+      logit_scale.trained() ? " (trained)" : "", denominator);
 }
 
 Tensors pending_statistics(Module& model) {
@@ -105,13 +110,14 @@ Tensors pending_statistics(Module& model) {
   return all;
 }
 
-std::vector<double> recorded_draws(Module& model) {
-  std::vector<double> all;
+std::optional<std::vector<int64_t>> recorded_draws(Module& model) {
+  std::vector<int64_t> all;
   for (Module* m : model.modules()) {
     const auto* core = dynamic_cast<const RmfaCore*>(m);
     if (!core) continue;
     const auto part = core->features.recorded_part();
-    all.insert(all.end(), part.begin(), part.end());
+    if (!part) return std::nullopt;
+    all.insert(all.end(), part->begin(), part->end());
   }
   return all;
 }

@@ -248,6 +248,39 @@ TEST_CASE("a mask that hides everything gives zeros and finite gradients on both
   }
 }
 
+TEST_CASE("rmfa reads of a wider draw only its own columns and weights") {
+  RmfaArgs args;
+  args.levels = {4, 2};
+  args.constant = 30.0;
+  args.linear = 0.5;
+  const Tensor x = exact_values({2, 3, 5, 4}, 5, DType::float64);
+  for (const bool composite : {false, true}) {
+    for (const bool causal : {false, true}) {
+      for (const Shape& shape : {Shape{4, 6}, Shape{3, 4, 6}}) {
+        std::optional<Unfused> unfused;
+        if (composite) unfused.emplace();
+        const Tensor omega = exact_signs(shape, 9, DType::float64);
+        const Tensor weight = exact_values({4}, 10, DType::float64);
+        Shape wide = shape;
+        wide[shape.rank() - 1] = 9;
+        const Tensor wide_omega = Tensor::full(wide, NAN, DType::float64);
+        const Tensor wide_weight = Tensor::full({6}, NAN, DType::float64);
+        wide_omega.slice(shape.rank() - 1, 0, 6).copy_from(omega);
+        wide_weight.slice(0, 0, 4).copy_from(weight);
+        const auto results = [&](const Tensor& o, const Tensor& w) {
+          const Variable q(x, true);
+          const Variable y = rmfa(q, tanh(q), q, {{}, {}, causal}, o, w, args);
+          return std::pair{y.value(), grad({sum(y * y)}, {q})[0].value()};
+        };
+        const auto [y, dy] = results(omega, weight);
+        const auto [wide_y, wide_dy] = results(wide_omega, wide_weight);
+        CHECK(max_abs_difference(y, wide_y) == 0);
+        CHECK(max_abs_difference(dy, wide_dy) == 0);
+      }
+    }
+  }
+}
+
 TEST_CASE("values at hidden positions may be NaN: they reach no result and no gradient") {
   const Tensor valid = Tensor::from_vector(std::vector<bool>{true, true, false}, {1, 3});
   const Tensor clean = exact_values({1, 2, 3, 4}, 8, DType::float64);

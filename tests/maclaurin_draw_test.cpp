@@ -554,4 +554,36 @@ TEST_CASE("optimal reaches its figures and is nowhere worse") {
 }
 
 }  // namespace
+TEST_CASE("bounds of a plan: mean and six deviations, and draws keep to them") {
+  FeatureSettings s;
+  s.head_dim = 8;
+  s.features = 128;
+  const DotProductKernel exp = dot_product_kernel("exp");
+  // P[N = n] = 2^-(n+1): mean 1, variance 2; half of the features have a projection.
+  const DrawBounds bounds = draw_bounds(exp, feature_plan(exp, s));
+  CHECK(bounds.projections == 128 + 96);
+  CHECK(bounds.features == 98);  // 64 + 6·√32
+  for (const DrawMethod method : {DrawMethod::iid, DrawMethod::official, DrawMethod::stratified,
+                                  DrawMethod::srht, DrawMethod::h01, DrawMethod::optimal}) {
+    for (const char* name : {"exp", "inv", "trigh"}) {
+      CAPTURE(draw_method_name(method));
+      CAPTURE(name);
+      const DotProductKernel kernel = dot_product_kernel(name);
+      s.method = method;
+      const FeaturePlan plan = feature_plan(kernel, s);
+      const DrawBounds most = draw_bounds(kernel, plan);
+      CHECK(most.features <= s.features);
+      int64_t largest = 0;
+      for (uint32_t step = 0; step < 200; ++step) {
+        const FeatureDraw draw = draw_features(kernel, s, plan, DrawKey{5, 0, 0, step});
+        REQUIRE(draw.projections() <= most.projections);
+        REQUIRE(draw.weight.numel() <= most.features);
+        largest = std::max(largest, draw.projections());
+      }
+      CHECK(largest > 0);
+      if (plan.tail_count == 0) CHECK(largest == most.projections);
+    }
+  }
+}
+
 }  // namespace macgrad::nn

@@ -21,9 +21,10 @@ struct FeatureMap {
   int64_t d = 0;
   int64_t M = 0;
   int64_t P = 0;
+  int64_t width = 0;  // of omega, at least P
   std::vector<int64_t> levels;
   std::vector<int64_t> first_row;  // of each level
-  const T* omega = nullptr;        // (d, P)
+  const T* omega = nullptr;        // (d, width)
   const T* weight = nullptr;       // (M)
   T linear = 0;
   T constant = 0;
@@ -60,7 +61,7 @@ void for_each_feature(const FeatureMap<T>& map, F&& f) {
 /// p (P, n) = (x Ω)ᵀ.
 template <class T>
 void project(const FeatureMap<T>& map, int64_t n, const T* x, int64_t ldx, T* p, int64_t ld) {
-  gemm(true, true, map.P, n, map.d, T(1), map.omega, map.P, x, ldx, T(0), p, ld);
+  gemm(true, true, map.P, n, map.d, T(1), map.omega, map.width, x, ldx, T(0), p, ld);
 }
 
 /// phi (M, n) from p (P, n); phi may be the first M rows of p when p is not needed again.

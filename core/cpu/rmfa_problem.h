@@ -131,6 +131,7 @@ class Problem {
         map_(q.size(3), args.levels, args.linear, args.constant),
         omega_(map_.P > 0 ? omega.data<T>() : nullptr),
         omega_head_(omega.rank() == 3 ? omega.stride(0) : 0) {
+    if (omega_) map_.width = omega.size(-1);
     map_.weight = map_.M > 0 ? weight.data<T>() : nullptr;
   }
 

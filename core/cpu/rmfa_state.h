@@ -184,7 +184,7 @@ void pull_inputs(const FeatureMap<T>& map, const Block<T>& block, const State<T>
                  const T* dp, T* dx, int64_t lddx, T* row) {
   const int64_t n = block.n, d = map.d;
   if (n == 0) return;
-  gemm(true, true, n, d, map.P, T(1), dp, block.ld, map.omega, map.P, T(0), dx, lddx);
+  gemm(true, true, n, d, map.P, T(1), dp, block.ld, map.omega, map.width, T(0), dx, lddx);
   if (!map.has_linear()) return;
   gemm(false, true, n, d, state.dv, map.linear, block.v, block.ldv, state.kv + map.M * state.dv,
        state.dv, T(1), dx, lddx);

@@ -52,9 +52,10 @@ void RecordedSteps::refuse(Entry& entry, const std::string& reason) {
     refusals_.push_back(reason);
 }
 
-void RecordedSteps::record(Entry& entry, const BatchTensors& batch) {
+void RecordedSteps::record(Entry& entry, const BatchTensors& batch,
+                           const std::vector<int64_t>& draws) {
   entry.batch = batch;
-  entry.draws = nn::recorded_draws(model_);
+  entry.draws = draws;
   // Gradients of the last update make room for those of the recorded one.
   optimizer_.zero_grad();
   Variable loss;
@@ -73,22 +74,32 @@ void RecordedSteps::record(Entry& entry, const BatchTensors& batch) {
 }
 
 std::optional<RecordedSteps::Outcome> RecordedSteps::run(const BatchTensors& batch, int64_t update,
-                                                         double lr) {
+                                                         int64_t epoch, double lr) {
   if (kernel_observer() != nullptr) return std::nullopt;
   Entry& entry = entries_[{batch.source.size(0), batch.source.size(1), batch.input.size(1)}];
   if (entry.refused || ++entry.seen <= kEagerRuns) return std::nullopt;
+  const auto draws = nn::recorded_draws(model_);
+  if (!draws) {
+    ++large_draws_;
+    return std::nullopt;
+  }
+  if (entry.graph && entry.draws != *draws) {
+    // The place moved: steps of other sizes from here on, which the allocator has to see first.
+    entry = Entry{};
+    entry.seen = 1;
+    return std::nullopt;
+  }
   if (!entry.graph) {
     try {
-      record(entry, batch);
+      record(entry, batch, *draws);
     } catch (const Error& error) {
       optimizer_.zero_grad();
       refuse(entry, error.what());
       // What was drawn while recording is drawn again by the eager step.
-      model_.begin_step(static_cast<uint32_t>(update), 0);
+      model_.begin_step(static_cast<uint32_t>(update), epoch);
       return std::nullopt;
     }
   } else {
-    if (nn::recorded_draws(model_) != entry.draws) return std::nullopt;
     for (Tensor BatchTensors::*member : members()) (entry.batch.*member).copy_from(batch.*member);
   }
   ReplayValues values;

@@ -24,13 +24,15 @@ class RecordedSteps {
     RmfaStatistics rmfa;
   };
   /// The whole update, replayed; nothing when this batch has to be run eagerly: the shape is new,
-  /// the feature draws have another layout than the recorded ones (iid draws nearly always have),
-  /// a tool watches the kernels, or the step cannot be recorded. The model's begin_step has been
-  /// called for `update`.
-  std::optional<Outcome> run(const BatchTensors& batch, int64_t update, double lr);
+  /// a feature draw is larger than its place in memory or that place has moved, a tool watches the
+  /// kernels, or the step cannot be recorded. The model's begin_step has been called for `update`
+  /// and `epoch`.
+  std::optional<Outcome> run(const BatchTensors& batch, int64_t update, int64_t epoch, double lr);
 
   /// Why shapes could not be recorded, once a reason; empty when all could.
   const std::vector<std::string>& refusals() const { return refusals_; }
+  /// Updates that would have been replayed but for a draw larger than its place in memory.
+  int64_t large_draws() const { return large_draws_; }
 
  private:
   struct Entry {
@@ -39,10 +41,10 @@ class RecordedSteps {
     BatchTensors batch;  // what the recorded step reads
     Tensor loss;
     Tensors statistics;
-    std::vector<double> draws;
+    std::vector<int64_t> draws;
     std::unique_ptr<StepGraph> graph;
   };
-  void record(Entry& entry, const BatchTensors& batch);
+  void record(Entry& entry, const BatchTensors& batch, const std::vector<int64_t>& draws);
   void refuse(Entry& entry, const std::string& reason);
 
   nn::Transformer& model_;
@@ -50,6 +52,7 @@ class RecordedSteps {
   const Multi30kSettings& settings_;
   std::map<std::vector<int64_t>, Entry> entries_;  // by rows, source width, target width
   std::vector<std::string> refusals_;
+  int64_t large_draws_ = 0;
 };
 
 /// Rows and widths of a batch rounded up to `multiple`; what is added is padding.

@@ -73,6 +73,8 @@ StepReport step_report(const UpdateReport& r, bool rmfa) {
   if (r.replays > 0)
     report.fields.emplace_back("replayed",
                                static_cast<double>(r.replays) / static_cast<double>(r.update));
+  if (r.large_draws > 0)
+    report.fields.emplace_back("large draws", static_cast<double>(r.large_draws));
   if (rmfa) {
     report.fields.emplace_back("floored", static_cast<double>(r.rmfa.floored));
     report.fields.emplace_back("ratio", r.rmfa.smallest_ratio);

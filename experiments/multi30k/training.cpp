@@ -75,7 +75,7 @@ void Trainer::update(const std::vector<Batch>& batches, size_t first, size_t las
   r.lr = schedule_(r.update);
   if (recorded_) {
     const BatchTensors b = tensors(batches[first]);
-    if (const auto replayed = recorded_->run(b, r.update, r.lr)) {
+    if (const auto replayed = recorded_->run(b, r.update, epoch, r.lr)) {
       r.tokens = b.tokens;
       r.loss = replayed->loss / static_cast<double>(std::max<int64_t>(b.tokens, 1));
       r.norm = replayed->norm;
@@ -119,6 +119,7 @@ EpochSummary Trainer::train_epoch(int64_t epoch,
     update(batches, first, std::min(first + group, batches.size()), epoch, r);
     r.skipped = !std::isfinite(r.norm);
     r.replays = replays_;
+    r.large_draws = recorded_ ? recorded_->large_draws() : 0;
     skipped_in_a_row_ = r.skipped ? skipped_in_a_row_ + 1 : 0;
     if (skipped_in_a_row_ == kMostSkipped)
       throw NotFinite(

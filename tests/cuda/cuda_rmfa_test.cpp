@@ -4,10 +4,15 @@
 // cores and bfloat16 against float64. Also the cut of features and sequences by itself.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
+#include "autograd/attention.h"
+#include "autograd/fused.h"
 #include "core/kernels.h"
+#include "core/step_graph.h"
 #include "cuda/math_mode.h"
 #include "cuda/rmfa_plan.h"
 #include "tests/cuda/device.h"
@@ -121,7 +126,7 @@ Results run(const Operands& x, const RmfaArgs& args, bool backward) {
   };
   Results r;
   r.out = heads(x.q, x.v.size(3));
-  r.den = Tensor::empty({x.q.size(0), x.q.size(1), x.q.size(2)}, dtype, device);
+  r.den = Tensor::empty({x.q.size(0), x.q.size(1), x.q.size(2)}, compute_dtype(dtype), device);
   r.stats = Tensor::empty({2}, DType::float64, device);
   kernels::rmfa_forward(x.q, x.k, x.v, x.key_valid, x.query_valid, x.omega, x.weight, args, r.out,
                         r.den, r.stats, Scratch{});
@@ -183,7 +188,15 @@ void check_case(const Case& c, double tolerance, DType dtype = DType::float32,
   CHECK(agree(&Results::dv));
 }
 
+int64_t projections_of(const std::vector<int64_t>& levels) {
+  return std::accumulate(levels.begin(), levels.end(), int64_t{0});
+}
+int64_t features_of(const std::vector<int64_t>& levels) {
+  return levels.empty() ? 0 : levels[0];
+}
+
 TEST_CASE("rmfa plan: chunks hold every feature once and no more projections than fit") {
+  using namespace cuda::rmfa;
   const std::vector<std::vector<int64_t>> draws = {{},
                                                    {1},
                                                    {64},
@@ -192,35 +205,86 @@ TEST_CASE("rmfa plan: chunks hold every feature once and no more projections tha
                                                    kGeometric,
                                                    std::vector<int64_t>(64, 3),
                                                    std::vector<int64_t>(5, 300),
-                                                   {1000, 400, 200, 100, 50, 20, 3}};
+                                                   {1000, 400, 200, 100, 50, 20, 3},
+                                                   {40000, 1}};
   for (const auto& levels : draws) {
     for (const bool causal : {false, true}) {
       RmfaArgs args = draw_of(levels, 0.5);
       args.causal = causal;
-      CHECK(cuda::rmfa::refusal(args, 64, 64) == "");
-      const auto map = cuda::rmfa::make_map(args, 100, 64);
+      CHECK(refusal(args, 64, 64) == "");
+      const int most = most_columns(causal);
+      const int64_t P = projections_of(levels), M = features_of(levels);
+      const Draw draw = make_draw(args);
+      int begin, end;
+      const int random = M == 0 ? 0 : cut_features(draw, most, -1, begin, end);
+      CHECK(make_map(args, 100, 64, P, M).chunks == random + 2);  // of 100 dimensions
+      CHECK(random <= most_chunks(M, P, most));
+      args.layout = Tensor::zeros({kRmfaLayout}, DType::float64);
+      CHECK(make_map(args, 100, 64, P, M).chunks >= random + 2);
       int at = 0;
-      for (int c = 0; c < map.random_chunks; ++c) {
-        CHECK(map.chunk_first[c] == at);
-        const int next = map.chunk_first[c + 1];
-        CHECK(next > at);
-        CHECK(next - at <= cuda::rmfa::kTile);
-        int columns = 0;
-        for (int l = 0; l < map.levels; ++l) columns += map.count(l, at, next);
-        CHECK(columns <= cuda::rmfa::most_columns(causal));
-        at = next;
+      for (int c = 0; c < random + 2; ++c) {
+        Chunk chunk;
+        CHECK(fill_chunk(draw, 100, most, c, chunk, 0, 1) == random + 2);
+        if (c >= random) {
+          CHECK(chunk.linear);
+          CHECK(chunk.first == (c - random) * kTile);
+          CHECK(chunk.count == (c == random ? 64 : 36));
+          CHECK(chunk.columns == 0);
+          continue;
+        }
+        CHECK_FALSE(chunk.linear);
+        CHECK(chunk.first == at);
+        CHECK(chunk.count > 0);
+        CHECK(chunk.count <= kTile);
+        CHECK(chunk.columns <= most);
+        at += chunk.count;
+        // Full, or the last.
+        const int next = at < M ? static_cast<int>(std::count_if(levels.begin(), levels.end(),
+                                                                 [&](int64_t n) { return n > at; }))
+                                : 0;
+        CHECK((at == M || chunk.count == kTile || chunk.columns + next > most));
+        for (int m = 0; m < chunk.count; ++m) {
+          int degree = 0;
+          int64_t first = 0;
+          for (int64_t n : levels) {
+            if (n <= chunk.first + m) break;
+            REQUIRE(chunk.column[chunk.offset[degree] + m] == first + chunk.first + m);
+            first += n;
+            ++degree;
+          }
+          REQUIRE(chunk.degree[m] == degree);
+        }
       }
-      CHECK(at == (levels.empty() ? 0 : levels[0]));
-      CHECK(map.chunks == map.random_chunks + 2);  // of the linear block's 100 dimensions
+      CHECK(at == M);
     }
   }
-  CHECK(cuda::rmfa::refusal(draw_of(std::vector<int64_t>(65, 1)), 4, 4) != "");
-  CHECK(cuda::rmfa::refusal(draw_of({40000}), 4, 4) != "");
-  CHECK(cuda::rmfa::refusal(draw_of({4}), 129, 4) != "");
+  CHECK(refusal(draw_of(std::vector<int64_t>(65, 1)), 4, 4) != "");
+  CHECK(refusal(draw_of({4}), 129, 4) != "");
+}
+
+TEST_CASE("rmfa plan: no draw within its bounds has more chunks than the bounds say") {
+  using namespace cuda::rmfa;
+  DrawReader random(DrawKey{3, 1, 0, 0});
+  for (int i = 0; i < 2000; ++i) {
+    // Degrees of all sizes, most of them small or most of them large.
+    const auto features = 1 + static_cast<int64_t>(random.below(300));
+    const uint64_t spread = 1 + random.below(kMaxLevels);
+    std::vector<int64_t> levels(kMaxLevels, 0);
+    for (int64_t m = 0; m < features; ++m) {
+      const auto degree = 1 + random.below(spread);
+      for (uint64_t l = 0; l < degree; ++l) ++levels[l];
+    }
+    for (const bool causal : {false, true}) {
+      int begin, end;
+      const int chunks =
+          cut_features(make_draw(draw_of(levels)), most_columns(causal), -1, begin, end);
+      REQUIRE(chunks <= most_chunks(features, projections_of(levels), most_columns(causal)));
+    }
+  }
 }
 
 TEST_CASE("rmfa plan: ranges cover every token once, whatever the card's size") {
-  const auto map = cuda::rmfa::make_map(draw_of({8, 4}), 8, 8);
+  const auto map = cuda::rmfa::make_map(draw_of({8, 4}), 8, 8, 12, 8);
   for (const int64_t heads : {1, 3, 1000}) {
     for (const int64_t Tn : {0, 1, 64, 65, 1000}) {
       for (const int64_t S : {0, 1, 63, 1000, 5000}) {
@@ -378,6 +442,110 @@ TEST_CASE("cuda rmfa: bfloat16, and float32 on tensor cores, to their rounding")
     check_case(c, 2e-2);
     cuda::set_math_mode(cuda::MathMode::exact);
   }
+}
+
+// A draw in memory for larger ones: NaN beyond, and the layout beside it.
+struct Place {
+  Tensor omega, weight, layout;
+
+  Place(const Case& c, int64_t width, int64_t features, DType dtype)
+      : omega(Tensor::empty(c.per_head ? Shape{c.H, c.d, width} : Shape{c.d, width}, dtype, kGpu)),
+        weight(Tensor::empty({features}, dtype, kGpu)),
+        layout(Tensor::empty({kRmfaLayout}, DType::float64, kGpu)) {}
+
+  void put(const Operands& x, const RmfaArgs& args) const {
+    const double nothing = std::numeric_limits<double>::quiet_NaN();
+    omega.fill(nothing);
+    weight.fill(nothing);
+    omega.slice(omega.rank() - 1, 0, x.omega.size(-1)).copy_from(x.omega);
+    weight.slice(0, 0, x.weight.size(0)).copy_from(x.weight);
+    std::vector<double> values{args.constant, args.linear, 1.0};
+    values.insert(values.end(), args.levels.begin(), args.levels.end());
+    values.resize(kRmfaLayout, 0.0);
+    layout.copy_from(Tensor::from_vector(values));
+  }
+};
+
+TEST_CASE("cuda rmfa: a recorded call follows the draw, whatever its layout") {
+  const std::vector<std::vector<int64_t>> draws = {
+      {33, 20, 9, 2, 1}, {70, 60, 60, 60, 10}, {}, {1}, std::vector<int64_t>(40, 6), {70, 1}};
+  constexpr int64_t width = 260, features = 70;  // the second draw's: nothing to spare
+  uint32_t i = 0;
+  for (const DType dtype : {DType::float32, DType::bfloat16}) {
+    for (const bool causal : {false, true}) {
+      for (const double linear : {0.0, 0.5}) {
+        Case c;
+        c.B = 1 + i % 2, c.H = 2, c.T = 66, c.S = 70, c.d = 6, c.dv = 5;
+        c.key_mask = i % 3 == 0, c.per_head = ++i % 2 == 0;
+        c.args.floor = 1e-3;
+        const Place place(c, width, features, dtype);
+        const auto draw = [&](const std::vector<int64_t>& levels, double shift) {
+          Case one = c;
+          one.args = draw_of(levels, linear > 0 ? linear + shift : 0.0, 1e-3);
+          one.args.constant += shift;
+          one.args.causal = causal;
+          return one;
+        };
+        const Case first = draw(draws[0], 0.0);
+        Operands x = on_device(make_operands(first), dtype);
+        place.put(x, first.args);
+        x.omega = place.omega, x.weight = place.weight;
+        RmfaArgs args = first.args;
+        args.layout = place.layout;
+        run(x, args, true);
+        Results replayed;
+        const StepGraph graph(kGpu, [&] { replayed = run(x, args, true); });
+        double shift = 0.0;
+        for (const auto& levels : draws) {
+          CAPTURE(levels.size());
+          CAPTURE(causal);
+          CAPTURE(linear);
+          const Case now = draw(levels, shift += 0.125);
+          const Operands exact = make_operands(now);
+          place.put(on_device(exact, dtype), now.args);
+          graph.replay({});
+          args = now.args;
+          args.layout = place.layout;
+          const Results eager = run(x, args, true);
+          // The cut of an exact draw may differ, and with it the order of the sums.
+          const Results wanted =
+              run(converted(converted(exact, dtype), DType::float64), now.args, true);
+          for (Tensor Results::*member : {&Results::out, &Results::den, &Results::stats,
+                                          &Results::dq, &Results::dk, &Results::dv}) {
+            CHECK(same_bits(replayed.*member, eager.*member));
+            if (member == &Results::stats) continue;
+            CHECK(difference((eager.*member).to(kCpu), wanted.*member) <=
+                  (dtype == DType::float32 ? 1e-4 : 0.2));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("rmfa: the composite cannot be recorded for draws to come, and says so") {
+  Case c;
+  c.d = 4;
+  c.args = draw_of({4, 1});
+  const Operands x = on_device(make_operands(c), DType::float32);
+  RmfaArgs args = c.args;
+  const Unfused composites;
+  const auto call = [&] {
+    return rmfa(Variable(x.q), Variable(x.k), Variable(x.v), {}, x.omega, x.weight, args).value();
+  };
+  const Tensor alone = call();
+  args.layout = Tensor::zeros({kRmfaLayout}, DType::float64, kGpu);
+  CHECK(same_bits(call(), alone));
+  CHECK_FALSE(StepGraph::recording());
+  CHECK_THROWS_WITH_AS(StepGraph(kGpu,
+                                 [&] {
+                                   CHECK(StepGraph::recording());
+                                   call();
+                                 }),
+                       doctest::Contains("[rmfa] the composite"), Error);
+  CHECK_FALSE(StepGraph::recording());
+  args.layout = Tensor();
+  const StepGraph fixed(kGpu, [&] { call(); });
 }
 
 TEST_CASE("cuda rmfa: what the kernel refuses goes to the composite") {

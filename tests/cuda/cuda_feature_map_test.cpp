@@ -1,0 +1,122 @@
+// Feature draws on a device that records steps: training draws keep one place in memory, and what
+// is larger lies by itself.
+#include <doctest/doctest.h>
+
+#include "core/kernels.h"
+#include "nn/feature_map.h"
+#include "tests/cuda/device.h"
+#include "tests/op_cases.h"
+
+namespace macgrad::testing {
+namespace {
+
+using namespace nn;
+
+struct Map {
+  explicit Map(const FeatureSettings& settings, const std::string& redraw = "step")
+      : random(3),
+        features(nullptr, "features", dot_product_kernel("exp"), settings,
+                 RedrawPolicy::parse(redraw), 1, random) {}
+  ModelRandom random;
+  RandomMaclaurinFeatures features;
+};
+
+FeatureSettings settings_of(DrawMethod method, int64_t features, int64_t heads = 1) {
+  FeatureSettings s;
+  s.method = method;
+  s.features = features;
+  s.head_dim = 8;
+  s.heads = heads;
+  return s;
+}
+
+// The draw on the GPU is the one on the CPU, widened.
+void check_draw(const FeatureDraw& gpu, const FeatureDraw& cpu) {
+  const int64_t P = cpu.projections(), M = cpu.weight.numel();
+  CHECK(gpu.levels == cpu.levels);
+  CHECK(difference(gpu.omega.to(kCpu).slice(gpu.omega.rank() - 1, 0, P), cpu.omega) == 0);
+  CHECK(difference(gpu.weight.to(kCpu).slice(0, 0, M), cpu.weight) == 0);
+  if (!gpu.layout.defined()) return;
+  auto layout = gpu.layout.to_vector<double>();
+  CHECK(layout.size() == static_cast<size_t>(kRmfaLayout));
+  CHECK(layout[0] == cpu.constant);
+  CHECK(layout[1] == cpu.linear);
+  CHECK(layout[kRmfaLayoutScale] == cpu.settings.logit_scale);
+  for (size_t l = 0; l < kRmfaLayoutLevels; ++l)
+    CHECK(layout[kRmfaLayoutHeader + l] ==
+          (l < cpu.levels.size() ? static_cast<double>(cpu.levels[l]) : 0.0));
+}
+
+TEST_CASE("cuda feature map: draws of any layout keep their place in memory") {
+  for (const auto& [method, heads] :
+       {std::pair{DrawMethod::iid, 1}, {DrawMethod::optimal, 2}, {DrawMethod::h01, 1}}) {
+    Map gpu(settings_of(method, 48, heads)), cpu(settings_of(method, 48, heads));
+    CHECK_FALSE(gpu.features.recorded_part().has_value());
+    const FeatureDraw first = gpu.features.current(DType::float32, kGpu);
+    const auto part = gpu.features.recorded_part();
+    REQUIRE(part.has_value());
+    const DrawBounds bounds = draw_bounds(gpu.features.kernel(), first.plan);
+    CHECK(first.omega.size(-1) == bounds.projections);
+    CHECK(first.weight.size(0) == bounds.features);
+    for (uint32_t step = 1; step < 20; ++step) {
+      gpu.features.begin_step(step, 0);
+      cpu.features.begin_step(step, 0);
+      const FeatureDraw& draw = gpu.features.current(DType::float32, kGpu);
+      CHECK(draw.omega.raw() == first.omega.raw());
+      CHECK(draw.weight.raw() == first.weight.raw());
+      CHECK(draw.layout.raw() == first.layout.raw());
+      CHECK(gpu.features.recorded_part() == part);
+      check_draw(draw, cpu.features.current());
+    }
+    // Another device and back, and a state that is loaded: the same place.
+    check_draw(gpu.features.current(DType::float32, kCpu), cpu.features.current());
+    CHECK_FALSE(gpu.features.recorded_part().has_value());
+    CHECK(gpu.features.current(DType::float32, kGpu).omega.raw() == first.omega.raw());
+    gpu.features.load_state_dict(cpu.features.state_dict());
+    CHECK(gpu.features.recorded_part() == part);
+    check_draw(gpu.features.current(DType::float32, kGpu), cpu.features.current());
+    // Evaluation has draws of its own, of their own size.
+    gpu.features.eval();
+    CHECK_FALSE(gpu.features.current(DType::float32, kGpu).layout.defined());
+    CHECK(gpu.features.recorded_part() == part);
+    gpu.features.train();
+    // Another type is another place.
+    gpu.features.current(DType::bfloat16, kGpu);
+    CHECK(gpu.features.recorded_part() != part);
+  }
+}
+
+TEST_CASE("cuda feature map: a draw above the bounds lies by itself, the next is back") {
+  // Few features: 6 standard deviations are soon passed.
+  const FeatureSettings settings = settings_of(DrawMethod::iid, 1);
+  Map gpu(settings), cpu(settings);
+  const FeaturePlan plan = gpu.features.training_draw().plan;
+  const DrawBounds bounds = draw_bounds(gpu.features.kernel(), plan);
+  const DrawKey key = gpu.features.training_draw().key;
+  const auto projections = [&](uint32_t step) {
+    DrawKey one = key;
+    one.step = step;
+    return draw_features(gpu.features.kernel(), settings, plan, one).projections();
+  };
+  uint32_t large = 1;
+  while (projections(large) <= bounds.projections) REQUIRE(++large < 100000);
+  gpu.features.current(DType::float32, kGpu);
+  gpu.features.begin_step(large - 1, 0);
+  const auto part = gpu.features.recorded_part();
+  REQUIRE(part.has_value());
+  gpu.features.begin_step(large, 0);
+  cpu.features.begin_step(large, 0);
+  CHECK_FALSE(gpu.features.recorded_part().has_value());
+  const FeatureDraw& draw = gpu.features.current(DType::float32, kGpu);
+  CHECK_FALSE(draw.layout.defined());
+  CHECK(draw.omega.size(-1) == projections(large));
+  check_draw(draw, cpu.features.current());
+  gpu.features.begin_step(large + 1, 0);
+  cpu.features.begin_step(large + 1, 0);
+  REQUIRE(projections(large + 1) <= bounds.projections);
+  CHECK(gpu.features.recorded_part() == part);
+  check_draw(gpu.features.current(DType::float32, kGpu), cpu.features.current());
+}
+
+}  // namespace
+}  // namespace macgrad::testing
