@@ -16,6 +16,7 @@
 #include "experiments/multi30k/evaluation.h"
 #include "experiments/multi30k/run.h"
 #include "experiments/multi30k/training.h"
+#include "tests/composites_allowed.h"
 #include "tests/temporary_folder.h"
 
 namespace macgrad::experiments {
@@ -319,6 +320,7 @@ TEST_CASE("multi30k: a checkpoint holds model, draws and optimizer") {
 
 TEST_CASE("multi30k: --precision bf16 follows the losses of float32, and its checkpoint is exact") {
   const OneThread one_thread;
+  const testing::CompositesAllowed attention_in_bfloat16;
   const Folder folder;
   for (const std::string attention : {"softmax", "rmfa"}) {
     CAPTURE(attention);

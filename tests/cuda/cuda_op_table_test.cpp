@@ -7,6 +7,7 @@
 #include <set>
 
 #include "core/allocator.h"
+#include "tests/composites_allowed.h"
 #include "tests/cuda/device.h"
 #include "tests/op_cases.h"
 #include "tests/op_table_checks.h"
@@ -24,29 +25,14 @@ Tensors moved(const Tensors& list, Device device) {
   return result;
 }
 
-// Fused kernels in float64 are the CPU's alone; on a GPU those ops run their composites.
-class CompositesAllowed {
- public:
-  explicit CompositesAllowed(DType dtype) : changed_(dtype == DType::float64) {
-    if (changed_) setenv("MACGRAD_FUSED", "", 1);
-  }
-  ~CompositesAllowed() {
-    if (changed_) setenv("MACGRAD_FUSED", "strict", 1);
-  }
-  CompositesAllowed(const CompositesAllowed&) = delete;
-  CompositesAllowed& operator=(const CompositesAllowed&) = delete;
-
- private:
-  bool changed_;
-};
-
 TEST_CASE("cuda op table: every dtype agrees with float64 on the CPU, values and derivatives") {
   const Threads one(1);
   for (const OpCase& row : op_cases()) {
     for (const DType dtype : {DType::float64, DType::float32, DType::bfloat16}) {
       if (dtype == DType::bfloat16 && !row.bfloat16) continue;
       guarded(row, [&] {
-        const CompositesAllowed allowed(dtype);
+        // Fused kernels in float64 are the CPU's alone; on a GPU those ops run their composites.
+        const CompositesAllowed allowed(dtype == DType::float64);
         const Tensors inputs = make_inputs(row.inputs, dtype);
         const int order = dtype == DType::bfloat16 ? std::min(1, order_of(row)) : order_of(row);
         const Worst worst = compare(evaluate(row, moved(inputs, kGpu), order),

@@ -8,6 +8,7 @@
 #include "experiments/multi30k/evaluation.h"
 #include "experiments/multi30k/training.h"
 #include "experiments/nmse/measure.h"
+#include "tests/composites_allowed.h"
 #include "tests/cuda/device.h"
 #include "tests/op_cases.h"
 
@@ -130,7 +131,10 @@ TEST_CASE("cuda training: --precision bf16 follows the CPU, and replayed updates
     s.max_updates = attention == "softmax" ? 12 : 9;
     s.shape_multiple = 8;
     s.draws = "optimal";
-    const Run cpu = train(s);
+    const Run cpu = [&] {
+      const CompositesAllowed attention_in_bfloat16;
+      return train(s);
+    }();
     s.common.device = "cuda";
     const Run replayed = train(s);
     s.graph = "off";
