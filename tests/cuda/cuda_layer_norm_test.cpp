@@ -47,10 +47,10 @@ Tensors run(const Operands& o, double eps = 1e-5) {
 void check_against_float64(const Operands& o) {
   const Tensors expected = run({wide(o.x), wide(o.weight), wide(o.bias), wide(o.grad)});
   const Tensors got = run(on_gpu(o)), on_cpu = run(o);
-  // Gradients of weight and bias are sums over rows.
-  const double tolerance = rounding_tolerance(o.x.dtype(), std::max(o.x.size(0), o.x.size(1)));
   for (size_t i = 0; i < got.size(); ++i) {
     CAPTURE(i);
+    // Gradients of weight and bias are sums over rows.
+    const double tolerance = rounding_tolerance(got[i].dtype(), std::max(o.x.size(0), o.x.size(1)));
     CHECK(difference(got[i].to(kCpu), expected[i]) <= tolerance);
     CHECK(difference(on_cpu[i], expected[i]) <= tolerance);
   }

@@ -43,8 +43,11 @@ Tensors run(const PreSbn& c, Device device, bool in_float64 = false) {
   if (c.statistics != SbnStatistics::row) {
     mean = Tensor::full({x.size(1), x.size(3)}, 0.3, c.moments, device);
     var = Tensor::full({x.size(1), x.size(3)}, 1.7, c.moments, device);
-    // Copies: the given moments are those that c.moments holds.
-    if (in_float64) mean = wide(mean), var = wide(var);
+    // bfloat16 moments stay, because the backward kernel reads them rounded.
+    if (in_float64 && c.moments != DType::bfloat16) {
+      mean = wide(mean);
+      var = wide(var);
+    }
   }
   // Results as (B, T, H, d), the layout of the layers, with something around them.
   const auto result = [&] {
