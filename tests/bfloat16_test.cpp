@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "autograd/fused.h"
 #include "core/safetensors.h"
 #include "nn/accumulation.h"
 #include "nn/optimizer.h"
