@@ -128,8 +128,9 @@ Variable row_losses(const Variable& logits, const Tensor& target, double smoothi
   op.attributes = {{"smoothing", fmt::format("{}", smoothing)}};
   op.forward = [=](const Tensors& in) {
     const Tensor x = in[0].contiguous();
-    Tensor loss = Tensor::empty({x.size(0)}, x.dtype(), x.device());
-    Tensor lse = Tensor::empty({x.size(0)}, x.dtype(), x.device());
+    const DType dtype = compute_dtype(x.dtype());
+    Tensor loss = Tensor::empty({x.size(0)}, dtype, x.device());
+    Tensor lse = Tensor::empty({x.size(0)}, dtype, x.device());
     kernels::cross_entropy_forward(x, target, smoothing, ignore, loss, lse);
     return FusedOp::Forward{{loss}, {lse}};
   };
@@ -147,7 +148,7 @@ Variable row_losses(const Variable& logits, const Tensor& target, double smoothi
     Tensor places = Tensor::empty(target.shape(), DType::int64, target.device());
     kernels::where(ignored, Tensor::zeros({}, DType::int64, target.device()).expand(target.shape()),
                    target, places);
-    const Variable logp = log_softmax(in[0], 1);
+    const Variable logp = log_softmax(cast(in[0], compute_dtype(in[0].dtype())), 1);
     const Variable picked = squeeze(gather(logp, 1, places.unsqueeze(1)), 1);
     const Variable loss = -(1.0 - smoothing) * picked - smoothing * mean(logp, {1});
     return Variables{masked_fill(loss, ignored, 0.0)};

@@ -178,7 +178,8 @@ Variable log_softmax(const Variable& x, int dim);
 Variable layer_norm(const Variable& x, const Variable& weight, const Variable& bias, double eps);
 enum class Reduction { mean, sum, none };
 /// logits (R, V), target (R) int64. Target distribution (1-s) on the target + s/V everywhere; rows
-/// with target == ignore_index count nothing. Mean is over the rows that count; none -> (R).
+/// with target == ignore_index count nothing. Mean is over the rows that count; none -> (R). The
+/// loss is of compute_dtype: float32 for bfloat16 logits.
 inline constexpr int64_t kNoIgnore = std::numeric_limits<int64_t>::min();
 Variable cross_entropy(const Variable& logits, const Tensor& target, double smoothing = 0.0,
                        int64_t ignore_index = kNoIgnore, Reduction reduction = Reduction::mean);

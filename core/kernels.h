@@ -101,7 +101,8 @@ inline constinit Kernel<void(In, In, Out, double, double)> matmul{"matmul", {cpu
 
 /// x (A, R, N), index (A, K, N) int64 in [0, R) -> y (A, K, N): y[a,k,n] = x[a, index[a,k,n], n].
 inline constinit Kernel<void(In, In, Out)> gather{"gather", {cpu::gather}};
-/// index, source (A, K, N), y (A, R, N): y[a, index[a,k,n], n] += source[a,k,n], in order of k.
+/// index, source (A, K, N), y (A, R, N): y[a, index[a,k,n], n] += source[a,k,n], in order of k. A
+/// bfloat16 y is summed in float32 and rounded once, here and in index_add.
 inline constinit Kernel<void(In, In, InOut)> scatter_add{"scatter_add", {cpu::scatter_add}};
 /// x (A, R, N), index (K) int64 in [0, R) -> y (A, K, N).
 inline constinit Kernel<void(In, In, Out)> index_select{"index_select", {cpu::index_select}};
@@ -126,7 +127,8 @@ inline constinit Kernel<void(In, Out)> log_softmax_forward{"log_softmax_forward"
 inline constinit Kernel<void(In, In, Out)> log_softmax_backward{"log_softmax_backward",
                                                                 {cpu::log_softmax_backward}};
 /// logits (R, V), target (R) int64 -> loss (R), lse (R). With smoothing s the target distribution
-/// is (1-s) on the target plus s/V everywhere; rows whose target is `ignore` have loss 0.
+/// is (1-s) on the target plus s/V everywhere; rows whose target is `ignore` have loss 0. loss, lse
+/// and grad are of compute_dtype: a bfloat16 lse would put a few per cent on every probability.
 inline constinit Kernel<void(In, In, double, int64_t, Out, Out)> cross_entropy_forward{
     "cross_entropy_forward", {cpu::cross_entropy_forward}};
 /// grad (R) -> dlogits (R, V).
@@ -182,9 +184,12 @@ inline constinit Kernel<void(In, In, In, In, In, In, In, In, In, In, const RmfaA
                              Scratch)>
     rmfa_backward{"rmfa_backward", {cpu::rmfa_backward, nullptr, cpu::rmfa_backward_scratch}};
 
-/// Every tensor contiguous; one entry of each list a parameter. Moments have the parameter's dtype.
-inline constinit Kernel<void(InOutList, InList, InOutList, InOutList, const AdamArgs&)> adam{
-    "adam", {cpu::adam}};
+/// Parameters, masters, gradients, first and second moments: every tensor contiguous, one entry of
+/// each list a parameter. Without masters (an empty list) moments have the parameter's dtype. With
+/// them parameters are bfloat16, masters and moments float32: the master is updated, and the
+/// parameter becomes the master rounded.
+inline constinit Kernel<void(InOutList, InOutList, InList, InOutList, InOutList, const AdamArgs&)>
+    adam{"adam", {cpu::adam}};
 /// total (1) float64: sum of squares of all elements of all tensors.
 inline constinit Kernel<void(InList, Out)> sum_of_squares{"sum_of_squares", {cpu::sum_of_squares}};
 

@@ -58,16 +58,14 @@ __global__ void select_rows(const Unit* x, const int64_t* index, Unit* y, int64_
 }
 
 template <class T>
-__global__ void scatter_columns(const int64_t* index, const T* source, T* y, int64_t outer,
-                                int64_t k, int64_t n, Bounds bounds) {
-  using C = compute_t<T>;
+__global__ void scatter_columns(const int64_t* index, const T* source, compute_t<T>* y,
+                                int64_t outer, int64_t k, int64_t n, Bounds bounds) {
   for (int64_t i = thread_index(); i < outer * n; i += thread_count()) {
     const int64_t a = i / n, c = i % n;
     for (int64_t j = 0; j < k; ++j) {
       const int64_t from = (a * k + j) * n + c, row = index[from];
       if (!bounds.hold(row, from)) continue;
-      T& to = y[(a * bounds.extent + row) * n + c];
-      to = static_cast<T>(static_cast<C>(to) + static_cast<C>(source[from]));
+      y[(a * bounds.extent + row) * n + c] += load(source + from);
     }
   }
 }
@@ -267,8 +265,11 @@ void scatter_add(In index, In source, InOut y) {
   dispatch_floating(y->dtype(), "scatter_add", [&]<class T>() {
     if (index->numel() == 0) return;
     if (!sorts) {
+      using C = compute_t<T>;
+      const Tensor sums = y->to(dtype_of<C>());
       launch(scatter_columns<T>, {blocks_strided(outer * n, kThreads), kThreads}, at,
-             source->data<T>(), y->data<T>(), outer, k, n, bounds);
+             source->data<T>(), sums.data<C>(), outer, k, n, bounds);
+      if constexpr (!std::is_same_v<T, C>) y->copy_from(sums);
       return;
     }
     const Tensor order = sorted_numbers(ElementOfPlace{at, k * n, n, y->numel(), bounds},

@@ -1,10 +1,13 @@
 // Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter 2019) and the sum of squares over all tensors
 // of a list in one launch a dtype (tensor_table.cuh; lists of more than some hundred tensors take
 // another launch). Sums go in float64 in a fixed order: over the threads of a block, then over the
-// blocks. Traffic of Adam: 4 reads and 3 writes an element, 16 bytes at a time.
+// blocks. Traffic of Adam: 4 reads and 3 writes an element, 16 bytes at a time; of a bfloat16
+// parameter with a float32 master 14 bytes read and as many written.
 #include <array>
+#include <type_traits>
 #include <vector>
 
+#include "core/adam_lists.h"
 #include "cuda/backend.h"
 #include "cuda/device_code.cuh"
 #include "cuda/launch.h"
@@ -25,7 +28,10 @@ constexpr int64_t adam_chunk = int64_t{kThreads} * kAdamPacks* kPacked<T>;
 template <class T>
 constexpr int64_t square_chunk = int64_t{kThreads} * kSquarePacks* kPacked<T>;
 
-enum AdamOperand { kParam, kGrad, kFirst, kSecond, kAdamOperands };
+// kParam is there where it is not the master itself.
+enum AdamOperand { kMaster, kGrad, kFirst, kSecond, kParam };
+template <class P, class W>
+constexpr int adam_operands = std::is_same_v<P, W> ? kParam : kParam + 1;
 
 // What every element needs, from AdamArgs and the step.
 template <class C>
@@ -61,44 +67,56 @@ __device__ AdamRates<C> adam_rates(const AdamArgs& args, const StepValues* live)
           skip};
 }
 
-template <class T>
-__device__ inline void adam_element(T& p, T g, T& m, T& v, const AdamRates<compute_t<T>>& a) {
-  using C = compute_t<T>;
-  const C old = static_cast<C>(p);
+// Returns the new master, in the type of the arithmetic.
+template <class P, class W>
+__device__ inline compute_t<W> adam_element(W& master, P g, W& m, W& v,
+                                            const AdamRates<compute_t<W>>& a) {
+  using C = compute_t<W>;
+  const C old = static_cast<C>(master);
   const C grad = static_cast<C>(g) * a.grad_scale + a.decay * old;
   const C first = a.keep1 * static_cast<C>(m) + a.take1 * grad;
   const C second = a.keep2 * static_cast<C>(v) + a.take2 * grad * grad;
-  m = static_cast<T>(first);
-  v = static_cast<T>(second);
-  p = static_cast<T>(old * a.shrink - a.rate * first / (math::sqrt(second) * a.root + a.eps));
+  m = static_cast<W>(first);
+  v = static_cast<W>(second);
+  const C next = old * a.shrink - a.rate * first / (math::sqrt(second) * a.root + a.eps);
+  master = static_cast<W>(next);
+  return next;
 }
 
-template <class T, int bytes>
-__global__ void adam_chunks(const MACGRAD_GRID_CONSTANT TensorTable<kAdamOperands, bytes> table,
-                            AdamArgs args, const StepValues* live) {
-  using C = compute_t<T>;
-  constexpr int lanes = kPacked<T>;
-  constexpr int64_t chunk = adam_chunk<T>;
-  using Pack = Packed<T, lanes>;
+// Masters and moments are stored as W, gradients and (rounded masters) parameters as P.
+template <class P, class W, int bytes>
+__global__ void adam_chunks(
+    const MACGRAD_GRID_CONSTANT TensorTable<adam_operands<P, W>, bytes> table, AdamArgs args,
+    const StepValues* live) {
+  using C = compute_t<W>;
+  constexpr bool rounds = !std::is_same_v<P, W>;
+  constexpr int lanes = kPacked<W>;
+  constexpr int64_t chunk = adam_chunk<W>;
+  using Pack = Packed<W, lanes>;
+  using NarrowPack = Packed<P, lanes>;
   auto* shared = shared_memory<AdamRates<C>>();
   const int entry = table.find(blockIdx.x);
   const int64_t begin = (blockIdx.x - table.first[entry]) * chunk;
   const int64_t n = std::min(chunk, table.size[entry] - begin);
-  T* const p = static_cast<T*>(table.at[kParam][entry]) + begin;
-  const T* const g = static_cast<const T*>(table.at[kGrad][entry]) + begin;
-  T* const m = static_cast<T*>(table.at[kFirst][entry]) + begin;
-  T* const v = static_cast<T*>(table.at[kSecond][entry]) + begin;
-  const bool packed = n == chunk && aligned_for(p, 16) && aligned_for(g, 16) &&
-                      aligned_for(m, 16) && aligned_for(v, 16);
+  W* const w = static_cast<W*>(table.at[kMaster][entry]) + begin;
+  const P* const g = static_cast<const P*>(table.at[kGrad][entry]) + begin;
+  W* const m = static_cast<W*>(table.at[kFirst][entry]) + begin;
+  W* const v = static_cast<W*>(table.at[kSecond][entry]) + begin;
+  P* p = nullptr;
+  if constexpr (rounds) p = static_cast<P*>(table.at[kParam][entry]) + begin;
+  const bool packed = n == chunk && aligned_for(w, sizeof(Pack)) &&
+                      aligned_for(g, sizeof(NarrowPack)) && aligned_for(m, sizeof(Pack)) &&
+                      aligned_for(v, sizeof(Pack)) && aligned_for(p, sizeof(NarrowPack));
   // Loads are on their way while one thread works out the rates.
-  Pack ps[kAdamPacks], gs[kAdamPacks], ms[kAdamPacks], vs[kAdamPacks];
+  Pack ws[kAdamPacks], ms[kAdamPacks], vs[kAdamPacks];
+  NarrowPack gs[kAdamPacks];
   const auto thread = static_cast<int>(threadIdx.x);
   if (packed) {
 #pragma unroll
     for (int i = 0; i < kAdamPacks; ++i) {
       const int at = thread + i * kThreads;
-      ps[i] = reinterpret_cast<const Pack*>(p)[at];
-      gs[i] = reinterpret_cast<const Pack*>(g)[at];
+      ws[i] = reinterpret_cast<const Pack*>(w)[at];
+      gs[i] = reinterpret_cast<const NarrowPack*>(g)[at];
       ms[i] = reinterpret_cast<const Pack*>(m)[at];
       vs[i] = reinterpret_cast<const Pack*>(v)[at];
     }
@@ -111,15 +129,21 @@ __global__ void adam_chunks(const MACGRAD_GRID_CONSTANT TensorTable<kAdamOperand
 #pragma unroll
     for (int i = 0; i < kAdamPacks; ++i) {
       const int at = thread + i * kThreads;
+      NarrowPack rounded;
 #pragma unroll
       for (int j = 0; j < lanes; ++j)
-        adam_element(ps[i].v[j], gs[i].v[j], ms[i].v[j], vs[i].v[j], rates);
-      reinterpret_cast<Pack*>(p)[at] = ps[i];
+        rounded.v[j] =
+            static_cast<P>(adam_element(ws[i].v[j], gs[i].v[j], ms[i].v[j], vs[i].v[j], rates));
+      reinterpret_cast<Pack*>(w)[at] = ws[i];
       reinterpret_cast<Pack*>(m)[at] = ms[i];
       reinterpret_cast<Pack*>(v)[at] = vs[i];
+      if constexpr (rounds) reinterpret_cast<NarrowPack*>(p)[at] = rounded;
     }
   } else {
-    for (int64_t i = thread; i < n; i += kThreads) adam_element(p[i], g[i], m[i], v[i], rates);
+    for (int64_t i = thread; i < n; i += kThreads) {
+      const C next = adam_element(w[i], g[i], m[i], v[i], rates);
+      if constexpr (rounds) p[i] = static_cast<P>(next);
+    }
   }
 }
 
@@ -199,24 +223,29 @@ struct Entry {
   int64_t size;
 };
 
-template <class T>
-void adam_of(InOutList params, InList grads, InOutList first, InOutList second,
+template <class P, class W>
+void adam_of(InOutList params, InOutList masters, InList grads, InOutList first, InOutList second,
              const AdamArgs& args) {
-  std::vector<Entry<kAdamOperands>> entries;
+  constexpr int operands = adam_operands<P, W>;
+  std::vector<Entry<operands>> entries;
   for (size_t i = 0; i < params.list.size(); ++i) {
     const int64_t n = params.list[i].numel();
-    if (n == 0 || params.list[i].dtype() != dtype_of<T>()) continue;
-    entries.push_back(
-        {{params.list[i].raw(), grads.list[i].raw(), first.list[i].raw(), second.list[i].raw()},
-         n});
+    if (n == 0 || params.list[i].dtype() != dtype_of<P>()) continue;
+    Entry<operands> e{{}, n};
+    e.at[kMaster] = masters.list[i].raw();
+    e.at[kGrad] = grads.list[i].raw();
+    e.at[kFirst] = first.list[i].raw();
+    e.at[kSecond] = second.list[i].raw();
+    if constexpr (operands > kParam) e.at[kParam] = params.list[i].raw();
+    entries.push_back(e);
   }
   const StepValues* live = args.step == kLiveAdamStep ? live_step_values() : nullptr;
-  for_tables<kAdamOperands>(
-      entries, adam_chunk<T>,
-      [&]<int bytes>(const TensorTable<kAdamOperands, bytes>& table, uint32_t blocks) {
-        launch(adam_chunks<T, bytes>, {blocks, kThreads, sizeof(AdamRates<compute_t<T>>)}, table,
-               args, live);
-      });
+  for_tables<operands>(entries, adam_chunk<W>,
+                       [&]<int bytes>(const TensorTable<operands, bytes>& table, uint32_t blocks) {
+                         launch(adam_chunks<P, W, bytes>,
+                                {blocks, kThreads, sizeof(AdamRates<compute_t<W>>)}, table, args,
+                                live);
+                       });
 }
 
 template <class T>
@@ -239,20 +268,14 @@ void square_of(std::span<const Tensor> tensors, double*& partial) {
 
 }  // namespace
 
-void adam(InOutList params, InList grads, InOutList first, InOutList second, const AdamArgs& args) {
-  for (size_t i = 0; i < params.list.size(); ++i) {
-    const DType dtype = params.list[i].dtype();
-    dispatch_floating(dtype, "adam", [&]<class T>() {
-      require(grads.list[i].dtype() == dtype && first.list[i].dtype() == dtype &&
-                  second.list[i].dtype() == dtype,
-              "[adam] parameter {} is {}, its gradient {}, its moments {} and {}; they must agree",
-              i, name(dtype), name(grads.list[i].dtype()), name(first.list[i].dtype()),
-              name(second.list[i].dtype()));
-    });
-  }
-  adam_of<float>(params, grads, first, second, args);
-  adam_of<double>(params, grads, first, second, args);
-  adam_of<bfloat16>(params, grads, first, second, args);
+void adam(InOutList params, InOutList masters, InList grads, InOutList first, InOutList second,
+          const AdamArgs& args) {
+  check_adam_lists(params, masters, grads, first, second);
+  if (!masters.list.empty())
+    return adam_of<bfloat16, float>(params, masters, grads, first, second, args);
+  adam_of<float, float>(params, params, grads, first, second, args);
+  adam_of<double, double>(params, params, grads, first, second, args);
+  adam_of<bfloat16, bfloat16>(params, params, grads, first, second, args);
 }
 
 void sum_of_squares(InList tensors, Out total) {

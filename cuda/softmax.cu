@@ -155,8 +155,8 @@ template <class T, int vec, int width, int per>
 __global__ void __launch_bounds__(Team<width>::threads)
     cross_entropy_rows(const T* __restrict__ logits, const int64_t* __restrict__ target,
                        int64_t rows, int64_t v, compute_t<T> smoothing, int64_t ignore,
-                       T* __restrict__ loss, T* __restrict__ lse, const char* op,
-                       IndexFault* fault) {
+                       compute_t<T>* __restrict__ loss, compute_t<T>* __restrict__ lse,
+                       const char* op, IndexFault* fault) {
   using C = compute_t<T>;
   const Team<width> team;
   const int64_t r = int64_t{blockIdx.x} * team.rows + team.row;
@@ -174,18 +174,18 @@ __global__ void __launch_bounds__(Team<width>::threads)
       value = std::numeric_limits<C>::quiet_NaN();
     }
   }
-  store(loss + r, value);
-  store(lse + r, log_sum(s));
+  loss[r] = value;
+  lse[r] = log_sum(s);
 }
 
 // dlogits = g (softmax - target distribution).
 template <class T, int vec, int width, int per>
 __global__ void __launch_bounds__(Team<width>::threads)
     cross_entropy_gradient_rows(const T* __restrict__ logits, const int64_t* __restrict__ target,
-                                const T* __restrict__ lse, const T* __restrict__ grad, int64_t rows,
-                                int64_t v, compute_t<T> smoothing, int64_t ignore,
-                                T* __restrict__ dlogits, bool keep, const char* op,
-                                IndexFault* fault) {
+                                const compute_t<T>* __restrict__ lse,
+                                const compute_t<T>* __restrict__ grad, int64_t rows, int64_t v,
+                                compute_t<T> smoothing, int64_t ignore, T* __restrict__ dlogits,
+                                const char* op, IndexFault* fault) {
   using C = compute_t<T>;
   using R = Row<T, vec, width, per>;
   const Team<width> team;
@@ -193,14 +193,7 @@ __global__ void __launch_bounds__(Team<width>::threads)
   const bool inside = r < rows;
   const int64_t t = inside ? target[r] : ignore;
   const int64_t columns = t != ignore ? v : 0;  // nothing of an ignored row is read
-  R row(logits + r * v, columns, team.member, row_cache<T>(v, 0, keep));
-  C log_total = 0;
-  // A bfloat16 lse would put an error of a few per cent on every probability.
-  if constexpr (std::is_same_v<T, bfloat16>) {
-    log_total = log_sum(row_sums<C>(row, team));
-  } else if (columns > 0) {
-    log_total = lse[r];
-  }
+  R row(logits + r * v, columns, team.member);
   T* to = dlogits + r * v;
   if (columns == 0) {
     const C zeros[vec] = {};
@@ -210,7 +203,8 @@ __global__ void __launch_bounds__(Team<width>::threads)
   }
   bool named = t >= 0 && t < v;
   if (!named && team.member == 0) named = names_class(t, r, v, op, fault);
-  const C g = named ? load(grad + r) : std::numeric_limits<C>::quiet_NaN();
+  const C g = named ? grad[r] : std::numeric_limits<C>::quiet_NaN();
+  const C log_total = lse[r];
   const C everywhere = smoothing / static_cast<C>(v);
   row.each([&](int, auto column, const auto& x) {
     C out[vec];
@@ -285,7 +279,7 @@ void cross_entropy_forward(In logits, In target, double smoothing, int64_t ignor
     dispatch_rows<T>(v, rows_aligned<T>(v, {x}), [&]<int vec, int width, int per>() {
       launch(cross_entropy_rows<T, vec, width, per>, shape_of<width>(rows), x,
              target->data<int64_t>(), rows, v, static_cast<compute_t<T>>(smoothing), ignore,
-             loss->data<T>(), lse->data<T>(), kCrossEntropy, index_fault());
+             loss->data<compute_t<T>>(), lse->data<compute_t<T>>(), kCrossEntropy, index_fault());
     });
   });
 }
@@ -298,12 +292,10 @@ void cross_entropy_backward(In logits, In target, In lse, In grad, double smooth
     T* to = dlogits->data<T>();
     if (v == 0) return;
     dispatch_rows<T>(v, rows_aligned<T>(v, {x, to}), [&]<int vec, int width, int per>() {
-      constexpr bool twice = std::is_same_v<T, bfloat16>;
-      const TeamMemory memory = team_memory(width > kWarp && twice, v * int64_t{sizeof(T)}, 1);
-      launch(cross_entropy_gradient_rows<T, vec, width, per>, shape_of<width>(rows, memory), x,
-             target->data<int64_t>(), lse->data<T>(), grad->data<T>(), rows, v,
-             static_cast<compute_t<T>>(smoothing), ignore, to, memory.keep, kCrossEntropy,
-             index_fault());
+      using C = compute_t<T>;
+      launch(cross_entropy_gradient_rows<T, vec, width, per>, shape_of<width>(rows), x,
+             target->data<int64_t>(), lse->data<C>(), grad->data<C>(), rows, v,
+             static_cast<C>(smoothing), ignore, to, kCrossEntropy, index_fault());
     });
   });
 }

@@ -5,7 +5,8 @@
 
 namespace macgrad::nn {
 
-/// The summed loss of a batch and the number of tokens in it; sum/tokens is the loss a token.
+/// The summed loss of a batch (float32 for bfloat16 logits) and the number of tokens in it;
+/// sum/tokens is the loss a token.
 struct TokenLoss {
   Variable sum;  // 0-dimensional
   int64_t tokens = 0;

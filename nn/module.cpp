@@ -132,23 +132,26 @@ void Module::load_state_dict(const std::map<std::string, Tensor>& state) {
   for (Module* m : modules()) m->on_load();
 }
 
-void Module::move(const std::function<Tensor(const Tensor&, bool keeps_dtype)>& change) {
+void Module::move(const std::function<Tensor(const Tensor&, const Buffer*)>& change) {
   for (Module* m : modules()) {
     for (Parameter* p : m->parameters_) {
-      p->set_value(change(p->value(), false));
+      p->set_value(change(p->value(), nullptr));
       p->zero_grad();
     }
-    for (Buffer* b : m->buffers_) b->value_ = change(b->value_, b->keeps_dtype_);
+    for (Buffer* b : m->buffers_) b->value_ = change(b->value_, b);
   }
 }
 
 void Module::to(Device device) {
-  move([&](const Tensor& t, bool) { return t.to(device); });
+  move([&](const Tensor& t, const Buffer*) { return t.to(device); });
 }
 
 void Module::to(DType dtype) {
   require(is_floating(dtype), "[to] a model cannot be stored as {}", macgrad::name(dtype));
-  move([&](const Tensor& t, bool keeps_dtype) { return keeps_dtype ? t : t.to(dtype); });
+  move([&](const Tensor& t, const Buffer* buffer) {
+    if (!buffer) return t.to(dtype);
+    return buffer->keeps_dtype_ ? t : t.to(compute_dtype(dtype));
+  });
 }
 
 void Module::begin_step(uint32_t step, int64_t epoch) {

@@ -42,7 +42,8 @@ class Parameter : public Variable {
 /// A Tensor of fixed shape and dtype that is state but not trained (running statistics, a draw).
 class Buffer {
  public:
-  /// Floating buffers follow Module::to(dtype) unless `keeps_dtype`.
+  /// Floating buffers follow Module::to(dtype) unless `keeps_dtype`, but not to bfloat16: running
+  /// statistics move by less than its half ulp. They are float32 then.
   Buffer(Module* parent, const std::string& name, Tensor value, bool keeps_dtype = false);
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
@@ -156,7 +157,8 @@ class Module {
   /// Entries of the state dict with their paths relative to `this`, given `prefix`.
   void collect(const std::string& prefix, std::vector<Entry>& entries);
   void collect(const std::string& prefix, std::vector<std::pair<std::string, Parameter*>>& entries);
-  void move(const std::function<Tensor(const Tensor&, bool keeps_dtype)>& change);
+  /// Replaces every tensor; `change` is told the buffer, nullptr for a parameter.
+  void move(const std::function<Tensor(const Tensor&, const Buffer*)>& change);
 
   Module* parent_;
   std::string name_;

@@ -1,6 +1,7 @@
 // Adam and AdamW on the adam and sum_of_squares kernels.
 #include "nn/optimizer.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -42,8 +43,10 @@ Adam::Adam(std::vector<ParameterGroup> groups, AdamSettings settings) : settings
   for (const ParameterGroup& g : groups) {
     Group group{{}, g.weight_decay, g.lr_scale};
     for (Parameter* p : g.parameters) {
-      const auto zeros = [&] { return Tensor::zeros(p->shape(), p->dtype(), p->device()); };
-      group.slots.push_back({p, zeros(), zeros()});
+      const bool low = p->dtype() == DType::bfloat16;
+      const DType kept = compute_dtype(p->dtype());
+      const auto zeros = [&] { return Tensor::zeros(p->shape(), kept, p->device()); };
+      group.slots.push_back({p, zeros(), zeros(), low ? p->value().to(kept) : Tensor()});
     }
     groups_.push_back(std::move(group));
   }
@@ -90,29 +93,35 @@ void Adam::count_replay(double norm) {
 void Adam::update(AdamArgs args) {
   const double lr = args.lr;
   for (const Group& g : groups_) {
-    Tensors values, gradients, first, second;
-    for (const Slot& s : g.slots) {
-      if (!s.parameter->grad().defined()) continue;
-      values.push_back(s.parameter->value());
-      gradients.push_back(s.parameter->grad().value().contiguous());
-      first.push_back(s.first);
-      second.push_back(s.second);
-    }
-    if (values.empty()) continue;
     args.lr = lr * g.lr_scale;
     args.beta1 = settings_.beta1;
     args.beta2 = settings_.beta2;
     args.eps = settings_.eps;
     args.weight_decay = g.weight_decay;
     args.decoupled = settings_.decoupled;
-    kernels::adam(values, gradients, first, second, args);
-    for (const Slot& s : g.slots) {
-      const std::optional<double>& bound = s.parameter->options().lower_bound;
-      if (!bound) continue;
-      const Tensor value = s.parameter->value();
-      value.copy_from(
-          clamp(Variable(value), *bound, std::numeric_limits<double>::infinity()).value());
-    }
+    for (const bool masters : {false, true}) update(g, masters, args);
+  }
+}
+
+void Adam::update(const Group& group, bool masters, const AdamArgs& args) {
+  Tensors values, kept, gradients, first, second;
+  for (const Slot& s : group.slots) {
+    if (s.master.defined() != masters || !s.parameter->grad().defined()) continue;
+    values.push_back(s.parameter->value());
+    if (masters) kept.push_back(s.master);
+    gradients.push_back(s.parameter->grad().value().contiguous());
+    first.push_back(s.first);
+    second.push_back(s.second);
+  }
+  if (values.empty()) return;
+  kernels::adam(values, kept, gradients, first, second, args);
+  for (const Slot& s : group.slots) {
+    const std::optional<double>& bound = s.parameter->options().lower_bound;
+    if (!bound || s.master.defined() != masters) continue;
+    const Tensor value = masters ? s.master : s.parameter->value();
+    value.copy_from(
+        clamp(Variable(value), *bound, std::numeric_limits<double>::infinity()).value());
+    if (masters) s.parameter->value().copy_from(value);
   }
 }
 
@@ -126,6 +135,7 @@ std::map<std::string, Tensor> Adam::state_dict() const {
     for (const Slot& s : g.slots) {
       state[s.parameter->name() + "/first"] = s.first;
       state[s.parameter->name() + "/second"] = s.second;
+      if (s.master.defined()) state[s.parameter->name() + "/master"] = s.master;
     }
   }
   state["steps"] = Tensor::from_vector(std::vector<int64_t>{steps_});
@@ -134,6 +144,16 @@ std::map<std::string, Tensor> Adam::state_dict() const {
 
 void Adam::load_state_dict(const std::map<std::string, Tensor>& state) {
   const std::map<std::string, Tensor> own = state_dict();
+  const auto has_masters = [](const std::map<std::string, Tensor>& entries) {
+    return std::any_of(entries.begin(), entries.end(),
+                       [](const auto& entry) { return entry.first.ends_with("/master"); });
+  };
+  if (has_masters(own) != has_masters(state))
+    throw Error(
+        "[load_state_dict] the state is of {} parameters and the optimizer's are {}; continue in "
+        "the precision in which it was saved",
+        has_masters(state) ? "bfloat16" : "float32 or float64",
+        has_masters(own) ? "bfloat16" : "float32 or float64");
   std::string problems;
   for (const auto& [name, value] : own) {
     const auto found = state.find(name);
@@ -148,6 +168,9 @@ void Adam::load_state_dict(const std::map<std::string, Tensor>& state) {
   if (!problems.empty())
     throw Error("[load_state_dict] the state does not fit the optimizer:{}", problems);
   for (const auto& [name, value] : own) value.copy_from(state.at(name).to(value.device()));
+  for (const Group& g : groups_)
+    for (const Slot& s : g.slots)
+      if (s.master.defined()) s.parameter->value().copy_from(s.master);
   steps_ = static_cast<int64_t>(state.at("steps").item());
 }
 

@@ -1,5 +1,7 @@
 // Adam (Kingma & Ba 2015) and AdamW (Loshchilov & Hutter 2019) over groups of parameters, one fused
-// kernel call a group. Gradients are those that backward() left in grad().
+// kernel call a group. Gradients are those that backward() left in grad(). A bfloat16 parameter has
+// a float32 master, to which updates are added that are too small for the parameter, and float32
+// moments (Micikevicius et al. 2018, section 3.1).
 #pragma once
 
 #include <map>
@@ -38,6 +40,8 @@ struct StepOptions {
 
 class Adam {
  public:
+  /// Masters are copies of the parameters as they are now: write to bfloat16 parameters before, or
+  /// load both states.
   explicit Adam(std::vector<ParameterGroup> groups, AdamSettings settings = {});
 
   /// One update with learning rate `lr`; parameters without a gradient stay as they are. Returns
@@ -56,9 +60,11 @@ class Adam {
   int64_t steps() const { return steps_; }
   int64_t skipped() const { return skipped_; }
 
-  /// Moments by parameter path, "<path>/first", "<path>/second", and "steps". They share memory.
+  /// Moments by parameter path, "<path>/first", "<path>/second", "<path>/master" of bfloat16
+  /// parameters, and "steps". They share memory.
   std::map<std::string, Tensor> state_dict() const;
-  /// Throws one Error listing missing, unexpected and misshapen names.
+  /// Parameters with a master become the loaded master rounded. Throws one Error listing missing,
+  /// unexpected and misshapen names, which says so when the state is of another precision.
   void load_state_dict(const std::map<std::string, Tensor>& state);
 
  private:
@@ -66,6 +72,7 @@ class Adam {
     Parameter* parameter;
     Tensor first;   // running mean of gradients
     Tensor second;  // running mean of squares
+    Tensor master;  // of a bfloat16 parameter
   };
   struct Group {
     std::vector<Slot> slots;
@@ -75,6 +82,8 @@ class Adam {
   std::vector<Parameter*> all() const;
   /// args but for the group's decay; its lr multiplies the group's scale.
   void update(AdamArgs args);
+  /// Of the slots with a master, or of those without.
+  static void update(const Group& group, bool masters, const AdamArgs& args);
 
   std::vector<Group> groups_;
   AdamSettings settings_;

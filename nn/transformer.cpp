@@ -8,6 +8,15 @@
 
 namespace macgrad::nn {
 
+namespace {
+
+// In float32 for a bfloat16 model, whose log-probabilities near -8 would be 0.03 apart.
+Variable log_probs(const Variable& logits) {
+  return log_softmax(cast(logits, compute_dtype(logits.dtype())), -1);
+}
+
+}  // namespace
+
 Transformer::Transformer(const TransformerSettings& s)
     : settings_(s),
       random_(s.seed),
@@ -77,7 +86,7 @@ Variable Transformer::eval_log_probs(const Tensor& source, const Tensor& source_
   Variable total;
   for (int e = 0; e < eval_draws(); ++e) {
     use_eval_draw(e);
-    const Variable one = log_softmax(forward(source, source_valid, target, target_valid), -1);
+    const Variable one = log_probs(forward(source, source_valid, target, target_valid));
     total = total.defined() ? add(total, one) : one;
   }
   return mul(total, 1.0 / eval_draws());
@@ -118,7 +127,7 @@ std::vector<std::vector<int64_t>> Transformer::greedy_decode(const Tensor& sourc
           decoder.forward(embed(target_table(), target_positions, target_dropout, target, start),
                           Tensor(), memory[e], source_valid, incremental ? &states[e] : nullptr);
       const Variable logits = project(select(x, 1, x.size(1) - 1));
-      const Variable one = E > 1 ? log_softmax(logits, -1) : logits;
+      const Variable one = E > 1 ? log_probs(logits) : logits;
       scores = scores.defined() ? add(scores, one) : one;
     }
     const std::vector<int64_t> best = max(scores, -1).second.to_vector<int64_t>();

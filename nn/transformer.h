@@ -147,7 +147,8 @@ class Transformer : public Module {
   std::vector<std::vector<int64_t>> greedy_decode(const Tensor& source, const Tensor& source_valid,
                                                   int64_t begin, int64_t end, int64_t max_length);
 
-  /// Mean over the evaluation draws of log_softmax(forward(...)): (B,T,V). Evaluation mode.
+  /// Mean over the evaluation draws of log_softmax(forward(...)): (B,T,V), of compute_dtype.
+  /// Evaluation mode.
   Variable eval_log_probs(const Tensor& source, const Tensor& source_valid, const Tensor& target,
                           const Tensor& target_valid);
 

@@ -363,20 +363,24 @@ TEST_CASE("common options") {
   CHECK(omp_get_max_threads() == available_cpus());
   CHECK(plain.lengths == std::vector<std::int64_t>{1, 2});
 
-  Outcome full = run_with({"--seed", "18446744073709551615", "--threads", "3", "--dtype", "float64",
-                           "--out", "x y", "--lengths", "4:6"});
+  Outcome full = run_with({"--seed", "18446744073709551615", "--threads", "3", "--precision",
+                           "float64", "--out", "x y", "--lengths", "4:6"});
   CHECK(full.code == 0);
   CHECK(full.options.seed == UINT64_MAX);
   CHECK(omp_get_max_threads() == 3);
   CHECK(full.lengths == std::vector<std::int64_t>{4, 5, 6});
   CHECK(
       to_json(full.options).dump() ==
-      R"({"seed":18446744073709551615,"threads":3,"device":"cpu","math":"exact","dtype":"float64","out":"x y"})");
+      R"({"seed":18446744073709551615,"threads":3,"device":"cpu","math":"exact","precision":"float64","out":"x y"})");
   omp_set_num_threads(threads);
 
-  Outcome wrong = run_with({"--dtype", "int8"});
+  Outcome wrong = run_with({"--precision", "bf16"});
   CHECK(wrong.code == 2);
-  CHECK(has(wrong.err, "--dtype: unknown \"int8\"; known: float32, float64"));
+  CHECK(has(wrong.err, "--precision: unknown \"bf16\"; known: float32, float64"));
+  // Refused before the device is asked for.
+  wrong = run_with({"--device", "cuda", "--math", "tf32", "--precision", "float64"});
+  CHECK(wrong.code == 1);
+  CHECK(has(wrong.err, "--precision float64 has none; leave one of the two out"));
   CHECK(run_with({"--threads", "-1"}).code == 2);
   CHECK(run_with({"--threads", "1000000"}).code == 2);
   for (const char* seed : {"-1", "1.5", "x", "18446744073709551616"}) {

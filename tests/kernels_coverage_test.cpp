@@ -63,7 +63,7 @@ void run_other_slots(DType dtype) {
   for (int64_t t = 1; t <= 2; ++t) {
     AdamArgs now = args;
     now.step = t;
-    kernels::adam(Tensors{p}, Tensors{g}, Tensors{first}, Tensors{second}, now);
+    kernels::adam(Tensors{p}, Tensors{}, Tensors{g}, Tensors{first}, Tensors{second}, now);
     for (size_t i = 0; i < 7; ++i) {
       m[i] = 0.5 * m[i] + 0.5 * gradient[i];
       v[i] = 0.75 * v[i] + 0.25 * gradient[i] * gradient[i];

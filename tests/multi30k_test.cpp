@@ -16,6 +16,7 @@
 #include "experiments/multi30k/evaluation.h"
 #include "experiments/multi30k/run.h"
 #include "experiments/multi30k/training.h"
+#include "tests/composites_allowed.h"
 #include "tests/temporary_folder.h"
 
 namespace macgrad::experiments {
@@ -118,6 +119,7 @@ TEST_CASE("multi30k: options that do not go together say what to do") {
   CHECK(says(parse_error("--heads 3"), "multiple of the heads"));
   CHECK(says(parse_error("--attention rmfa --kernel inv --ppsbn --logit-scale 6"), "below 5.657"));
   CHECK(says(parse_error("--dropout 1"), "--dropout"));
+  CHECK(says(parse_error("--precision tf32"), "known: float32, float64, bf16"));
   CHECK(says(check_error([](Multi30kSettings& s) { s.lr = INFINITY; }), "--lr"));
 }
 
@@ -320,6 +322,54 @@ TEST_CASE("multi30k: a checkpoint holds model, draws and optimizer") {
   Trainer wrong(wider, data);
   CHECK_THROWS_WITH_AS(load_checkpoint(folder / "c.safetensors", wrong.model(), wrong.optimizer()),
                        doctest::Contains("misshapen"), Error);
+}
+
+TEST_CASE("multi30k: --precision bf16 follows the losses of float32, and its checkpoint is exact") {
+  const OneThread one_thread;
+  const testing::CompositesAllowed attention_in_bfloat16;
+  const Folder folder;
+  for (const std::string attention : {"softmax", "rmfa"}) {
+    CAPTURE(attention);
+    Multi30kSettings s = tiny(attention);
+    s.epochs = 4;
+    const TranslationData data = load_translation_data(s);
+    const auto losses = [&](Trainer& trainer) {
+      std::vector<double> list;
+      for (int64_t epoch = 1; epoch <= s.epochs; ++epoch)
+        trainer.train_epoch(epoch, [&](const UpdateReport& r) {
+          list.push_back(r.loss);
+          return true;
+        });
+      return list;
+    };
+    Trainer single(s, data);
+    const std::vector<double> expected = losses(single);
+    s.common.precision = "bf16";
+    Trainer low(s, data);
+    for (const auto& [name, p] : low.model().named_parameters())
+      CHECK(p->dtype() == DType::bfloat16);
+    const std::vector<double> got = losses(low);
+    REQUIRE(got.size() == expected.size());
+    CHECK(expected.back() < expected.front() - 1);
+    double worst = 0;
+    for (size_t i = 0; i < got.size(); ++i)
+      worst = std::max(worst, std::abs(got[i] - expected[i]) / expected[i]);
+    CHECK(worst <= 0.02);
+
+    const std::string file = folder / "bf16.safetensors";
+    save_checkpoint(file, low.model(), low.optimizer(), {s.epochs, low.updates()}, s);
+    Trainer other(s, data);
+    load_checkpoint(file, other.model(), other.optimizer());
+    const auto saved = low.optimizer().state_dict(), read = other.optimizer().state_dict();
+    for (const auto& [name, value] : saved) CHECK(max_abs_difference(value, read.at(name)) == 0.0);
+    const auto model = low.model().state_dict(), read_model = other.model().state_dict();
+    for (const auto& [name, value] : model)
+      CHECK(max_abs_difference(value, read_model.at(name)) == 0.0);
+    s.common.precision = "float32";
+    Trainer wrong(s, data);
+    CHECK_THROWS_WITH_AS(load_checkpoint(file, wrong.model(), wrong.optimizer()),
+                         doctest::Contains("continue in the precision"), Error);
+  }
 }
 
 TEST_CASE("multi30k: a run leaves metrics, settings, translations and a checkpoint") {

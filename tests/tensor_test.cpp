@@ -312,8 +312,8 @@ TEST_CASE("a slot reports missing kernels and tells the observer what ran") {
   kernels::add(x, x, y);
   kernels::fill(y, 2.0);
   const Tensor p = Tensor::zeros({2});
-  kernels::adam(Tensors{p}, Tensors{y}, Tensors{Tensor::zeros({2})}, Tensors{Tensor::zeros({2})},
-                AdamArgs{});
+  kernels::adam(Tensors{p}, Tensors{}, Tensors{y}, Tensors{Tensor::zeros({2})},
+                Tensors{Tensor::zeros({2})}, AdamArgs{});
   CHECK(set_kernel_observer(previous) == &watch);
   kernels::fill(y, 3.0);
   CHECK(watch.seen.at(0) == "before add");

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "core/cpu/parallel.h"
 #include "core/kernels.h"
@@ -50,8 +51,9 @@ void scatter_add(In index, In source, InOut y) {
   const int64_t pieces = (n + kColumns - 1) / kColumns;
   dispatch_floating(y->dtype(), "scatter_add", [&]<class T>() {
     using C = compute_t<T>;
+    const Tensor sums = y->to(dtype_of<C>());
     const T* ps = source->data<T>();
-    T* py = y->data<T>();
+    C* py = sums.data<C>();
     parallel_blocks(outer * pieces, task_grain(k, n), [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
         const int64_t a = i / pieces, c0 = (i % pieces) * kColumns;
@@ -59,12 +61,12 @@ void scatter_add(In index, In source, InOut y) {
         for (int64_t j = 0; j < k; ++j) {
           for (int64_t c = c0; c < c1; ++c) {
             const int64_t from = (a * k + j) * n + c;
-            T& to = py[(a * rows + at[from]) * n + c];
-            to = static_cast<T>(static_cast<C>(to) + static_cast<C>(ps[from]));
+            py[(a * rows + at[from]) * n + c] += static_cast<C>(ps[from]);
           }
         }
       }
     });
+    if constexpr (!std::is_same_v<T, C>) y->copy_from(sums);
   });
 }
 
@@ -91,21 +93,22 @@ void index_add(In index, In source, InOut y) {
   const int64_t pieces = (n + kColumns - 1) / kColumns;
   dispatch_floating(y->dtype(), "index_add", [&]<class T>() {
     using C = compute_t<T>;
+    const Tensor sums = y->to(dtype_of<C>());
     const T* ps = source->data<T>();
-    T* py = y->data<T>();
+    C* py = sums.data<C>();
     parallel_blocks(outer * pieces, task_grain(k, n), [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
         const int64_t a = i / pieces, c0 = (i % pieces) * kColumns;
         const int64_t columns = std::min(n, c0 + kColumns) - c0;
         for (int64_t j = 0; j < k; ++j) {
           const T* from = ps + (a * k + j) * n + c0;
-          T* to = py + (a * rows + at[j]) * n + c0;
+          C* to = py + (a * rows + at[j]) * n + c0;
 #pragma omp simd
-          for (int64_t c = 0; c < columns; ++c)
-            to[c] = static_cast<T>(static_cast<C>(to[c]) + static_cast<C>(from[c]));
+          for (int64_t c = 0; c < columns; ++c) to[c] += static_cast<C>(from[c]);
         }
       }
     });
+    if constexpr (!std::is_same_v<T, C>) y->copy_from(sums);
   });
 }
 

@@ -2,8 +2,10 @@
 // 2019), and the sum of squares for gradient clipping. All tensors of a list are cut into one list
 // of blocks for the threads, because a model has many small parameters.
 #include <cmath>
+#include <type_traits>
 #include <vector>
 
+#include "core/adam_lists.h"
 #include "core/cpu/parallel.h"
 #include "core/kernels.h"
 
@@ -26,9 +28,11 @@ std::vector<Block> blocks_of(std::span<const Tensor> tensors) {
   return blocks;
 }
 
-template <class T>
-void adam_block(T* p, const T* g, T* m, T* v, int64_t n, const AdamArgs& args) {
-  using C = compute_t<T>;
+// Stored as W: master and moments. `p` is the master rounded to P, or where the parameter is its
+// own master, the master itself.
+template <class P, class W>
+void adam_block(P* p, W* master, const P* g, W* m, W* v, int64_t n, const AdamArgs& args) {
+  using C = compute_t<W>;
   const double correction1 = 1.0 - std::pow(args.beta1, static_cast<double>(args.step));
   const double correction2 = 1.0 - std::pow(args.beta2, static_cast<double>(args.step));
   const C keep1 = static_cast<C>(args.beta1), take1 = static_cast<C>(1.0 - args.beta1);
@@ -41,41 +45,41 @@ void adam_block(T* p, const T* g, T* m, T* v, int64_t n, const AdamArgs& args) {
   const C eps = static_cast<C>(args.eps);
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
-    const C old = static_cast<C>(p[i]);
+    const C old = static_cast<C>(master[i]);
     const C grad = static_cast<C>(g[i]) * grad_scale + decay * old;
     const C first = keep1 * static_cast<C>(m[i]) + take1 * grad;
     const C second = keep2 * static_cast<C>(v[i]) + take2 * grad * grad;
-    m[i] = static_cast<T>(first);
-    v[i] = static_cast<T>(second);
-    p[i] = static_cast<T>(old * shrink - rate * first / (math::sqrt(second) * root + eps));
+    const C next = old * shrink - rate * first / (math::sqrt(second) * root + eps);
+    m[i] = static_cast<W>(first);
+    v[i] = static_cast<W>(second);
+    if constexpr (!std::is_same_v<P, W>) p[i] = static_cast<P>(next);
+    master[i] = static_cast<W>(next);
   }
 }
 
 }  // namespace
 
-void adam(InOutList params, InList grads, InOutList first, InOutList second, const AdamArgs& args) {
+void adam(InOutList params, InOutList masters, InList grads, InOutList first, InOutList second,
+          const AdamArgs& args) {
+  check_adam_lists(params, masters, grads, first, second);
   const std::vector<Block> blocks = blocks_of(params.list);
-  // Pointers are taken outside the threads: data<T>() throws on a mixture of dtypes.
-  std::vector<void (*)(void*, const void*, void*, void*, const Block&, const AdamArgs&)> run;
-  for (size_t i = 0; i < params.list.size(); ++i) {
-    dispatch_floating(params.list[i].dtype(), "adam", [&]<class T>() {
-      require(grads.list[i].dtype() == dtype_of<T>() && first.list[i].dtype() == dtype_of<T>() &&
-                  second.list[i].dtype() == dtype_of<T>(),
-              "[adam] parameter {} is {}, its gradient {}, its moments {} and {}; they must agree",
-              i, name(dtype_of<T>()), name(grads.list[i].dtype()), name(first.list[i].dtype()),
-              name(second.list[i].dtype()));
-      run.push_back([](void* p, const void* g, void* m, void* v, const Block& b,
-                       const AdamArgs& a) {
-        adam_block(static_cast<T*>(p) + b.begin, static_cast<const T*>(g) + b.begin,
-                   static_cast<T*>(m) + b.begin, static_cast<T*>(v) + b.begin, b.end - b.begin, a);
-      });
-    });
-  }
+  const std::span<const Tensor> kept = masters.list.empty() ? params.list : masters.list;
+  const auto run = [&]<class P, class W>(const Block& b) {
+    const size_t i = b.tensor;
+    const P* g = grads.list[i].data<P>();
+    adam_block(params.list[i].data<P>() + b.begin, kept[i].data<W>() + b.begin, g + b.begin,
+               first.list[i].data<W>() + b.begin, second.list[i].data<W>() + b.begin,
+               b.end - b.begin, args);
+  };
   parallel_blocks(static_cast<int64_t>(blocks.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
       const Block& b = blocks[static_cast<size_t>(k)];
-      run[b.tensor](params.list[b.tensor].raw(), grads.list[b.tensor].raw(),
-                    first.list[b.tensor].raw(), second.list[b.tensor].raw(), b, args);
+      if (!masters.list.empty()) {
+        run.template operator()<bfloat16, float>(b);
+      } else {
+        dispatch_floating(params.list[b.tensor].dtype(), "adam",
+                          [&]<class T>() { run.template operator()<T, T>(b); });
+      }
     }
   });
 }

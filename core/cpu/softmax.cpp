@@ -224,8 +224,8 @@ void cross_entropy_forward(In logits, In target, double smoothing, int64_t ignor
     const C s = static_cast<C>(smoothing);
     const T* inputs = logits->data<T>();
     const int64_t* targets = target->data<int64_t>();
-    T* losses = loss->data<T>();
-    T* log_sums = lse->data<T>();
+    C* losses = loss->data<C>();
+    C* log_sums = lse->data<C>();
     parallel_blocks(rows, rows_per_block(v), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const T* x = inputs + row * v;
@@ -236,8 +236,8 @@ void cross_entropy_forward(In logits, In target, double smoothing, int64_t ignor
           value = math::log(r.exp_sum) + (C(1) - s) * (r.max - static_cast<C>(x[t]));
           if (s != C(0)) value += s * (r.max - r.x_sum / static_cast<C>(v));
         }
-        losses[row] = static_cast<T>(value);
-        log_sums[row] = static_cast<T>(log_sum(r));
+        losses[row] = value;
+        log_sums[row] = log_sum(r);
       }
     });
   });
@@ -254,8 +254,8 @@ void cross_entropy_backward(In logits, In target, In lse, In grad, double smooth
     const C everywhere = v > 0 ? s / static_cast<C>(v) : C(0);
     const T* inputs = logits->data<T>();
     const int64_t* targets = target->data<int64_t>();
-    const T* log_sums = lse->data<T>();
-    const T* gradients = grad->data<T>();
+    const C* log_sums = lse->data<C>();
+    const C* gradients = grad->data<C>();
     T* results = dlogits->data<T>();
     parallel_blocks(rows, rows_per_block(v), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
@@ -266,14 +266,8 @@ void cross_entropy_backward(In logits, In target, In lse, In grad, double smooth
           std::fill(out, out + v, T(0));
           continue;
         }
-        const C g = static_cast<C>(gradients[row]);
-        // A bfloat16 lse would put an error of a few per cent on every probability.
-        C log_total;
-        if constexpr (std::is_same_v<T, bfloat16>) {
-          log_total = log_sum(row_sums<false, C>(x, v));
-        } else {
-          log_total = log_sums[row];
-        }
+        const C g = gradients[row];
+        const C log_total = log_sums[row];
 #pragma omp simd
         for (int64_t i = 0; i < v; ++i) {
           out[i] = static_cast<T>(g * (math::exp(static_cast<C>(x[i]) - log_total) - everywhere));

@@ -68,7 +68,8 @@ int main(int argc, char** argv) {
       "Speed and memory, against limits of the same run. With --device cuda the rows of products "
       "and attention are measured exact, in tf32 and in bf16, or in one --math alone.",
       [&](CLI::App& app) {
-        add_common_options(app, settings.common);
+        // Rows name their precisions.
+        add_common_options(app, settings.common, {});
         app.parse_complete_callback(
             [&] { settings.math_given = app.get_option("--math")->count() > 0; });
         app.add_option("--filter", settings.filter,

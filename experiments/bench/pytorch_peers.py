@@ -262,7 +262,7 @@ def training_work(layers, width, ffn, heads, length, precision="exact", compiled
 
         def run():
             adam.zero_grad(set_to_none=True)
-            cast = (torch.autocast(device, torch.bfloat16) if precision == "bf16"
+            cast = (torch.autocast(device, torch.bfloat16) if precision.startswith("bf16")
                     else contextlib.nullcontext())
             with cast:
                 logits = forward(source, target)
@@ -282,7 +282,7 @@ def training_peers(device):
         yield Peer("training step softmax", "PyTorch", "exact", training_work(3, 256, 1024, 8, 20),
                    False)
         return
-    for precision in ("exact", "tf32", "bf16"):
+    for precision in PRECISIONS:
         for name, sizes in (("tiny", (4, 128, 256, 4, 64)), ("base", (6, 512, 2048, 8, 64))):
             row = row_name(f"training step {name} softmax", precision)
             yield Peer(row, "PyTorch eager", precision, training_work(*sizes, precision), False)

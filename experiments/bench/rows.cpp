@@ -33,7 +33,13 @@ class Rows {
     // Parameter, gradient and both moments are read, all but the gradient written.
     const Tensor first = Tensor::zeros(t.shape(), t.dtype(), t.device()), second = first.clone();
     row("adam " + size, t, 7, [&] {
-      kernels::adam(Tensors{y}, Tensors{t}, Tensors{first}, Tensors{second}, AdamArgs{});
+      kernels::adam(Tensors{y}, Tensors{}, Tensors{t}, Tensors{first}, Tensors{second}, AdamArgs{});
+    });
+    // As many bytes: gradient and parameter have half, the master is read and written as well.
+    const Tensor low = t.to(DType::bfloat16), g = low.clone();
+    row("adam bf16 with masters " + size, t, 7, [&] {
+      kernels::adam(Tensors{low}, Tensors{y}, Tensors{g}, Tensors{first}, Tensors{second},
+                    AdamArgs{});
     });
   }
 

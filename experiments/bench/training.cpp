@@ -65,15 +65,16 @@ struct Step {
   int64_t tokens;
   uint32_t count = 0;
 
-  Step(const nn::TransformerSettings& settings, const ModelSize& size, Device device)
+  Step(const nn::TransformerSettings& settings, const ModelSize& size, Device device, DType dtype)
       : model(settings),
-        adam(nn::decay_groups(moved(model, device), 0.0)),
+        adam(nn::decay_groups(moved(model, device, dtype), 0.0)),
         source(ids(size, 0, device)),
         target(ids(size, 1, device)),
         wanted(ids(size, 2, device)),
         tokens(size.rows * size.length) {}
-  // Before the optimizer makes moments beside the parameters.
-  static nn::Transformer& moved(nn::Transformer& model, Device device) {
+  // Before the optimizer makes moments and masters beside the parameters.
+  static nn::Transformer& moved(nn::Transformer& model, Device device, DType dtype) {
+    model.to(dtype);
     model.to(device);
     return model;
   }
@@ -163,7 +164,7 @@ void step_rows(BenchTable& table, const Precision& precision, const ModelSize& s
   settings.layer.ffn = size.ffn;
   settings.layer.dropout = 0.1;
   settings.layer.attention = attention;
-  Step step(settings, size, device);
+  Step step(settings, size, device, precision.dtype);
   if (const BenchRow* row = table.run(
           {.name = name, .precision = precision.name}, [&] { step.train(); }, 3.0))
     table.note(name, shares_of_step(step, device, row->ms));
@@ -184,8 +185,6 @@ void bench_training(BenchTable& table) {
   rmfa.features = table.place().sizes.features;
   const std::string rmfa_kind = fmt::format("rmfa+ppsbn D={}", rmfa.features);
   for_each_precision(table.place(), [&](const Precision& precision) {
-    // A model's parameters are float32.
-    if (precision.dtype != DType::float32) return;
     for (const ModelSize& size : table.place().sizes.models) {
       for (const auto& [kind, attention] :
            {std::pair{std::string("softmax"), &softmax}, std::pair{rmfa_kind, &rmfa}})

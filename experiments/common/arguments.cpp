@@ -96,7 +96,8 @@ void use_cuda([[maybe_unused]] const CommonOptions& options) {
 
 }  // namespace
 
-void add_common_options(CLI::App& app, CommonOptions& options) {
+void add_common_options(CLI::App& app, CommonOptions& options,
+                        const std::vector<std::string>& precisions) {
   // strtoull, behind CLI11's own conversion, turns "-1" into 2^64 - 1.
   const auto check_seed = [](const std::string& text) -> std::string {
     std::uint64_t seed = 0;
@@ -113,12 +114,18 @@ void add_common_options(CLI::App& app, CommonOptions& options) {
   add_choice(app, "--device", options.device, {"cpu", "cuda"}, "Where tensors live");
   add_choice(app, "--math", options.math, {"exact", "tf32", "bf16"},
              "How products on CUDA round their float32 inputs");
-  add_choice(app, "--dtype", options.dtype, {"float32", "float64"}, "Floating-point type");
+  if (!precisions.empty())
+    add_choice(app, "--precision", options.precision, precisions, "How numbers are stored");
   app.add_option("--out", options.out, "Folder for the results (default: a new one below runs/)");
 }
 
 Device device_of(const CommonOptions& options) {
   return options.device == "cuda" ? Device{DeviceType::cuda} : kCpu;
+}
+
+DType dtype_of(const CommonOptions& options) {
+  if (options.precision == "bf16") return DType::bfloat16;
+  return options.precision == "float64" ? DType::float64 : DType::float32;
 }
 
 void use_math(CommonOptions& options, const std::string& mode) {
@@ -133,14 +140,18 @@ void use_math(CommonOptions& options, const std::string& mode) {
 void apply_common_options(CommonOptions& options) {
   require(options.math == "exact" || options.device == "cuda",
           "--math {} is for --device cuda; the CPU computes float32 exactly", options.math);
+  require(options.math == "exact" || options.precision == "float32",
+          "--math {} rounds the float32 inputs of products, and --precision {} has none; leave one "
+          "of the two out",
+          options.math, options.precision);
   if (options.device == "cuda") use_cuda(options);
   if (options.threads == 0) options.threads = std::min(available_cpus(), kMostThreads);
   omp_set_num_threads(options.threads);
 }
 
 Json to_json(const CommonOptions& options) {
-  return {{"seed", options.seed}, {"threads", options.threads}, {"device", options.device},
-          {"math", options.math}, {"dtype", options.dtype},     {"out", options.out}};
+  return {{"seed", options.seed}, {"threads", options.threads},     {"device", options.device},
+          {"math", options.math}, {"precision", options.precision}, {"out", options.out}};
 }
 
 CommonOptions common_options_from_json(const Json& json) {

@@ -16,19 +16,23 @@ namespace macgrad::experiments {
 
 struct CommonOptions {
   std::uint64_t seed = 1;
-  int threads = 0;                // 0: the CPUs of the cgroup; resolved by apply_common_options
-  std::string device = "cpu";     // cpu | cuda
-  std::string math = "exact";     // exact | tf32 | bf16; CUDA only
-  std::string dtype = "float32";  // float32 | float64
-  std::string out;                // "": a new folder below runs/
+  int threads = 0;                    // 0: the CPUs of the cgroup; resolved by apply_common_options
+  std::string device = "cpu";         // cpu | cuda
+  std::string math = "exact";         // exact | tf32 | bf16; CUDA and float32 only
+  std::string precision = "float32";  // float32 | float64 | bf16
+  std::string out;                    // "": a new folder below runs/
 };
 
-/// Adds --seed, --threads, --device, --math, --dtype and --out (--version comes with run_program).
-/// `options` holds the defaults shown by --help and must outlive the app.
-void add_common_options(CLI::App& app, CommonOptions& options);
+/// Adds --seed, --threads, --device, --math, --precision and --out (--version comes with
+/// run_program). `options` holds the defaults shown by --help and must outlive the app.
+/// `precisions` are those that the program computes in; without any it has no --precision.
+void add_common_options(CLI::App& app, CommonOptions& options,
+                        const std::vector<std::string>& precisions = {"float32", "float64"});
 
 /// Where `options` puts tensors.
 Device device_of(const CommonOptions& options);
+/// How they are stored: bf16 is bfloat16, with float32 masters of what an optimizer trains.
+DType dtype_of(const CommonOptions& options);
 
 /// Checks the device, registers its kernels, sets the number of OpenMP threads and fills in
 /// options.threads. Call once after parsing, before any tensor is made. Throws when --device cuda

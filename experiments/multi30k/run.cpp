@@ -107,9 +107,9 @@ void print_start(const Multi30kSettings& s, const TranslationData& data, Trainer
   fmt::print("{}", trainer.model().describe());
   fmt::print(
       "training: {} epochs, {} updates of at most {} x {} tokens, lr {} ({}, warm-up {}), label "
-      "smoothing {}, {} threads\n",
+      "smoothing {}, {}, {} threads\n",
       s.epochs, group_digits(trainer.total_updates()), s.accumulate, s.batch_tokens, s.lr,
-      s.schedule, s.warmup, s.label_smoothing, s.common.threads);
+      s.schedule, s.warmup, s.label_smoothing, s.common.precision, s.common.threads);
   if (s.attention == "rmfa" && !s.ppsbn)
     fmt::print(
         "note: without --ppsbn queries and keys have no bound, and neither has the error of "

@@ -52,10 +52,6 @@ void refuse_idle_options(const CLI::App& app, const Multi30kSettings& s) {
 
 }  // namespace
 
-DType Multi30kSettings::dtype() const {
-  return common.dtype == "float64" ? DType::float64 : DType::float32;
-}
-
 bool Multi30kSettings::replays() const {
   return graph == "on" && accumulate == 1 && StepGraph::available(device());
 }
@@ -88,7 +84,7 @@ void declare_options(CLI::App& app, Multi30kSettings& s) {
   // Their own text beside the type would repeat in every line of --help.
   const auto quiet = [](CLI::Validator range) { return range.description(""); };
   const CLI::Validator share = quiet(CLI::Range(0.0, 0.999));
-  add_common_options(app, s.common);
+  add_common_options(app, s.common, {"float32", "float64", "bf16"});
   app.add_option("--data", s.data,
                  "Folder of the Multi30K repository (default: $MULTI30K_DIR, else data/multi30k)");
   add_choice(app, "--text", s.text, {"tok", "raw"}, "The tokenised or the raw text");

@@ -60,7 +60,6 @@ struct Multi30kSettings {
   int64_t shape_multiple = 0;  // rows and widths of training batches; 0: 8 where updates replay
   int64_t valid_bleu_sentences = 0;  // translated after each epoch; 0: all
 
-  DType dtype() const;
   Device device() const;
   /// Whether updates are recorded and replayed: on a device that can, one batch an update.
   bool replays() const;

@@ -20,7 +20,7 @@ constexpr int64_t kMostSkipped = 10;
 constexpr int64_t kReplayedMultiple = 8;
 
 nn::Adam make_optimizer(nn::Transformer& model, const Multi30kSettings& s) {
-  model.to(s.dtype());
+  model.to(dtype_of(s.common));
   model.to(s.device());
   return nn::Adam(nn::decay_groups(model, s.weight_decay), {0.9, 0.98, 1e-9, true});
 }

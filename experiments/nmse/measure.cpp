@@ -45,10 +45,6 @@ double memory_bytes() {
   return static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGE_SIZE));
 }
 
-DType dtype_of(const CommonOptions& options) {
-  return options.dtype == "float64" ? DType::float64 : DType::float32;
-}
-
 Variable normal(const NmseSettings& s, int64_t n, Generator& generator) {
   Tensor t = Tensor::empty({s.batch, s.heads, n, s.dim}, dtype_of(s.common), device_of(s.common));
   kernels::random_normal(t, generator.draw());

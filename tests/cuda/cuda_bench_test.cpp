@@ -60,7 +60,9 @@ TEST_CASE("cuda bench: every row runs in every precision") {
         "linear 8x4 -> 8 bf16 storage", "layer_norm_backward 512x64",
         "rmfa D=16 n=20 forward+backward bf16 storage", "rmfa causal D=16 n=9 forward",
         "softmax_attention n=20 forward tf32", "training step small rmfa+ppsbn D=16 bf16",
-        "training step small softmax replayed tf32"})
+        "training step small softmax replayed tf32",
+        "training step small softmax replayed bf16 storage",
+        "training step small rmfa+ppsbn D=16 bf16 storage"})
     CHECK_MESSAGE(names.count(name) == 1, name);
   // Limits come before what is read against them, and notes carry the shares.
   const BenchRow* rmfa = table.find("rmfa D=16 n=20 forward tf32");

@@ -28,7 +28,8 @@ void run_other_slots(DType dtype) {
   kernels::fill(y, 0.5);
   kernels::sum_of_squares(Tensors{y}, Tensor::empty({1}, DType::float64, kGpu));
   const auto zeros = [&] { return Tensor::zeros({5, 13}, dtype, kGpu); };
-  kernels::adam(Tensors{zeros()}, Tensors{y}, Tensors{zeros()}, Tensors{zeros()}, AdamArgs{});
+  kernels::adam(Tensors{zeros()}, Tensors{}, Tensors{y}, Tensors{zeros()}, Tensors{zeros()},
+                AdamArgs{});
 }
 
 TEST_CASE("every kernel slot runs on the CUDA device in every dtype it serves") {

@@ -3,10 +3,10 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
-#include <cstdlib>
 #include <set>
 
 #include "core/allocator.h"
+#include "tests/composites_allowed.h"
 #include "tests/cuda/device.h"
 #include "tests/op_cases.h"
 #include "tests/op_table_checks.h"

@@ -17,6 +17,7 @@ namespace {
 // What one optimizer works on; every list has a tensor a parameter.
 struct Lists {
   Tensors params, grads, first, second;
+  Tensors masters = {};
 };
 
 Lists lists_of(const std::vector<int64_t>& sizes, const std::vector<DType>& dtypes) {
@@ -36,6 +37,15 @@ Lists lists_of(const std::vector<int64_t>& sizes, const std::vector<DType>& dtyp
   return l;
 }
 
+// bfloat16 parameters and gradients with float32 masters and moments.
+Lists lists_with_masters(const std::vector<int64_t>& sizes) {
+  Lists l = lists_of(sizes, {DType::float32});
+  l.masters = l.params;
+  for (Tensors* list : {&l.params, &l.grads})
+    for (Tensor& t : *list) t = t.to(DType::bfloat16);
+  return l;
+}
+
 // A copy on `device`; where `off` is set, at addresses one element off the start of a block.
 Lists copy_of(const Lists& l, Device device, bool off = false) {
   const auto copies = [&](const Tensors& list) {
@@ -48,11 +58,11 @@ Lists copy_of(const Lists& l, Device device, bool off = false) {
     }
     return result;
   };
-  return {copies(l.params), copies(l.grads), copies(l.first), copies(l.second)};
+  return {copies(l.params), copies(l.grads), copies(l.first), copies(l.second), copies(l.masters)};
 }
 
 void run(const Lists& l, const AdamArgs& args) {
-  kernels::adam(l.params, l.grads, l.first, l.second, args);
+  kernels::adam(l.params, l.masters, l.grads, l.first, l.second, args);
 }
 
 void check_near(const Lists& got, const Lists& expected) {
@@ -68,6 +78,7 @@ void check_near(const Lists& got, const Lists& expected) {
   compare(got.params, expected.params);
   compare(got.first, expected.first);
   compare(got.second, expected.second);
+  compare(got.masters, expected.masters);
 }
 
 const std::vector<DType> kMixed = {DType::float32, DType::bfloat16, DType::float64};
@@ -94,7 +105,41 @@ TEST_CASE("cuda adam: sizes, dtypes in one list, alignment, both kinds of decay"
   mixed.first[0] = mixed.first[0].to(DType::float64);
   CHECK_THROWS_WITH(run(mixed, {}),
                     "[adam] parameter 0 is float32, its gradient float32, its moments float64 and "
-                    "float32; they must agree");
+                    "float32; the gradient must be float32, moments float32");
+}
+
+TEST_CASE("cuda adam with masters: one launch, sizes, alignment, parameters are masters rounded") {
+  const Lists start = lists_with_masters({1, 5, 2048, 2049, 0, 5000, 33, 4100, 1030});
+  for (const bool decoupled : {true, false}) {
+    AdamArgs args{.lr = 0.01, .beta1 = 0.9, .beta2 = 0.98, .eps = 1e-9, .weight_decay = 0.1};
+    args.decoupled = decoupled;
+    args.grad_scale = 0.25;
+    const Lists expected = copy_of(start, kCpu);
+    const Lists aligned = copy_of(start, kGpu), off = copy_of(start, kGpu, true);
+    for (args.step = 1; args.step < 4; ++args.step) {
+      run(expected, args);
+#ifdef MACGRAD_CUDA_EMULATED
+      const uint64_t before = emulation::launches();
+#endif
+      run(aligned, args);
+#ifdef MACGRAD_CUDA_EMULATED
+      CHECK(emulation::launches() - before == 1);
+#endif
+      run(off, args);
+    }
+    check_near(aligned, expected);
+    check_near(off, expected);
+    for (size_t i = 0; i < start.params.size(); ++i) {
+      CHECK(same_bits(aligned.masters[i], off.masters[i]));
+      CHECK(same_bits(aligned.params[i], aligned.masters[i].to(DType::bfloat16)));
+      CHECK(same_bits(off.params[i], aligned.params[i]));
+    }
+  }
+  Lists wrong = copy_of(lists_with_masters({3}), kGpu);
+  wrong.masters[0] = wrong.params[0];
+  CHECK_THROWS_WITH(run(wrong, {}),
+                    "[adam] parameter 0 is bfloat16, its master bfloat16; masters are float32 and "
+                    "belong to bfloat16 parameters");
 }
 
 // `count` tensors of one to seven elements, next to each other in memory.
@@ -151,8 +196,7 @@ TEST_CASE("cuda sum_of_squares: dtypes together, exact, in any order of threads"
                     "[sum_of_squares] needs floating tensors, got int64");
 }
 
-TEST_CASE("cuda adam: step, rate and scale from device memory, clipping there, a skipped step") {
-  const Lists start = lists_of({70, 3000}, {DType::float32});
+void check_live_steps(const Lists& start) {
   AdamArgs args{.lr = 0.02, .weight_decay = 0.01};
   args.grad_scale = 0.5;
   args.step = 4;
@@ -188,7 +232,14 @@ TEST_CASE("cuda adam: step, rate and scale from device memory, clipping there, a
   for (size_t i = 0; i < start.params.size(); ++i) {
     CHECK(same_bits(read.params[i], kept.params[i]));
     CHECK(same_bits(read.second[i], kept.second[i]));
+    if (!kept.masters.empty()) CHECK(same_bits(read.masters[i], kept.masters[i]));
   }
+}
+
+TEST_CASE("cuda adam: step, rate and scale from device memory, clipping there, a skipped step") {
+  for (const Lists& start :
+       {lists_of({70, 3000}, {DType::float32}), lists_with_masters({70, 3000})})
+    check_live_steps(start);
 }
 
 }  // namespace

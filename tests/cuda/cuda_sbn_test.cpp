@@ -1,12 +1,13 @@
-// preSBN and postSBN of the CUDA backend against the CPU's: statistics of the batch, given and of
-// the row; masks with NaN behind them, strides, every way of sharing out a row, zero rows, far
-// offsets; and the same bits whatever the order of the threads.
+// preSBN and postSBN of the CUDA backend against the CPU's in float64: statistics of the batch,
+// given and of the row; masks with NaN behind them, strides, every way of sharing out a row, zero
+// rows, far offsets; and the same bits whatever the order of the threads.
 #include <doctest/doctest.h>
 
 #include <cmath>
 
 #include "core/kernels.h"
 #include "tests/cuda/device.h"
+#include "tests/cuda/rounding.h"
 #include "tests/op_cases.h"
 #ifdef MACGRAD_CUDA_EMULATED
 #include "tests/cuda/emulation/machine.h"
@@ -19,10 +20,6 @@ const std::vector<DType> kFloating = {DType::float32, DType::float64, DType::bfl
 const std::vector<SbnStatistics> kModes = {SbnStatistics::batch, SbnStatistics::fixed,
                                            SbnStatistics::row};
 
-double sbn_tolerance(DType dtype) {
-  return dtype == DType::float64 ? 1e-12 : dtype == DType::float32 ? 4e-6 : 8e-3;
-}
-
 Tensor moved(const Tensor& t, Device device) {
   return !t.defined() || device == kCpu ? t : on_gpu(t);
 }
@@ -32,15 +29,25 @@ struct PreSbn {
   SbnStatistics statistics = SbnStatistics::batch;
   double eps = 1e-12;
   DType moments = DType::float32;  // how mean and var are stored
+
+  // Numbers in the longest sum: a channel's or a row's.
+  int64_t terms() const { return std::max(x.size(0) * x.size(2), x.size(3)); }
 };
 
 // y, dx and, but for `row`, mean and var.
-Tensors run(const PreSbn& c, Device device) {
-  const Tensor x = moved(c.x, device), valid = moved(c.valid, device), grad = moved(c.grad, device);
+Tensors run(const PreSbn& c, Device device, bool in_float64 = false) {
+  const Tensor valid = moved(c.valid, device);
+  const Tensor x = in_float64 ? wide(c.x) : moved(c.x, device),
+               grad = in_float64 ? wide(c.grad) : moved(c.grad, device);
   Tensor mean, var;
   if (c.statistics != SbnStatistics::row) {
     mean = Tensor::full({x.size(1), x.size(3)}, 0.3, c.moments, device);
     var = Tensor::full({x.size(1), x.size(3)}, 1.7, c.moments, device);
+    // bfloat16 moments stay, because the backward kernel reads them rounded.
+    if (in_float64 && c.moments != DType::bfloat16) {
+      mean = wide(mean);
+      var = wide(var);
+    }
   }
   // Results as (B, T, H, d), the layout of the layers, with something around them.
   const auto result = [&] {
@@ -56,11 +63,14 @@ Tensors run(const PreSbn& c, Device device) {
   return results;
 }
 
-void check_against_cpu(const PreSbn& c, double tolerance) {
-  const Tensors expected = run(c, kCpu), got = run(c, kGpu);
+void check_against_float64(const PreSbn& c) {
+  const Tensors expected = run(c, kCpu, true), got = run(c, kGpu), on_cpu = run(c, kCpu);
   for (size_t i = 0; i < got.size(); ++i) {
     CAPTURE(i);
+    // The results' dtype is x's, that of the moments behind them their own.
+    const double tolerance = rounding_tolerance(i < 2 ? c.x.dtype() : c.moments, c.terms());
     CHECK(difference(got[i], expected[i]) <= tolerance);
+    CHECK(difference(on_cpu[i], expected[i]) <= tolerance);
   }
 }
 
@@ -90,7 +100,7 @@ TEST_CASE("cuda preSBN: statistics, dtypes, masks and head sizes") {
           CAPTURE(name(dtype));
           CAPTURE(static_cast<int>(mode));
           CAPTURE(masked);
-          check_against_cpu(random_case(shape, dtype, mode, masked), sbn_tolerance(dtype));
+          check_against_float64(random_case(shape, dtype, mode, masked));
         }
       }
     }
@@ -104,23 +114,24 @@ TEST_CASE("cuda preSBN: any strides, and rows that begin nowhere special") {
   for (const int64_t start : {0, 4, 5}) {
     const Tensor x = base.permute({0, 2, 1, 3}).slice(3, start, start + 16);
     for (const SbnStatistics mode : kModes)
-      check_against_cpu({x, valid, grad, mode, 1e-5, DType::float32}, 4e-6);
+      check_against_float64({x, valid, grad, mode, 1e-5, DType::float32});
   }
 }
 
 TEST_CASE("cuda preSBN: nothing valid, moments of other dtypes, one channel") {
   PreSbn c = random_case({2, 2, 33, 8}, DType::float32, SbnStatistics::batch, false);
   c.valid = Tensor::full({2, 33}, 0, DType::boolean);
-  check_against_cpu(c, 0);
+  const Tensors nothing = run(c, kGpu), nowhere = run(c, kCpu);
+  for (size_t i = 0; i < nothing.size(); ++i) CHECK(difference(nothing[i], nowhere[i]) == 0);
   c.valid = {};
   for (const SbnStatistics mode : {SbnStatistics::batch, SbnStatistics::fixed}) {
     for (const DType moments : kFloating) {
       c.statistics = mode;
       c.moments = moments;
-      check_against_cpu(c, moments == DType::bfloat16 ? 8e-3 : 4e-6);
+      check_against_float64(c);
     }
   }
-  check_against_cpu(random_case({2, 2, 9, 1}, DType::float32, SbnStatistics::fixed, true), 4e-6);
+  check_against_float64(random_case({2, 2, 9, 1}, DType::float32, SbnStatistics::fixed, true));
 }
 
 TEST_CASE("cuda preSBN: rows that become zero, and a valid NaN") {
@@ -135,13 +146,13 @@ TEST_CASE("cuda preSBN: rows that become zero, and a valid NaN") {
     for (const Tensor& t : {got[0], got[1]})
       for (const int64_t row : {3, 35})
         for (const double v : t.select(2, row).to_vector<double>()) CHECK(v == 0);
-    check_against_cpu(c, 1e-12);
+    check_against_float64(c);
   }
   const Tensor one = exact_values({1, 1, 1, 4}, 9, DType::float32);
-  check_against_cpu({one, {}, one, SbnStatistics::batch, 1e-12, DType::float32}, 0);
+  check_against_float64({one, {}, one, SbnStatistics::batch, 1e-12, DType::float32});
   const Tensor spoilt = x.clone();
   spoilt.select(2, 5).fill(std::nan(""));
-  check_against_cpu({spoilt, {}, grad, SbnStatistics::fixed, 1e-12, DType::float64}, 1e-12);
+  check_against_float64({spoilt, {}, grad, SbnStatistics::fixed, 1e-12, DType::float64});
 }
 
 TEST_CASE("cuda preSBN: an offset far above the spread costs float32 no more than its rounding") {
@@ -178,11 +189,17 @@ Tensors run(const PostSbn& c, Device device) {
   return r;
 }
 
-void check_against_cpu(const PostSbn& c, double tolerance) {
-  const Tensors expected = run(c, kCpu), got = run(c, kGpu);
+void check_against_float64(const PostSbn& c) {
+  const Tensors expected = run({wide(c.x), wide(c.gamma), wide(c.beta), wide(c.grad)}, kCpu);
+  const Tensors got = run(c, kGpu), on_cpu = run(c, kCpu);
   for (size_t i = 0; i < got.size(); ++i) {
     CAPTURE(i);
+    const DType dtype = i < 2 ? c.x.dtype() : i == 2 ? c.gamma.dtype() : c.beta.dtype();
+    // The power multiplies the rounding of its base by its exponent, which is below 4 here. Sums
+    // run over all of x.
+    const double tolerance = 4 * rounding_tolerance(dtype, c.x.numel());
     CHECK(difference(got[i], expected[i]) <= tolerance);
+    CHECK(difference(on_cpu[i], expected[i]) <= tolerance);
   }
 }
 
@@ -198,10 +215,9 @@ TEST_CASE("cuda postSBN: values and gradients, one gamma and beta or one a chann
           CAPTURE(name(dtype));
           CAPTURE(gammas);
           CAPTURE(betas);
-          check_against_cpu(
+          check_against_float64(
               PostSbn{exact_values(shape, 11, dtype), exact_values({gammas}, 12, dtype),
-                      exact_values({betas}, 13, dtype).to(dtype), exact_values(shape, 14, dtype)},
-              dtype == DType::bfloat16 ? 1e-2 : 4 * sbn_tolerance(dtype));
+                      exact_values({betas}, 13, dtype).to(dtype), exact_values(shape, 14, dtype)});
         }
       }
     }
@@ -214,12 +230,11 @@ TEST_CASE("cuda postSBN: strided rows, zeros, parameters of another dtype") {
   for (const int64_t start : {0, 3}) {
     const Tensor x = memory.permute({0, 2, 1, 3}).slice(3, start, start + 16);
     for (const DType dtype : kFloating)
-      check_against_cpu(
-          PostSbn{x, exact_values({16}, 17, dtype), exact_values({1}, 18, dtype), grad},
-          dtype == DType::bfloat16 ? 1e-2 : 2e-5);
+      check_against_float64(
+          PostSbn{x, exact_values({16}, 17, dtype), exact_values({1}, 18, dtype), grad});
   }
   const Tensor zero = Tensor::zeros({3, 8}), one = Tensor::full({3, 8}, 1);
-  check_against_cpu(PostSbn{zero, Tensor::full({1}, 2), Tensor::full({1}, 0.5), one}, 4e-6);
+  check_against_float64(PostSbn{zero, Tensor::full({1}, 2), Tensor::full({1}, 0.5), one});
 }
 
 #ifdef MACGRAD_CUDA_EMULATED

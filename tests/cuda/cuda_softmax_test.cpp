@@ -1,6 +1,6 @@
-// Softmax, log-softmax and cross entropy of the CUDA backend against the CPU's: row lengths for
-// every way of sharing out a row, all dtypes, unaligned rows, infinities and NaN, ignored and wrong
-// targets, and the same bits whatever the order of the threads.
+// Softmax, log-softmax and cross entropy of the CUDA backend against the CPU's in float64: row
+// lengths for every way of sharing out a row, all dtypes, unaligned rows, infinities and NaN,
+// ignored and wrong targets, and the same bits whatever the order of the threads.
 #include <doctest/doctest.h>
 
 #include <cmath>
@@ -10,6 +10,7 @@
 #include "core/error.h"
 #include "core/kernels.h"
 #include "tests/cuda/device.h"
+#include "tests/cuda/rounding.h"
 #include "tests/op_cases.h"
 #ifdef MACGRAD_CUDA_EMULATED
 #include "tests/cuda/emulation/machine.h"
@@ -20,10 +21,6 @@ namespace {
 
 constexpr double kInf = std::numeric_limits<double>::infinity();
 const std::vector<DType> kFloating = {DType::float32, DType::float64, DType::bfloat16};
-
-double row_tolerance(DType dtype) {
-  return dtype == DType::float64 ? 1e-13 : dtype == DType::float32 ? 2e-6 : 8e-3;
-}
 
 Tensor like(const Tensor& t) {
   return Tensor::empty(t.shape(), t.dtype(), t.device());
@@ -37,30 +34,46 @@ Tensor unaligned(const Tensor& t) {
   return view;
 }
 
-// Every result of softmax and log-softmax for x with cotangent c, where they lie.
-Tensors softmaxes(const Tensor& x, const Tensor& c) {
-  const Tensor y = like(x), dx = like(x), z = like(x), dz = like(x);
-  kernels::softmax_forward(x, y);
-  kernels::softmax_backward(y, c, dx);
-  kernels::log_softmax_forward(x, z);
-  kernels::log_softmax_backward(z, c, dz);
-  return {y, dx, z, dz};
+// Softmax and log-softmax of x, and their gradients with cotangent c at y and z; absent: at those
+// results.
+Tensors softmaxes(const Tensor& x, const Tensor& c, const Tensor& y = {}, const Tensor& z = {}) {
+  const Tensors r{like(x), like(x), like(x), like(x)};
+  kernels::softmax_forward(x, r[0]);
+  kernels::softmax_backward(y.defined() ? y : r[0], c, r[1]);
+  kernels::log_softmax_forward(x, r[2]);
+  kernels::log_softmax_backward(z.defined() ? z : r[2], c, r[3]);
+  return r;
 }
 
+// loss, lse, and the gradient at `at`; absent: at that lse.
 Tensors cross_entropies(const Tensor& x, const Tensor& target, const Tensor& g, double smoothing,
-                        int64_t ignore) {
-  const Tensor loss = like(g), lse = like(g), dx = like(x);
-  kernels::cross_entropy_forward(x, target, smoothing, ignore, loss, lse);
-  kernels::cross_entropy_backward(x, target, lse, g, smoothing, ignore, dx);
-  return {loss, lse, dx};
+                        int64_t ignore, const Tensor& at = {}) {
+  const Tensors r{like(g), like(g), like(x)};
+  kernels::cross_entropy_forward(x, target, smoothing, ignore, r[0], r[1]);
+  kernels::cross_entropy_backward(x, target, at.defined() ? at : r[1], g, smoothing, ignore, r[2]);
+  return r;
 }
 
-void check_same(const Tensors& got, const Tensors& expected, double tolerance) {
+// Results with the rounding of each one's dtype; `terms`: columns.
+void check_near(const Tensors& got, const Tensors& expected, int64_t terms) {
   REQUIRE(got.size() == expected.size());
   for (size_t i = 0; i < got.size(); ++i) {
     CAPTURE(i);
-    CHECK(difference(got[i].to(kCpu), expected[i]) <= tolerance);
+    CHECK(difference(got[i].to(kCpu), expected[i]) <= rounding_tolerance(got[i].dtype(), terms));
   }
+}
+
+// Backward kernels are given the same rounded results of the forward kernels as the reference.
+void check_softmaxes(const Tensor& x, const Tensor& c) {
+  const Tensors given = softmaxes(x, c);
+  check_near(softmaxes(on_gpu(x), on_gpu(c), on_gpu(given[0]), on_gpu(given[2])),
+             softmaxes(wide(x), wide(c), wide(given[0]), wide(given[2])), x.size(1));
+}
+void check_cross_entropies(const Tensor& x, const Tensor& target, const Tensor& g, double smoothing,
+                           int64_t ignore) {
+  const Tensor lse = cross_entropies(x, target, g, smoothing, ignore)[1];
+  check_near(cross_entropies(on_gpu(x), on_gpu(target), on_gpu(g), smoothing, ignore, on_gpu(lse)),
+             cross_entropies(wide(x), target, wide(g), smoothing, ignore, wide(lse)), x.size(1));
 }
 
 // The largest logits of a row come late, so that a running maximum keeps rising.
@@ -81,17 +94,17 @@ TEST_CASE("cuda softmax and log-softmax: values and gradients at every row lengt
       CAPTURE(shape.text());
       CAPTURE(name(dtype));
       const Tensor x = logits(shape, 1, dtype), c = exact_values(shape, 2, dtype);
-      check_same(softmaxes(on_gpu(x), on_gpu(c)), softmaxes(x, c), row_tolerance(dtype));
+      check_softmaxes(x, c);
     }
     const Tensor x = unaligned(logits({3, 64}, 3, dtype)), c = exact_values({3, 64}, 4, dtype);
-    check_same(softmaxes(on_gpu(x), on_gpu(c)), softmaxes(x, c), row_tolerance(dtype));
+    check_softmaxes(x, c);
   }
 }
 
 TEST_CASE("cuda softmax: rows too long for shared memory are read again") {
   for (const Shape& shape : {Shape{1, 58200}, Shape{1, 30004}}) {
     const Tensor x = logits(shape, 5, DType::float32), c = exact_values(shape, 6, DType::float32);
-    check_same(softmaxes(on_gpu(x), on_gpu(c)), softmaxes(x, c), 2e-6);
+    check_softmaxes(x, c);
   }
 }
 
@@ -108,10 +121,10 @@ TEST_CASE("cuda softmax: infinities, NaN and large logits") {
     for (const DType dtype : kFloating) {
       const Tensor in = x.to(dtype), c = exact_values({7, n}, 8, dtype);
       CAPTURE(name(dtype));
-      check_same(softmaxes(on_gpu(in), on_gpu(c)), softmaxes(in, c), row_tolerance(dtype));
-      const Tensor target = random_index({7}, n, 9), g = exact_values({7}, 10, dtype);
-      check_same(cross_entropies(on_gpu(in), on_gpu(target), on_gpu(g), 0, -100),
-                 cross_entropies(in, target, g, 0, -100), row_tolerance(dtype));
+      check_softmaxes(in, c);
+      const Tensor target = random_index({7}, n, 9),
+                   g = exact_values({7}, 10, compute_dtype(dtype));
+      check_cross_entropies(in, target, g, 0, -100);
     }
   }
 }
@@ -126,14 +139,12 @@ TEST_CASE("cuda cross entropy: smoothing, ignored rows, every row length") {
         CAPTURE(smoothing);
         const int64_t rows = shape[0], ignore = rows > 2 ? 1 : -100;
         const Tensor x = logits(shape, 11, dtype), target = random_index({rows}, shape[1], 12),
-                     g = exact_values({rows}, 13, dtype);
+                     g = exact_values({rows}, 13, compute_dtype(dtype));
         if (rows > 2) {
           target.data<int64_t>()[2] = ignore;
           x.select(0, 2).fill(std::nan(""));  // of which nothing may be used
         }
-        const Tensors expected = cross_entropies(x, target, g, smoothing, ignore);
-        check_same(cross_entropies(on_gpu(x), on_gpu(target), on_gpu(g), smoothing, ignore),
-                   expected, row_tolerance(dtype));
+        check_cross_entropies(x, target, g, smoothing, ignore);
       }
     }
   }
@@ -146,13 +157,14 @@ TEST_CASE(
     const Tensor right = Tensor::from_vector(std::vector<int64_t>{2, 0, 5});
     const Tensor wrong = Tensor::from_vector(std::vector<int64_t>{2, n, 5});
     const auto got = cross_entropies(on_gpu(x), on_gpu(wrong), on_gpu(g), 0.1, -100);
-    const auto expected = cross_entropies(x, right, g, 0.1, -100);
+    const auto expected = cross_entropies(wide(x), right, wide(g), 0.1, -100);
     CHECK_THROWS_WITH_AS(
         got[0].to(kCpu),
         fmt::format("[cross_entropy] index {} at place 1 is outside [0, {})", n, n).c_str(), Error);
     for (const int64_t row : {0, 2}) {
-      CHECK(std::fabs(got[0].at({row}) - expected[0].at({row})) <= 1e-5);
-      CHECK(difference(got[2].to(kCpu).select(0, row), expected[2].select(0, row)) <= 2e-6);
+      for (const size_t i : {0, 2})
+        CHECK(difference(got[i].to(kCpu).select(0, row), expected[i].select(0, row)) <=
+              rounding_tolerance(DType::float32, n));
     }
     CHECK(std::isnan(got[0].at({1})));
     for (const double v : got[2].select(0, 1).to_vector<double>()) CHECK(std::isnan(v));

@@ -8,6 +8,7 @@
 #include "experiments/multi30k/evaluation.h"
 #include "experiments/multi30k/training.h"
 #include "experiments/nmse/measure.h"
+#include "tests/composites_allowed.h"
 #include "tests/cuda/device.h"
 #include "tests/op_cases.h"
 
@@ -125,6 +126,40 @@ TEST_CASE("cuda training: replayed updates are the eager ones, bit for bit") {
     CHECK(replayed.norms == eager.norms);
     for (const auto& [name, value] : eager.state)
       CHECK_MESSAGE(difference(replayed.state.at(name), value) == 0, name);
+  }
+}
+
+// The CPU runs attention as composites, with scores rounded to bfloat16.
+TEST_CASE("cuda training: --precision bf16 follows the CPU, and replayed updates the eager ones") {
+  const Threads one(1);
+  [[maybe_unused]] const OpenMemory open;
+  for (const std::string attention : {"softmax", "rmfa"}) {
+    CAPTURE(attention);
+    Multi30kSettings s = tiny(attention, "cpu");
+    s.common.precision = "bf16";
+    s.toy_train_pairs = 24;
+    s.batch_tokens = 96;
+    s.max_updates = attention == "softmax" ? 12 : 9;
+    s.shape_multiple = 8;
+    s.draws = "optimal";
+    const Run cpu = [&] {
+      const CompositesAllowed attention_in_bfloat16;
+      return train(s);
+    }();
+    s.common.device = "cuda";
+    const Run replayed = train(s);
+    s.graph = "off";
+    const Run eager = train(s);
+    CHECK(replayed.refused.empty());
+    CHECK(replayed.replays >= (attention == "softmax" ? 6 : 3));
+    CHECK(replayed.losses == eager.losses);
+    CHECK(replayed.norms == eager.norms);
+    for (const auto& [name, value] : eager.state)
+      CHECK_MESSAGE(difference(replayed.state.at(name), value) == 0, name);
+    REQUIRE(cpu.losses.size() == eager.losses.size());
+    for (size_t i = 0; i < cpu.losses.size(); ++i)
+      CHECK(eager.losses[i] == doctest::Approx(cpu.losses[i]).epsilon(0.02));
+    CHECK(eager.losses.back() < eager.losses.front());
   }
 }
 
