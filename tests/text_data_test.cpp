@@ -420,7 +420,7 @@ TEST_CASE("batches of odd inputs") {
   CHECK_THROWS_WITH_AS(ordered_batches(uneven, {}),
                        "batches: 2 source sentences, 0 target sentences", Error);
   const ParallelText text{{"a b", ""}, {"", "b"}};
-  const Vocabulary words = Vocabulary::build({"a b"}, 1);
+  const TextCodec words(Vocabulary::build({"a b"}, 1));
   check_batches(encode_pairs(text, words, words), {},
                 ordered_batches(encode_pairs(text, words, words), {}));
 }
