@@ -314,11 +314,11 @@ TEST_CASE("subwords: every line of Multi30K comes back (needs $MULTI30K_DIR)") {
           most = std::max(most, ids.size());
           REQUIRE(subwords.decode(ids) == line);
         }
-        MESSAGE(split << (form == Multi30kForm::raw ? " raw" : " tok")
-                      << (side == &text.source ? " de" : " en") << ": " << side->size()
-                      << " lines, tokens a line: mean "
-                      << static_cast<double>(sum) / static_cast<double>(side->size()) << ", max "
-                      << most);
+        MESSAGE(std::string(split) << (form == Multi30kForm::raw ? " raw" : " tok")
+                                   << (side == &text.source ? " de" : " en") << ": " << side->size()
+                                   << " lines, tokens a line: mean "
+                                   << static_cast<double>(sum) / static_cast<double>(side->size())
+                                   << ", max " << most);
       }
     }
   }
