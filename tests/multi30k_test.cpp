@@ -157,6 +157,7 @@ TEST_CASE("multi30k: raw text is split, references stay as written") {
   Multi30kSettings s;
   s.data = folder / "";
   s.text = "raw";
+  s.subwords = "word";
   s.min_frequency = 1;
   const TranslationData d = load_translation_data(s);
   CHECK(d.references == std::vector<std::string>{"A ball!"});

@@ -222,16 +222,28 @@ TEST_CASE("a vocabulary comes back from its file") {
   const auto loading = [&](const std::string& text) {
     return error_of([&] { Vocabulary::load(folder.write("bad.txt", text)); });
   };
-  const std::string header = "macgrad vocabulary 1\n";
+  const std::string header = "macgrad vocabulary 2\n";
   CHECK(contains(loading(""), "bad.txt: line 1: not a vocabulary"));
   CHECK(contains(loading("a\t1\n"), "line 1: not a vocabulary"));
-  CHECK(contains(loading(header + "a\t2\nb\n"), "line 3: expected a word"));
-  CHECK(contains(loading(header + "a b\t2\n"), "line 2: expected a word"));
-  CHECK(contains(loading(header + "a\t2x\n"), "line 2: expected a word"));
-  CHECK(contains(loading(header + "a\t0\n"), "line 2: expected a word"));
-  CHECK(contains(loading(header + "\t2\n"), "line 2: expected a word"));
-  CHECK(contains(loading(header + "a\t2\na\t1\n"), "line 3: the word \"a\" stands twice"));
-  CHECK(contains(loading(header + "<pad>\t2\n"), "line 2: the word \"<pad>\" stands twice"));
+  CHECK(contains(loading(header + "a\t2\nb\nend\n"), "line 3: expected a word"));
+  CHECK(contains(loading(header + "a b\t2\nend\n"), "line 2: expected a word"));
+  CHECK(contains(loading(header + "a\t2x\nend\n"), "line 2: expected a word"));
+  CHECK(contains(loading(header + "a\t0\nend\n"), "line 2: expected a word"));
+  CHECK(contains(loading(header + "\t2\nend\n"), "line 2: expected a word"));
+  CHECK(contains(loading(header + "a\t2\na\t1\nend\n"), "line 3: the word \"a\" stands twice"));
+  CHECK(contains(loading(header + "<pad>\t2\nend\n"), "line 2: the word \"<pad>\" stands twice"));
+
+  // Cut anywhere but after its last letter, a file is refused.
+  const std::string whole = bytes_of(path);
+  REQUIRE(whole.ends_with("end\n"));
+  for (std::size_t size = 0; size + 1 < whole.size(); ++size) {
+    CAPTURE(size);
+    const std::string message = loading(whole.substr(0, size));
+    REQUIRE(contains(message, "bad.txt: line "));
+    // In the middle of a letter it is not UTF-8 either.
+    if (size > header.size())
+      REQUIRE((contains(message, "cut short") || contains(message, "not valid UTF-8")));
+  }
 }
 
 TEST_CASE("the toy corpus") {
@@ -420,7 +432,7 @@ TEST_CASE("batches of odd inputs") {
   CHECK_THROWS_WITH_AS(ordered_batches(uneven, {}),
                        "batches: 2 source sentences, 0 target sentences", Error);
   const ParallelText text{{"a b", ""}, {"", "b"}};
-  const Vocabulary words = Vocabulary::build({"a b"}, 1);
+  const TextCodec words(Vocabulary::build({"a b"}, 1));
   check_batches(encode_pairs(text, words, words), {},
                 ordered_batches(encode_pairs(text, words, words), {}));
 }

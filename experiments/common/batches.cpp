@@ -111,8 +111,8 @@ std::vector<Batch> fill(const EncodedPairs& pairs, std::vector<std::vector<std::
 
 }  // namespace
 
-EncodedPairs encode_pairs(const ParallelText& text, const Vocabulary& source,
-                          const Vocabulary& target) {
+EncodedPairs encode_pairs(const ParallelText& text, const TextCodec& source,
+                          const TextCodec& target) {
   EncodedPairs pairs;
   for (const std::string& line : text.source) pairs.source.push_back(source.encode(line));
   for (const std::string& line : text.target) pairs.target.push_back(target.encode(line));

@@ -6,19 +6,19 @@
 #include <cstdint>
 #include <vector>
 
+#include "experiments/common/text_codec.h"
 #include "experiments/common/text_files.h"
-#include "experiments/common/vocabulary.h"
 
 namespace macgrad::experiments {
 
-/// Word ids without <bos> and <eos>.
+/// Token ids without <bos> and <eos>.
 struct EncodedPairs {
   std::vector<std::vector<std::int64_t>> source;
   std::vector<std::vector<std::int64_t>> target;
   std::size_t size() const { return source.size(); }
 };
-EncodedPairs encode_pairs(const ParallelText& text, const Vocabulary& source,
-                          const Vocabulary& target);
+EncodedPairs encode_pairs(const ParallelText& text, const TextCodec& source,
+                          const TextCodec& target);
 
 /// Row-major (rows, width), rows filled up with Vocabulary::kPad.
 struct PaddedIds {

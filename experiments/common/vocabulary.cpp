@@ -1,5 +1,6 @@
-// Building a vocabulary from lines, and its file: a header line, then one word and its frequency a
-// line. A file is checked when read, because ids are positions in it.
+// Building a vocabulary from lines, and its file: a header line, one word and its frequency a line,
+// and a last line that shows the file to be whole. A file is checked when read, because ids are
+// positions in it.
 #include "experiments/common/vocabulary.h"
 
 #include <fmt/format.h>
@@ -15,7 +16,8 @@
 namespace macgrad::experiments {
 namespace {
 
-constexpr std::string_view kHeader = "macgrad vocabulary 1";
+constexpr std::string_view kHeader = "macgrad vocabulary 2";
+constexpr std::string_view kLastLine = "end";
 constexpr std::string_view kSpecialWords[] = {"<pad>", "<bos>", "<eos>", "<unk>"};
 
 bool is_special(std::string_view word) {
@@ -61,6 +63,7 @@ void Vocabulary::save(const std::string& path) const {
     const auto at = static_cast<std::size_t>(i);
     text += fmt::format("{}\t{}\n", words_[at], frequencies_[at]);
   }
+  text += fmt::format("{}\n", kLastLine);
   write_file_atomically(path, std::string_view(text));
 }
 
@@ -69,8 +72,12 @@ Vocabulary Vocabulary::load(const std::string& path) {
   if (lines.empty() || lines[0] != kHeader) {
     throw Error("{}: line 1: not a vocabulary; the first line must be \"{}\"", path, kHeader);
   }
+  if (lines.back() != kLastLine) {
+    throw Error("{}: line {}: the vocabulary is cut short; its last line must be \"{}\"", path,
+                lines.size(), kLastLine);
+  }
   Vocabulary vocabulary;
-  for (std::size_t i = 1; i < lines.size(); ++i) {
+  for (std::size_t i = 1; i + 1 < lines.size(); ++i) {
     const std::string& line = lines[i];
     const std::size_t tab = line.find('\t');
     const std::string word = line.substr(0, tab);

@@ -21,8 +21,9 @@ class Vocabulary {
   /// Words (split on white space) that occur at least `min_frequency` times in `lines`.
   static Vocabulary build(const std::vector<std::string>& lines, std::int64_t min_frequency);
 
-  /// A text file: a header line, then one "word<TAB>frequency" a line. save() replaces atomically,
-  /// load() throws naming file and line on anything that save() would not write.
+  /// A text file: a header line, one "word<TAB>frequency" a line, and the line "end". save()
+  /// replaces atomically, load() throws naming file and line on anything that save() would not
+  /// write.
   void save(const std::string& path) const;
   static Vocabulary load(const std::string& path);
 

@@ -4,11 +4,19 @@
 
 #include <zlib.h>
 
+#include <algorithm>
+#include <filesystem>
+
 #include "experiments/common/text_files.h"
 #include "experiments/common/toy_corpus.h"
+#include "experiments/common/unicode.h"
 
 namespace macgrad::experiments {
 namespace {
+
+bool is_raw(const Multi30kSettings& s) {
+  return !s.toy && s.text == "raw";
+}
 
 // CRC-32 of the lines, each with a line feed: that of the file, decompressed.
 std::string checksum(const std::vector<std::string>& lines) {
@@ -18,15 +26,6 @@ std::string checksum(const std::vector<std::string>& lines) {
     crc = crc32(crc, reinterpret_cast<const Bytef*>(whole.data()), static_cast<uInt>(whole.size()));
   }
   return fmt::format("{:08x}", crc);
-}
-
-// The same sentences with words separated by spaces.
-ParallelText words_of(const ParallelText& text, bool raw) {
-  if (!raw) return text;
-  ParallelText words = text;
-  for (auto* side : {&words.source, &words.target})
-    for (std::string& line : *side) line = tokenize_13a(line);
-  return words;
 }
 
 // Share of words that the vocabulary does not know.
@@ -41,50 +40,159 @@ double unknown_share(const std::vector<std::vector<int64_t>>& sentences) {
   return words > 0 ? static_cast<double>(unknown) / static_cast<double>(words) : 0.0;
 }
 
+Json token_counts(const std::vector<std::vector<int64_t>>& sentences) {
+  size_t sum = 0, most = 0;
+  for (const auto& sentence : sentences) {
+    sum += sentence.size();
+    most = std::max(most, sentence.size());
+  }
+  const auto count = static_cast<double>(std::max<size_t>(1, sentences.size()));
+  return {{"mean", static_cast<double>(sum) / count}, {"max", most}};
+}
+
+// Pairs with a side without words.
+std::vector<size_t> empty_pairs(const ParallelText& text) {
+  std::vector<size_t> found;
+  for (size_t i = 0; i < text.size(); ++i)
+    if (split_words(text.source[i]).empty() || split_words(text.target[i]).empty())
+      found.push_back(i);
+  return found;
+}
+
+void tell_empty(const std::vector<size_t>& empty, std::string_view split, const char* what) {
+  if (empty.empty()) return;
+  fmt::print(stderr,
+             "note: {}: {} of the pairs have an empty side and are {} (the first: line {})\n",
+             split, empty.size(), what, empty.front() + 1);
+}
+
+// An empty side teaches a model to say nothing, so such pairs are not trained on.
+size_t drop_empty_pairs(ParallelText& text) {
+  const std::vector<size_t> empty = empty_pairs(text);
+  tell_empty(empty, "train", "dropped");
+  require(empty.size() < text.size(), "train: every pair has an empty side; nothing is left");
+  for (auto* side : {&text.source, &text.target})
+    for (auto i = empty.rbegin(); i != empty.rend(); ++i)
+      side->erase(side->begin() + static_cast<std::ptrdiff_t>(*i));
+  return empty.size();
+}
+
+ParallelText read_split(const Multi30kSettings& s, std::string_view split) {
+  if (!s.toy)
+    return load_multi30k(find_multi30k(s.data), split, s.source, s.target,
+                         is_raw(s) ? Multi30kForm::raw : Multi30kForm::tokenized);
+  require(split == "train" || split == "val",
+          "--toy has no split \"{}\"; its corpus has train and val", split);
+  ToyCorpus corpus = make_toy_corpus(s.common.seed, static_cast<size_t>(s.toy_train_pairs),
+                                     static_cast<size_t>(s.toy_valid_pairs));
+  return split == "train" ? std::move(corpus.train) : std::move(corpus.valid);
+}
+
+TextCodec learn_codec(const Multi30kSettings& s, const std::vector<std::string>& lines,
+                      std::string_view what) {
+  if (s.subwords == "word") {
+    if (!is_raw(s)) return TextCodec(Vocabulary::build(lines, s.min_frequency));
+    std::vector<std::string> words;
+    for (const std::string& line : lines) words.push_back(tokenize_13a(line));
+    return TextCodec(Vocabulary::build(words, s.min_frequency), true);
+  }
+  TextCodec codec(Subwords::train(lines, s.vocabulary_size));
+  if (codec.size() < s.vocabulary_size)
+    fmt::print(stderr,
+               "note: the {} text has no more than {} subwords; --vocabulary-size {} is not "
+               "reached\n",
+               what, codec.size(), s.vocabulary_size);
+  return codec;
+}
+
+TextCodecs learn_codecs(const Multi30kSettings& s, const ParallelText& text) {
+  if (!s.shared_vocabulary())
+    return {learn_codec(s, text.source, "source"), learn_codec(s, text.target, "target")};
+  std::vector<std::string> both = text.source;
+  both.insert(both.end(), text.target.begin(), text.target.end());
+  const TextCodec codec = learn_codec(s, both, "training");
+  return {codec, codec};
+}
+
+std::string codec_file(const Multi30kSettings& s, const std::string& folder, const char* side) {
+  const bool bpe = s.subwords == "bpe";
+  std::string name = bpe ? "subwords.model" : "words.vocab";
+  if (!s.shared_vocabulary()) name = fmt::format("{}.{}", side, bpe ? "subwords.model" : "vocab");
+  return (std::filesystem::path(folder) / name).string();
+}
+
+TextCodec load_codec(const Multi30kSettings& s, const std::string& path) {
+  if (s.subwords == "bpe") return TextCodec(Subwords::load(path));
+  return TextCodec(Vocabulary::load(path), is_raw(s));
+}
+
 }  // namespace
 
-TranslationData load_translation_data(const Multi30kSettings& s) {
-  ParallelText train, valid;
-  std::string name = "toy";
-  const bool raw = !s.toy && s.text == "raw";
-  if (s.toy) {
-    ToyCorpus corpus = make_toy_corpus(s.common.seed, static_cast<size_t>(s.toy_train_pairs),
-                                       static_cast<size_t>(s.toy_valid_pairs));
-    train = std::move(corpus.train);
-    valid = std::move(corpus.valid);
-  } else {
-    const std::string task1 = find_multi30k(s.data);
-    const Multi30kForm form = raw ? Multi30kForm::raw : Multi30kForm::tokenized;
-    train = load_multi30k(task1, "train", s.source, s.target, form);
-    valid = load_multi30k(task1, "val", s.source, s.target, form);
-    name = fmt::format("Multi30K {}-{} ({})", s.source, s.target, s.text);
-  }
-  const ParallelText train_words = words_of(train, raw), valid_words = words_of(valid, raw);
-  TranslationData d{name,
-                    Vocabulary::build(train_words.source, s.min_frequency),
-                    Vocabulary::build(train_words.target, s.min_frequency),
-                    {},
-                    {},
-                    valid.source,
-                    valid.target,
+void save_codecs(const Multi30kSettings& s, const TextCodecs& codecs, const std::string& folder) {
+  codecs.source.save(codec_file(s, folder, "source"));
+  if (!s.shared_vocabulary()) codecs.target.save(codec_file(s, folder, "target"));
+}
+
+TextCodecs load_codecs(const Multi30kSettings& s, const std::string& folder) {
+  TextCodec source = load_codec(s, codec_file(s, folder, "source"));
+  if (s.shared_vocabulary()) return {source, source};
+  return {std::move(source), load_codec(s, codec_file(s, folder, "target"))};
+}
+
+TranslationSplit load_split(const Multi30kSettings& s, const TextCodecs& codecs,
+                            std::string_view split) {
+  TranslationSplit result{read_split(s, split), {}, {}};
+  const std::vector<size_t> empty = empty_pairs(result.text);
+  tell_empty(empty, split, "kept");
+  result.pairs = encode_pairs(result.text, codecs.source, codecs.target);
+  result.facts = {
+      {"split", split},
+      {"pairs", result.text.size()},
+      {"empty_pairs", empty.size()},
+      {"crc32",
+       {{"source", checksum(result.text.source)}, {"target", checksum(result.text.target)}}}};
+  return result;
+}
+
+TranslationData load_translation_data(const Multi30kSettings& s, const std::string& codecs_folder) {
+  ParallelText train = read_split(s, "train");
+  const std::string train_source_crc = checksum(train.source);
+  const std::string train_target_crc = checksum(train.target);
+  const size_t dropped = drop_empty_pairs(train);
+  const TextCodecs codecs =
+      codecs_folder.empty() ? learn_codecs(s, train) : load_codecs(s, codecs_folder);
+  TranslationSplit valid = load_split(s, codecs, "val");
+  TranslationData d{s.toy ? "toy" : fmt::format("Multi30K {}-{} ({})", s.source, s.target, s.text),
+                    codecs.source,
+                    codecs.target,
+                    encode_pairs(train, codecs.source, codecs.target),
+                    std::move(valid.pairs),
+                    std::move(valid.text.source),
+                    std::move(valid.text.target),
                     {}};
-  d.train = encode_pairs(train_words, d.source, d.target);
-  d.valid = encode_pairs(valid_words, d.source, d.target);
   d.facts = {{"name", d.name},
              {"train_pairs", d.train.size()},
+             {"train_pairs_dropped", dropped},
              {"valid_pairs", d.valid.size()},
+             {"valid_pairs_empty", valid.facts.at("empty_pairs")},
              {"source_vocabulary", d.source.size()},
              {"target_vocabulary", d.target.size()},
+             {"shared_vocabulary", s.shared_vocabulary()},
+             {"tokens_a_sentence",
+              {{"train_source", token_counts(d.train.source)},
+               {"train_target", token_counts(d.train.target)},
+               {"valid_source", token_counts(d.valid.source)},
+               {"valid_target", token_counts(d.valid.target)}}},
              {"unknown_share",
               {{"train_source", unknown_share(d.train.source)},
                {"train_target", unknown_share(d.train.target)},
                {"valid_source", unknown_share(d.valid.source)},
                {"valid_target", unknown_share(d.valid.target)}}},
              {"crc32",
-              {{"train_source", checksum(train.source)},
-               {"train_target", checksum(train.target)},
-               {"valid_source", checksum(valid.source)},
-               {"valid_target", checksum(valid.target)}}}};
+              {{"train_source", train_source_crc},
+               {"train_target", train_target_crc},
+               {"valid_source", valid.facts.at("crc32").at("source")},
+               {"valid_target", valid.facts.at("crc32").at("target")}}}};
   return d;
 }
 

@@ -1,8 +1,9 @@
-// Sentence pairs ready for training: Multi30K or the toy corpus, its vocabularies, and what
-// validation translations are compared with.
+// Sentence pairs ready for training and translation: Multi30K or the toy corpus, what codes its
+// text, and what translations are compared with.
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "experiments/common/batches.h"
@@ -10,17 +11,44 @@
 
 namespace macgrad::experiments {
 
+struct TextCodecs {
+  TextCodec source, target;  // the same when shared
+};
+
 struct TranslationData {
   std::string name;  // "Multi30K de-en (tok)"
-  Vocabulary source, target;
+  TextCodec source, target;
   EncodedPairs train, valid;
   std::vector<std::string> valid_source;  // as read
   std::vector<std::string> references;    // validation targets, as read
-  Json facts;  // pairs, vocabulary sizes, unknown words, CRC-32 of the lines of each file
+  Json facts;  // pairs, vocabulary sizes, tokens, unknown words, CRC-32 of the lines of each file
+
+  TextCodecs codecs() const { return {source, target}; }
 };
 
-/// Reads, splits into words (raw text by 13a tokenisation), builds the vocabularies from the
-/// training pairs and encodes. Throws as find_multi30k and load_multi30k do.
-TranslationData load_translation_data(const Multi30kSettings& settings);
+/// Reads the splits train and val and encodes them, with codecs learnt from the training pairs or,
+/// if `codecs_folder` is given, those that save_codecs left there. A training pair with an empty
+/// side is dropped, a validation pair kept; both are counted, and told on stderr. Throws as
+/// find_multi30k, load_multi30k and Subwords::train do.
+TranslationData load_translation_data(const Multi30kSettings& settings,
+                                      const std::string& codecs_folder = "");
+
+/// Writes `subwords.model` or `words.vocab` when shared, else `source.*` and `target.*`, beside a
+/// checkpoint; load_codecs reads them for the same settings.
+void save_codecs(const Multi30kSettings& settings, const TextCodecs& codecs,
+                 const std::string& folder);
+TextCodecs load_codecs(const Multi30kSettings& settings, const std::string& folder);
+
+/// A split to translate and score, with every pair that the files hold.
+struct TranslationSplit {
+  ParallelText text;  // as read
+  EncodedPairs pairs;
+  Json facts;  // pairs, empty sentences, CRC-32 of the lines of each file
+};
+
+/// "val", "test_2016_flickr", "test_2017_flickr", "test_2017_mscoco", ..., in the languages and
+/// form of the settings; the toy corpus has "val" alone.
+TranslationSplit load_split(const Multi30kSettings& settings, const TextCodecs& codecs,
+                            std::string_view split);
 
 }  // namespace macgrad::experiments

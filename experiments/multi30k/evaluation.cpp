@@ -52,7 +52,7 @@ std::optional<double> validation_loss(nn::Transformer& model, const std::vector<
   return sum / static_cast<double>(std::max<int64_t>(1, tokens));
 }
 
-std::optional<std::vector<std::string>> translate(nn::Transformer& model, const Vocabulary& target,
+std::optional<std::vector<std::string>> translate(nn::Transformer& model, const TextCodec& target,
                                                   const std::vector<Batch>& batches, size_t count,
                                                   Device device, const Stop& stop) {
   std::vector<std::string> lines(count);

@@ -31,7 +31,7 @@ std::optional<double> validation_loss(nn::Transformer& model, const std::vector<
 /// Greedy translations of `count` sentences; batches hold the indices 0 … count-1. A translation
 /// ends at <eos> or after 1.5·S + 10 words, S the longest source of its batch. Nothing when
 /// stopped.
-std::optional<std::vector<std::string>> translate(nn::Transformer& model, const Vocabulary& target,
+std::optional<std::vector<std::string>> translate(nn::Transformer& model, const TextCodec& target,
                                                   const std::vector<Batch>& batches, size_t count,
                                                   Device device, const Stop& stop = {});
 

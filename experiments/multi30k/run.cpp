@@ -96,7 +96,7 @@ std::string epoch_line(const Metrics& m, const EpochSummary& e, bool rmfa) {
 
 void print_start(const Multi30kSettings& s, const TranslationData& data, Trainer& trainer,
                  const std::string& folder) {
-  fmt::print("{}: {} training and {} validation pairs, vocabularies of {} and {} words\n",
+  fmt::print("{}: {} training and {} validation pairs, vocabularies of {} and {} tokens\n",
              data.name, group_digits(static_cast<int64_t>(data.train.size())),
              group_digits(static_cast<int64_t>(data.valid.size())),
              group_digits(data.source.size()), group_digits(data.target.size()));
@@ -133,8 +133,7 @@ class Run {
     const EncodedPairs scored = first_pairs(data_.valid, settings.valid_bleu_sentences);
     scored_ = scored.size();
     scored_batches_ = ordered_batches(scored, {settings.batch_tokens, 1});
-    data_.source.save(out_.file("source.vocab"));
-    data_.target.save(out_.file("target.vocab"));
+    save_codecs(settings, data_.codecs(), out_.path());
     save_settings("running");
   }
 

@@ -46,11 +46,19 @@ void refuse_idle_options(const CLI::App& app, const Multi30kSettings& s) {
       s.attention != "softmax", {"--attention-dropout"},
       fmt::format("with --attention {}, which has no weights to drop; use --dropout", s.attention));
   refuse(!s.ppsbn, {"--presbn"}, "without --ppsbn; add --ppsbn");
+  refuse(s.subwords == "bpe", {"--min-frequency"},
+         "with --subwords bpe, which knows every word; add --subwords word");
+  refuse(s.subwords == "word", {"--vocabulary-size"},
+         "with --subwords word, whose size follows from --min-frequency; add --subwords bpe");
   refuse(s.toy, {"--data", "--text", "--source", "--target"},
          "with --toy, which makes its own corpus; leave one of the two out");
 }
 
 }  // namespace
+
+bool Multi30kSettings::shared_vocabulary() const {
+  return vocabularies == "auto" ? subwords == "bpe" : vocabularies == "shared";
+}
 
 bool Multi30kSettings::replays() const {
   return graph == "on" && accumulate == 1 && StepGraph::available(device());
@@ -67,6 +75,7 @@ BleuOptions Multi30kSettings::bleu() const {
 
 void make_toy(Multi30kSettings& s) {
   s.toy = true;
+  s.subwords = "word";
   s.min_frequency = 1;
   s.layers = 1;
   s.d_model = 64;
@@ -97,6 +106,11 @@ void declare_options(CLI::App& app, Multi30kSettings& s) {
         ->type_name("INT")
         ->capture_default_str();
   };
+  add_choice(app, "--subwords", s.subwords, {"bpe", "word"},
+             "Tokens: byte-pair encoding of the training text, or whole words");
+  add_choice(app, "--vocabularies", s.vocabularies, {"auto", "shared", "separate"},
+             "Of source and target; auto: shared with bpe, separate with word");
+  whole("--vocabulary-size", s.vocabulary_size, 1, "Subwords of a vocabulary, at most");
   whole("--min-frequency", s.min_frequency, 1, "Rarer words are unknown to the vocabulary");
 
   whole("--layers", s.layers, 1, "Layers of the encoder, and of the decoder");
@@ -106,6 +120,8 @@ void declare_options(CLI::App& app, Multi30kSettings& s) {
   app.add_option("--dropout", s.dropout, "Dropout of embeddings and sublayers")
       ->check(share)
       ->capture_default_str();
+  app.add_flag("--share-embeddings", s.share_embeddings,
+               "One table of embeddings for source, target and output");
   add_choice(app, "--norm", s.norm, {"pre", "post"}, "Where the layer norms stand");
   add_choice(app, "--activation", s.activation, {"relu", "gelu", "gelu_tanh"},
              "Of the feed-forward blocks");
@@ -166,6 +182,8 @@ void check_settings(const Multi30kSettings& s) {
           "--source and --target are both \"{}\"; choose two languages, for instance --source de "
           "--target en",
           s.source);
+  require(!s.share_embeddings || s.shared_vocabulary(),
+          "--share-embeddings needs one vocabulary of both languages; add --vocabularies shared");
   require(s.d_model % s.heads == 0,
           "--d-model {} cannot be split over --heads {}; make it a multiple of the heads",
           s.d_model, s.heads);
@@ -198,6 +216,7 @@ nn::TransformerSettings transformer_settings(const Multi30kSettings& s, int64_t 
   t.source_vocabulary = source_vocabulary;
   t.target_vocabulary = target_vocabulary;
   t.encoder_layers = t.decoder_layers = s.layers;
+  t.share_embeddings = s.share_embeddings;
   t.layer.width = s.d_model;
   t.layer.heads = s.heads;
   t.layer.ffn = s.ffn;
@@ -219,12 +238,16 @@ void each_setting(Settings& s, F&& f) {
   f("text", s.text);
   f("source", s.source);
   f("target", s.target);
+  f("subwords", s.subwords);
+  f("vocabularies", s.vocabularies);
+  f("vocabulary_size", s.vocabulary_size);
   f("min_frequency", s.min_frequency);
   f("layers", s.layers);
   f("d_model", s.d_model);
   f("heads", s.heads);
   f("ffn", s.ffn);
   f("dropout", s.dropout);
+  f("share_embeddings", s.share_embeddings);
   f("norm", s.norm);
   f("activation", s.activation);
   f("attention", s.attention);

@@ -20,7 +20,10 @@ struct Multi30kSettings {
   std::string text = "tok";  // tok | raw
   std::string source = "de";
   std::string target = "en";
-  int64_t min_frequency = 2;
+  std::string subwords = "bpe";       // bpe | word
+  std::string vocabularies = "auto";  // auto | shared | separate
+  int64_t vocabulary_size = 10000;    // of subwords
+  int64_t min_frequency = 2;          // of words
   int64_t toy_train_pairs = 2000;
   int64_t toy_valid_pairs = 200;
 
@@ -30,6 +33,7 @@ struct Multi30kSettings {
   int64_t heads = 8;
   int64_t ffn = 1024;
   double dropout = 0.1;
+  bool share_embeddings = false;  // one table for source, target and output
   std::string norm = "pre";
   std::string activation = "relu";
   std::string attention = "softmax";
@@ -60,6 +64,8 @@ struct Multi30kSettings {
   int64_t shape_multiple = 0;  // rows and widths of training batches; 0: 8 where updates replay
   int64_t valid_bleu_sentences = 0;  // translated after each epoch; 0: all
 
+  /// Source and target are coded alike; auto: with subwords.
+  bool shared_vocabulary() const;
   Device device() const;
   /// Whether updates are recorded and replayed: on a device that can, one batch an update.
   bool replays() const;

@@ -1,0 +1,228 @@
+// The data of the translation experiment: subwords and words, shared and separate, in both text
+// forms, their files beside a checkpoint, test splits, empty lines, and the options of all this.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <functional>
+
+#include "experiments/common/text_files.h"
+#include "experiments/multi30k/data.h"
+#include "experiments/multi30k/evaluation.h"
+#include "experiments/multi30k/training.h"
+#include "tests/temporary_folder.h"
+
+namespace macgrad::experiments {
+namespace {
+using Lines = std::vector<std::string>;
+
+std::string joined(const Lines& lines) {
+  std::string text;
+  for (const std::string& line : lines) text += line + "\n";
+  return text;
+}
+
+// A corpus of the public layout: train, val and one test split, tokenised and raw.
+class Corpus : public testing::TemporaryFolder {
+ public:
+  Corpus() {
+    const Lines animals{"dog", "cat", "bird", "horse"}, tiere{"hund", "vogel", "fisch", "wolf"};
+    const Lines places{"house", "river", "wall", "tree"}, orte{"haus", "fluss", "feld", "baum"};
+    Lines de, en;
+    for (size_t i = 0; i < 16; ++i) {
+      en.push_back("a " + animals[i % 4] + " near the " + places[i / 4] + " .");
+      de.push_back("ein " + tiere[i % 4] + " vor dem " + orte[i / 4] + " .");
+    }
+    put("tok", "train", de, en);
+    put("tok", "val", {"ein hund vor dem baum .", "ein wolf ."},
+        {"a dog near the tree .", "a cat ."});
+    put("tok", "test_2016_flickr", {"ein fisch ."}, {"a caf\xC3\xA9 ."});
+    put("raw", "train", {"Ein Hund, ein Haus.", "Ein Wolf."}, {"A dog, a house.", "A cat."});
+    put("raw", "val", {"Ein  Hund."}, {"A dog (a cat)!"});
+  }
+  void put(const std::string& form, const std::string& split, const Lines& de,
+           const Lines& en) const {
+    const std::string stem =
+        "data/task1/" + form + "/" + split + (form == "tok" ? ".lc.norm.tok." : ".");
+    write(stem + "de", joined(de));
+    write(stem + "en", joined(en));
+  }
+  Multi30kSettings settings() const {
+    Multi30kSettings s;
+    s.data = path();
+    s.vocabulary_size = 320;
+    s.min_frequency = 1;
+    return s;
+  }
+};
+
+std::string error_of(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+bool says(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+// The message of parsing `line`, "" when it is accepted.
+std::string parse_error(const std::string& line) {
+  Multi30kSettings s;
+  CLI::App app;
+  declare_options(app, s);
+  try {
+    app.parse(line);
+    check_settings(s);
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST_CASE("translation data: subwords are joint, words are not, unless asked") {
+  const Corpus corpus;
+  Multi30kSettings s = corpus.settings();
+  CHECK(s.subwords == "bpe");
+  CHECK(s.shared_vocabulary());
+  const TranslationData joint = load_translation_data(s);
+  CHECK(joint.source.has_subwords());
+  CHECK(joint.source.size() <= 320);
+  CHECK(joint.source.size() == joint.target.size());
+  CHECK(joint.source.encode("a dog ein hund") == joint.target.encode("a dog ein hund"));
+  CHECK(joint.facts.at("shared_vocabulary") == true);
+  CHECK(joint.facts.at("tokens_a_sentence").at("train_source").at("mean") >= 6);
+  for (size_t i = 0; i < joint.valid.size(); ++i)
+    CHECK(joint.target.decode(joint.valid.target[i]) == joint.references[i]);
+
+  s.vocabularies = "separate";
+  const TranslationData apart = load_translation_data(s);
+  // Each language has learnt its own words only.
+  CHECK(apart.source.encode("ein").size() < apart.source.encode("near").size());
+  CHECK(apart.target.encode("near").size() < apart.target.encode("ein").size());
+
+  s.subwords = "word";
+  s.vocabularies = "auto";
+  CHECK_FALSE(s.shared_vocabulary());
+  const TranslationData words = load_translation_data(s);
+  CHECK(words.target.decode(words.target.encode("ein dog")) == "<unk> dog");
+  s.vocabularies = "shared";
+  const TranslationData shared = load_translation_data(s);
+  CHECK(shared.target.decode(shared.target.encode("ein dog")) == "ein dog");
+  CHECK(shared.source.size() == shared.target.size());
+}
+
+TEST_CASE("translation data: raw text comes back as written from subwords") {
+  const Corpus corpus;
+  Multi30kSettings s = corpus.settings();
+  s.text = "raw";
+  s.vocabulary_size = 300;
+  const TranslationData d = load_translation_data(s);
+  CHECK(d.target.decode(d.valid.target[0]) == "A dog (a cat)!");
+  CHECK(d.source.decode(d.valid.source[0]) == "Ein  Hund.");
+  s.vocabulary_size = 100;
+  CHECK(says(error_of([&] { load_translation_data(s); }), "at least 2"));
+}
+
+TEST_CASE("translation data: codecs lie beside the checkpoint and come back") {
+  const Corpus corpus;
+  for (const std::string subwords : {"bpe", "word"}) {
+    for (const std::string vocabularies : {"shared", "separate"}) {
+      CAPTURE(subwords);
+      CAPTURE(vocabularies);
+      const testing::TemporaryFolder folder;
+      Multi30kSettings s = corpus.settings();
+      s.subwords = subwords;
+      s.vocabularies = vocabularies;
+      const TranslationData d = load_translation_data(s);
+      save_codecs(s, d.codecs(), folder.path());
+      CHECK(folder.entries() == (vocabularies == "shared" ? 1 : 2));
+      const TextCodecs back = load_codecs(s, folder.path());
+      for (const char* line : {"a dog near the tree .", "ein hund , unbekannt"}) {
+        CHECK(back.source.encode(line) == d.source.encode(line));
+        CHECK(back.target.encode(line) == d.target.encode(line));
+      }
+      // A run that goes on reads them instead of learning again.
+      const Corpus other;
+      other.put("tok", "train", {"anders ."}, {"different ."});
+      Multi30kSettings moved = s;
+      moved.data = other.path();
+      const TranslationData again = load_translation_data(moved, folder.path());
+      CHECK(again.valid.target == d.valid.target);
+    }
+  }
+  const testing::TemporaryFolder empty;
+  CHECK(says(error_of([&] { load_codecs(corpus.settings(), empty.path()); }), "subwords.model"));
+}
+
+TEST_CASE("translation data: test splits, in both directions") {
+  const Corpus corpus;
+  Multi30kSettings s = corpus.settings();
+  const TextCodecs codecs = load_translation_data(s).codecs();
+  const TranslationSplit test = load_split(s, codecs, "test_2016_flickr");
+  CHECK(test.text.source == Lines{"ein fisch ."});
+  CHECK(test.pairs.source[0] == codecs.source.encode("ein fisch ."));
+  CHECK(test.facts.at("pairs") == 1);
+  std::swap(s.source, s.target);
+  CHECK(load_split(s, codecs, "test_2016_flickr").text.target == Lines{"ein fisch ."});
+  CHECK(load_translation_data(s).references.front() == "ein hund vor dem baum .");
+  CHECK(says(error_of([&] { load_split(s, codecs, "test_2017_mscoco"); }),
+             "test_2017_mscoco.lc.norm.tok.en: no such file"));
+  s.toy = true;
+  CHECK(says(error_of([&] { load_split(s, codecs, "test_2016_flickr"); }), "--toy has no split"));
+}
+
+TEST_CASE("translation data: pairs with an empty side are not trained on, but translated") {
+  const Corpus corpus;
+  corpus.put("tok", "train", {"ein hund .", "", " \xC2\xA0", "ein wolf .", "ein vogel ."},
+             {"a dog .", "a cat .", "a bird .", "", "a bird ."});
+  corpus.put("tok", "val", {"ein hund .", ""}, {"a dog .", "a cat ."});
+  Multi30kSettings s = corpus.settings();
+  s.vocabulary_size = 290;
+  const TranslationData d = load_translation_data(s);
+  CHECK(d.train.size() == 2);
+  CHECK(d.target.decode(d.train.target[1]) == "a bird .");
+  CHECK(d.facts.at("train_pairs_dropped") == 3);
+  CHECK(d.valid.size() == 2);
+  CHECK(d.references.size() == 2);
+  CHECK(d.valid.source[1].empty());
+  CHECK(d.facts.at("valid_pairs_empty") == 1);
+  // zlib.crc32 of the whole file, dropped lines included: b"a dog .\na cat .\na bird .\n\na bird
+  // .\n".
+  CHECK(d.facts.at("crc32").at("train_target") == "e809cb04");
+
+  // A batch of an empty source alone is validated and translated like any other.
+  s.layers = 1;
+  s.d_model = 16;
+  s.heads = 2;
+  s.ffn = 16;
+  s.warmup = 1;
+  s.share_embeddings = true;
+  Trainer trainer(s, d);
+  CHECK_FALSE(trainer.model().target_embedding);
+  CHECK_FALSE(trainer.model().output);
+  trainer.train_epoch(1, [](const UpdateReport&) { return true; });
+  const auto batches = ordered_batches(d.valid, {1, 1});
+  CHECK(std::isfinite(*validation_loss(trainer.model(), batches, s.device())));
+  CHECK(translate(trainer.model(), d.target, batches, 2, s.device())->size() == 2);
+
+  corpus.put("tok", "train", {"", "ein"}, {"a", ""});
+  CHECK(says(error_of([&] { load_translation_data(s); }), "every pair has an empty side"));
+}
+
+TEST_CASE("translation data: options of subwords and vocabularies") {
+  CHECK(parse_error("--subwords bpe --vocabulary-size 8000 --share-embeddings") == "");
+  CHECK(parse_error("--subwords word --min-frequency 3 --vocabularies shared "
+                    "--share-embeddings") == "");
+  CHECK(parse_error("--subwords bpe --vocabularies separate") == "");
+  CHECK(says(parse_error("--min-frequency 3"), "add --subwords word"));
+  CHECK(says(parse_error("--subwords word --vocabulary-size 100"), "add --subwords bpe"));
+  CHECK(says(parse_error("--subwords word --share-embeddings"), "--vocabularies shared"));
+  CHECK(says(parse_error("--vocabularies separate --share-embeddings"), "--vocabularies shared"));
+  CHECK(says(parse_error("--subwords letters"), "--subwords"));
+}
+
+}  // namespace
+}  // namespace macgrad::experiments
