@@ -186,7 +186,8 @@ TEST_CASE("plot: a panel's script carries data, bands and one legend") {
   CHECK(has(text, "$p1_curve0 using 1:3:4 with filledcurves linecolor 2"));
   CHECK(has(text, "$p0_curve1 using 1:2 with lines linecolor 2 dashtype 2"));
   CHECK(has(text, "heading = 'it''s a title'"));
-  CHECK(has(text, "set multiplot layout 1,2"));
+  CHECK(has(text, "set ytics (1, 2, 5)"));
+  CHECK(has(text, "set xtics 1\n"));
   // Two names, each once in the legend.
   CHECK(has(text, "legend0 = 'a_b'\nlegend1 = 'c'\n"));
   CHECK_FALSE(has(text, "legend2"));

@@ -137,7 +137,10 @@ double chrf_of(const ChrfCounts& counts) {
   if (precision + recall == 0) return 0;
   precision /= orders;
   recall /= orders;
-  return 100 * (1 + kBetaSquared) * precision * recall / (kBetaSquared * precision + recall);
+  // In sacreBLEU's order of operations: between references of equal score, rounding decides.
+  double score = (1 + kBetaSquared) * precision * recall;
+  score /= kBetaSquared * precision + recall;
+  return 100 * score;
 }
 
 double corpus_chrf(const std::vector<std::string>& hypotheses,

@@ -129,10 +129,54 @@ bool draw(const std::string& body, const std::string& base, const std::string& g
   return made;
 }
 
+// Colours that stay apart in print and for the colour-blind (Okabe and Ito 2008), without yellow.
+std::string line_colours() {
+  constexpr const char* kColours[] = {"#0072b2", "#d55e00", "#009e73", "#cc79a7",
+                                      "#e69f00", "#56b4e9", "#000000", "#999999"};
+  std::string text;
+  for (size_t i = 0; i < std::size(kColours); ++i)
+    text += fmt::format("set linetype {} linecolor rgb '{}'\n", i + 1, kColours[i]);
+  return text + fmt::format("set linetype cycle {}\n", std::size(kColours));
+}
+
+// Tics at 1, 2 and 5 of each decade, where decades alone would be too few.
+std::string log_tics(const CurvePlot& plot) {
+  double low = INFINITY;
+  double high = 0;
+  for (const Curve& curve : plot.curves) {
+    for (const double y : curve.y) {
+      if (!std::isfinite(y) || y <= 0) continue;
+      low = std::min(low, y);
+      high = std::max(high, y);
+    }
+  }
+  if (low > high || high / low > 1e4) return "";
+  std::string text;
+  for (double decade = std::pow(10, std::floor(std::log10(low))); decade <= high; decade *= 10)
+    for (const int part : {1, 2, 5})
+      text += fmt::format("{}{:.6g}", text.empty() ? "" : ", ", part * decade);
+  return fmt::format("set yrange [*:*] noextend\nset ytics ({})\n", text);
+}
+
+// Few whole numbers, such as epochs, have no halves between them.
+bool counts_few(const CurvePlot& plot) {
+  double low = INFINITY;
+  double high = -INFINITY;
+  for (const Curve& curve : plot.curves) {
+    for (const double x : curve.x) {
+      if (x != std::floor(x)) return false;
+      low = std::min(low, x);
+      high = std::max(high, x);
+    }
+  }
+  return !plot.log_x && high - low <= 12;
+}
+
 std::string axes(const CurvePlot& plot) {
   std::string text = labels(plot.title, plot.x_label, plot.y_label);
   if (plot.log_x) text += "set logscale x\n";
-  if (plot.log_y) text += "set logscale y\nset format y '%g'\n";
+  if (plot.log_y) text += "set logscale y\nset format y '%g'\n" + log_tics(plot);
+  if (counts_few(plot)) text += "set xtics 1\n";
   return text;
 }
 
@@ -203,7 +247,7 @@ CurveText curve_text(const CurvePlot& plot, const std::string& prefix, bool titl
 constexpr double kTitleHeight = 70;
 constexpr double kAxisHeight = 62;
 constexpr double kPanelHeight = 340;
-constexpr int kPanelWidth = 460;
+constexpr double kPanelWidth = 460;
 
 struct Legend {
   std::vector<std::string> names;
@@ -227,13 +271,13 @@ Legend legend_of(const Panels& panels) {
     }
   }
   // A character takes about 9 pixels, the sample of a line 60.
-  const size_t width = static_cast<size_t>(kPanelWidth) * panels.plots.size();
+  const auto width = static_cast<size_t>(kPanelWidth) * panels.plots.size();
   legend.columns = std::clamp<size_t>(width / (9 * longest + 60), 1, legend.names.size());
   return legend;
 }
 
-int panels_height(const Legend& legend) {
-  return static_cast<int>(kTitleHeight + kPanelHeight + kAxisHeight + legend.height());
+double panels_height(const Legend& legend) {
+  return kTitleHeight + kPanelHeight + kAxisHeight + legend.height();
 }
 
 }  // namespace
@@ -282,48 +326,55 @@ std::string gnuplot_script(const HeatMap& map) {
 std::string gnuplot_script(const CurvePlot& plot) {
   if (plot.curves.empty()) throw Error("plot \"{}\": no curves", plot.title);
   const CurveText curves = curve_text(plot, "");
-  return axes(plot) + "set grid\nset key noenhanced outside right\nset datafile missing 'NaN'\n" +
-         curves.data + curves.names + fmt::format("draw = \"plot {}\"\n", curves.commands);
+  return line_colours() + axes(plot) +
+         "set grid\nset key noenhanced outside right\nset datafile missing 'NaN'\n" + curves.data +
+         curves.names + fmt::format("draw = \"plot {}\"\n", curves.commands);
 }
 
 std::string gnuplot_script(const Panels& panels) {
   if (panels.plots.empty()) throw Error("panels \"{}\": no plots", panels.title);
-  std::string text = "set datafile missing 'NaN'\nset grid\n";
-  std::string draw;
   const Legend legend = legend_of(panels);
-  const double height = static_cast<double>(panels_height(legend));
+  const double height = panels_height(legend);
+  const double width = kPanelWidth * static_cast<double>(panels.plots.size());
+  const auto place = [&](double left, double right, double bottom, double top) {
+    return fmt::format(
+        "set lmargin at screen {}; set rmargin at screen {}; set bmargin at screen {}; "
+        "set tmargin at screen {}; ",
+        left / width, right / width, bottom / height, 1 - top / height);
+  };
+  std::string text = line_colours() + "set datafile missing 'NaN'\n";
+  text += fmt::format("heading = {}\n", quoted(panels.title));
+  std::string draw = "set multiplot title heading noenhanced; unset key; ";
   for (size_t i = 0; i < panels.plots.size(); ++i) {
     const CurvePlot& plot = panels.plots[i];
     if (plot.curves.empty()) throw Error("panels \"{}\": {} has no curves", panels.title, i + 1);
     const CurveText curves = curve_text(plot, fmt::format("p{}_", i), false);
-    text += curves.data + curves.names;
+    text += curves.data;
     // As a block of lines: their quotes could not stand in the text of `draw`.
-    text += fmt::format("$axes{} << EOD\n{}EOD\n", i, axes(plot));
-    for (const char* axis : {"x", "y"}) draw += fmt::format("unset logscale {}; ", axis);
-    draw += "set format y '% h'; ";
-    draw += fmt::format("do for [k = 1:|$axes{0}|] {{ eval $axes{0}[k] }}; ", i);
-    std::string commands = curves.commands;
-    if (i == 0) {
-      for (size_t k = 0; k < legend.names.size(); ++k) {
-        text += fmt::format("legend{} = {}\n", k, quoted(legend.names[k]));
-        commands += fmt::format(", NaN {} title legend{}", style_text(legend.styles[k], false), k);
-      }
-      draw +=
-          fmt::format("set key noenhanced at screen 0.5,{} center bottom horizontal maxcols {}; ",
-                      10 / height, legend.columns);
-    } else {
-      draw += "unset key; ";
-    }
-    draw += fmt::format("plot {}; ", commands);
+    text += fmt::format(
+        "$axes{} << EOD\nunset logscale x\nunset logscale y\nset format y '% h'\nset xtics "
+        "autofreq\nset ytics autofreq\nset yrange [*:*] extend\nset grid\nset border\n{}EOD\n",
+        i, axes(plot));
+    const double left = kPanelWidth * static_cast<double>(i);
+    draw += place(left + 85, left + kPanelWidth - 20, kAxisHeight + legend.height(), kTitleHeight);
+    draw += fmt::format("do for [k = 1:|$axes{0}|] {{ eval $axes{0}[k] }}; plot {1}; ", i,
+                        curves.commands);
   }
-  text += fmt::format("heading = {}\n", quoted(panels.title));
-  const auto count = static_cast<double>(panels.plots.size());
-  text += fmt::format(
-      "draw = \"set multiplot layout 1,{} title heading noenhanced margins {},{},{},{} "
-      "spacing {}; {}unset multiplot\"\n",
-      panels.plots.size(), 0.2 / count, 1 - 0.04 / count, (kAxisHeight + legend.height()) / height,
-      1 - kTitleHeight / height, 0.2 / count, draw);
-  return text;
+  // The legend is a plot of its own, without axes, across the whole picture: a key beside a panel
+  // would be no wider than that panel.
+  draw += place(10, width - 10, 5, height - legend.height());
+  draw +=
+      "unset border; unset tics; unset grid; unset title; unset xlabel; unset ylabel; "
+      "unset logscale y; ";
+  draw += fmt::format(
+      "set yrange [0:1]; set key noenhanced Left reverse center horizontal maxcols {}; plot ",
+      legend.columns);
+  for (size_t k = 0; k < legend.names.size(); ++k) {
+    text += fmt::format("legend{} = {}\n", k, quoted(legend.names[k]));
+    draw += fmt::format("{}NaN {} title legend{}", k > 0 ? ", " : "",
+                        style_text(legend.styles[k], false), k);
+  }
+  return text + fmt::format("draw = \"{}; unset multiplot\"\n", draw);
 }
 
 bool write_plot(const HeatMap& map, const std::string& base, const std::string& gnuplot) {
@@ -338,8 +389,8 @@ bool write_plot(const CurvePlot& plot, const std::string& base, const std::strin
 
 bool write_plot(const Panels& panels, const std::string& base, const std::string& gnuplot) {
   return draw(gnuplot_script(panels), base, gnuplot,
-              kPanelWidth * static_cast<int>(panels.plots.size()),
-              panels_height(legend_of(panels)));
+              static_cast<int>(kPanelWidth) * static_cast<int>(panels.plots.size()),
+              static_cast<int>(panels_height(legend_of(panels))));
 }
 
 }  // namespace macgrad::experiments

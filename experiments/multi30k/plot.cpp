@@ -220,7 +220,7 @@ int plot_command(int argc, const char* const* argv) {
       [&](CLI::App& app) {
         app.add_option("runs", folders, "Folders of runs, or folders that hold some")
             ->required()
-            ->type_name("RUN...");
+            ->type_name("RUN");
         app.add_option("--out", out, "Picture, without .svg or .png: both are made")
             ->type_name("FILE")
             ->capture_default_str();

@@ -217,7 +217,7 @@ int score_command(int argc, const char* const* argv) {
                        "Reference translations; several files count "
                        "as alternatives")
             ->required()
-            ->type_name("FILE...");
+            ->type_name("FILE");
         add_choice(app, "--tokenize", s.tokenize, {"13a", "none"},
                    "Of BLEU: 13a for text as written, none for tokenised text");
         app.add_flag("--lowercase", s.lowercase, "Compare in lower case");
