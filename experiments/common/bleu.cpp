@@ -11,6 +11,7 @@
 #include <unordered_map>
 
 #include "core/error.h"
+#include "experiments/common/lower_case.h"
 #include "experiments/common/unicode.h"
 
 namespace macgrad::experiments {
@@ -74,106 +75,17 @@ std::size_t order_of(const Ngram& ngram) {
   return static_cast<std::size_t>(std::find(ngram.begin(), ngram.end(), -1) - ngram.begin());
 }
 
-// Sums over sentences; finish() turns them into a score.
-class Counter {
- public:
-  explicit Counter(const BleuOptions& options) : options_(options) {}
-
-  // At least one reference.
-  void add(const std::string& hypothesis, const std::vector<std::string>& references) {
-    numbers_.clear();
-    const std::vector<std::int32_t> tokens = numbered(hypothesis);
-    const auto length = static_cast<std::int64_t>(tokens.size());
-    NgramCounts allowed;  // by n-gram, the largest count in any one reference
-    std::int64_t closest = -1;
-    for (const std::string& reference : references) {
-      const std::vector<std::int32_t> other = numbered(reference);
-      for (const auto& [ngram, count] : ngrams(other)) {
-        std::int64_t& most = allowed[ngram];
-        most = std::max(most, count);
-      }
-      const auto candidate = static_cast<std::int64_t>(other.size());
-      const std::int64_t distance = std::abs(candidate - length);
-      const std::int64_t best = std::abs(closest - length);
-      if (closest < 0 || distance < best || (distance == best && candidate < closest)) {
-        closest = candidate;
-      }
+NgramCounts ngrams(const std::vector<std::int32_t>& tokens) {
+  NgramCounts counts;
+  for (std::size_t start = 0; start < tokens.size(); ++start) {
+    Ngram ngram{-1, -1, -1, -1};
+    for (std::size_t n = 0; n < kOrders && start + n < tokens.size(); ++n) {
+      ngram[n] = tokens[start + n];
+      ++counts[ngram];
     }
-    for (const auto& [ngram, count] : ngrams(tokens)) {
-      const std::size_t order = order_of(ngram) - 1;
-      bleu_.totals[order] += count;
-      const auto found = allowed.find(ngram);
-      if (found != allowed.end()) bleu_.matches[order] += std::min(count, found->second);
-    }
-    bleu_.hypothesis_length += length;
-    bleu_.reference_length += closest;
   }
-
-  Bleu finish(bool effective_order) {
-    Bleu& b = bleu_;
-    b.brevity_penalty = 1;
-    if (b.hypothesis_length < b.reference_length) {
-      const auto hypothesis = static_cast<double>(b.hypothesis_length);
-      const auto reference = static_cast<double>(b.reference_length);
-      b.brevity_penalty = b.hypothesis_length > 0 ? std::exp(1 - reference / hypothesis) : 0;
-    }
-    if (b.matches == std::array<std::int64_t, kOrders>{}) return b;
-
-    double smoothing = 1;
-    double log_sum = 0;
-    std::size_t orders = kOrders;
-    bool zero = false;
-    for (std::size_t n = 0; n < kOrders; ++n) {
-      if (b.totals[n] == 0) {
-        zero = zero || !effective_order;
-        break;
-      }
-      if (effective_order) orders = n + 1;
-      const auto total = static_cast<double>(b.totals[n]);
-      if (b.matches[n] > 0) {
-        b.precisions[n] = 100 * static_cast<double>(b.matches[n]) / total;
-      } else if (options_.smoothing == BleuSmoothing::exponential) {
-        smoothing *= 2;
-        b.precisions[n] = 100 / (smoothing * total);
-      } else {
-        zero = true;
-        continue;
-      }
-      log_sum += std::log(b.precisions[n]);
-    }
-    if (!zero) b.score = b.brevity_penalty * std::exp(log_sum / static_cast<double>(orders));
-    return b;
-  }
-
- private:
-  std::vector<std::int32_t> numbered(const std::string& text) {
-    const std::string_view trimmed = trim_end(text);
-    const std::string line = options_.tokenizer == BleuTokenizer::mteval13a ? tokenize_13a(trimmed)
-                                                                            : std::string(trimmed);
-    std::vector<std::int32_t> tokens;
-    for (std::string_view word : split_words(line)) {
-      const auto next = static_cast<std::int32_t>(numbers_.size());
-      tokens.push_back(numbers_.emplace(std::string(word), next).first->second);
-    }
-    return tokens;
-  }
-
-  static NgramCounts ngrams(const std::vector<std::int32_t>& tokens) {
-    NgramCounts counts;
-    for (std::size_t start = 0; start < tokens.size(); ++start) {
-      Ngram ngram{-1, -1, -1, -1};
-      for (std::size_t n = 0; n < kOrders && start + n < tokens.size(); ++n) {
-        ngram[n] = tokens[start + n];
-        ++counts[ngram];
-      }
-    }
-    return counts;
-  }
-
-  BleuOptions options_;
-  Bleu bleu_;
-  std::unordered_map<std::string, std::int32_t> numbers_;  // tokens of the sentence at hand
-};
+  return counts;
+}
 
 }  // namespace
 
@@ -221,6 +133,96 @@ std::string tokenize_13a(std::string_view text) {
   return tokens;
 }
 
+BleuCounts& BleuCounts::operator+=(const BleuCounts& other) {
+  for (std::size_t n = 0; n < kOrders; ++n) {
+    matches[n] += other.matches[n];
+    totals[n] += other.totals[n];
+  }
+  hypothesis_length += other.hypothesis_length;
+  reference_length += other.reference_length;
+  return *this;
+}
+
+BleuCounts count_bleu(const std::string& hypothesis, const std::vector<std::string>& references,
+                      const BleuOptions& options) {
+  if (references.empty()) throw Error("bleu: no references");
+  std::unordered_map<std::string, std::int32_t> numbers;
+  const auto numbered = [&](const std::string& text) {
+    std::string line = options.lowercase ? lower_case(text) : text;
+    line.resize(trim_end(line).size());
+    if (options.tokenizer == BleuTokenizer::mteval13a) line = tokenize_13a(line);
+    std::vector<std::int32_t> tokens;
+    for (std::string_view word : split_words(line)) {
+      const auto next = static_cast<std::int32_t>(numbers.size());
+      tokens.push_back(numbers.emplace(std::string(word), next).first->second);
+    }
+    return tokens;
+  };
+  const std::vector<std::int32_t> tokens = numbered(hypothesis);
+  const auto length = static_cast<std::int64_t>(tokens.size());
+  NgramCounts allowed;  // by n-gram, the largest count in any one reference
+  std::int64_t closest = -1;
+  for (const std::string& reference : references) {
+    const std::vector<std::int32_t> other = numbered(reference);
+    for (const auto& [ngram, count] : ngrams(other)) {
+      std::int64_t& most = allowed[ngram];
+      most = std::max(most, count);
+    }
+    const auto candidate = static_cast<std::int64_t>(other.size());
+    const std::int64_t distance = std::abs(candidate - length);
+    const std::int64_t best = std::abs(closest - length);
+    if (closest < 0 || distance < best || (distance == best && candidate < closest)) {
+      closest = candidate;
+    }
+  }
+  BleuCounts counts;
+  for (const auto& [ngram, count] : ngrams(tokens)) {
+    const std::size_t order = order_of(ngram) - 1;
+    counts.totals[order] += count;
+    const auto found = allowed.find(ngram);
+    if (found != allowed.end()) counts.matches[order] += std::min(count, found->second);
+  }
+  counts.hypothesis_length = length;
+  counts.reference_length = closest;
+  return counts;
+}
+
+Bleu bleu_of(const BleuCounts& counts, BleuSmoothing smoothing, bool effective_order) {
+  Bleu b{counts};
+  b.brevity_penalty = 1;
+  if (b.hypothesis_length < b.reference_length) {
+    const auto hypothesis = static_cast<double>(b.hypothesis_length);
+    const auto reference = static_cast<double>(b.reference_length);
+    b.brevity_penalty = b.hypothesis_length > 0 ? std::exp(1 - reference / hypothesis) : 0;
+  }
+  if (b.matches == std::array<std::int64_t, kOrders>{}) return b;
+
+  double halvings = 1;
+  double log_sum = 0;
+  std::size_t orders = kOrders;
+  bool zero = false;
+  for (std::size_t n = 0; n < kOrders; ++n) {
+    if (b.totals[n] == 0) {
+      zero = zero || !effective_order;
+      break;
+    }
+    if (effective_order) orders = n + 1;
+    const auto total = static_cast<double>(b.totals[n]);
+    if (b.matches[n] > 0) {
+      b.precisions[n] = 100 * static_cast<double>(b.matches[n]) / total;
+    } else if (smoothing == BleuSmoothing::exponential) {
+      halvings *= 2;
+      b.precisions[n] = 100 / (halvings * total);
+    } else {
+      zero = true;
+      continue;
+    }
+    log_sum += std::log(b.precisions[n]);
+  }
+  if (!zero) b.score = b.brevity_penalty * std::exp(log_sum / static_cast<double>(orders));
+  return b;
+}
+
 Bleu corpus_bleu(const std::vector<std::string>& hypotheses,
                  const std::vector<std::vector<std::string>>& references,
                  const BleuOptions& options) {
@@ -231,29 +233,26 @@ Bleu corpus_bleu(const std::vector<std::string>& hypotheses,
                   references[r].size(), r + 1);
     }
   }
-  Counter counter(options);
+  BleuCounts counts;
   for (std::size_t i = 0; i < hypotheses.size(); ++i) {
     std::vector<std::string> own;
     for (const auto& stream : references) own.push_back(stream[i]);
-    counter.add(hypotheses[i], own);
+    counts += count_bleu(hypotheses[i], own, options);
   }
-  return counter.finish(false);
+  return bleu_of(counts, options.smoothing);
 }
 
 Bleu sentence_bleu(const std::string& hypothesis, const std::vector<std::string>& references,
                    const BleuOptions& options) {
-  if (references.empty()) throw Error("bleu: no references");
-  Counter counter(options);
-  counter.add(hypothesis, references);
-  return counter.finish(true);
+  return bleu_of(count_bleu(hypothesis, references, options), options.smoothing, true);
 }
 
 std::string bleu_signature(std::size_t references, const BleuOptions& options,
                            bool effective_order) {
-  return fmt::format(
-      "macgrad-bleu|nrefs:{}|case:mixed|eff:{}|tok:{}|smooth:{}|compat:sacrebleu-2.x", references,
-      effective_order ? "yes" : "no", options.tokenizer == BleuTokenizer::none ? "none" : "13a",
-      options.smoothing == BleuSmoothing::none ? "none" : "exp");
+  return fmt::format("macgrad-bleu|nrefs:{}|case:{}|eff:{}|tok:{}|smooth:{}|compat:sacrebleu-2.x",
+                     references, options.lowercase ? "lc" : "mixed", effective_order ? "yes" : "no",
+                     options.tokenizer == BleuTokenizer::none ? "none" : "13a",
+                     options.smoothing == BleuSmoothing::none ? "none" : "exp");
 }
 
 std::string format_bleu(const Bleu& bleu) {
@@ -261,7 +260,7 @@ std::string format_bleu(const Bleu& bleu) {
                                                        static_cast<double>(bleu.reference_length)
                                                  : 0;
   return fmt::format(
-      "BLEU = {:.2f} {:.1f}/{:.1f}/{:.1f}/{:.1f} (BP = {:.3f} ratio = {:.3f} hyp_len = {} "
+      "{:.2f} {:.1f}/{:.1f}/{:.1f}/{:.1f} (BP = {:.3f} ratio = {:.3f} hyp_len = {} "
       "ref_len = {})",
       bleu.score, bleu.precisions[0], bleu.precisions[1], bleu.precisions[2], bleu.precisions[3],
       bleu.brevity_penalty, ratio, bleu.hypothesis_length, bleu.reference_length);

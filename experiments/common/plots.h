@@ -23,8 +23,12 @@ struct HeatMap {
 struct Curve {
   std::string name;
   std::vector<double> x;
-  std::vector<double> y;      // NaN interrupts the line
-  std::vector<double> error;  // half length of the error bars; empty: none
+  std::vector<double> y;           // NaN interrupts the line
+  std::vector<double> error = {};  // half length of the error bars; empty: none
+  std::vector<double> low = {};    // band around the line, with high; empty: none
+  std::vector<double> high = {};
+  int style = 0;        // colour and point, from 1; 0: by its place among the curves
+  bool dashed = false;  // without points
 };
 
 struct CurvePlot {
@@ -36,16 +40,26 @@ struct CurvePlot {
   std::vector<Curve> curves;
 };
 
+/// Plots side by side under one title, with one legend below: the names of the curves, each once.
+/// Curves of one name should have one style.
+struct Panels {
+  std::string title;
+  std::vector<CurvePlot> plots;
+};
+
 /// Scripts for gnuplot 5; throw when a plot's sizes do not fit together. The terminal and the
 /// output are left to the caller.
 std::string gnuplot_script(const HeatMap& map);
 std::string gnuplot_script(const CurvePlot& plot);
+std::string gnuplot_script(const Panels& panels);
 
 /// Writes `base`.gp, `base`.svg and `base`.png; returns whether the pictures were made. Earlier
 /// pictures stay when they were not.
 bool write_plot(const HeatMap& map, const std::string& base,
                 const std::string& gnuplot = "gnuplot");
 bool write_plot(const CurvePlot& plot, const std::string& base,
+                const std::string& gnuplot = "gnuplot");
+bool write_plot(const Panels& panels, const std::string& base,
                 const std::string& gnuplot = "gnuplot");
 
 }  // namespace macgrad::experiments

@@ -7,6 +7,8 @@ namespace macgrad::experiments {
 std::span<const Command> multi30k_commands() {
   static constexpr Command commands[] = {
       {"train", train_command},
+      {"score", score_command},
+      {"plot", plot_command},
   };
   return commands;
 }

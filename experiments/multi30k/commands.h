@@ -8,6 +8,8 @@
 namespace macgrad::experiments {
 
 int train_command(int argc, const char* const* argv);
+int score_command(int argc, const char* const* argv);
+int plot_command(int argc, const char* const* argv);
 
 struct Command {
   std::string_view name;

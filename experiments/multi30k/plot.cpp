@@ -1,0 +1,253 @@
+#include "experiments/multi30k/plot.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <set>
+
+#include "core/error.h"
+#include "experiments/common/arguments.h"
+#include "experiments/multi30k/commands.h"
+
+namespace macgrad::experiments {
+namespace fs = std::filesystem;
+namespace {
+
+// What may differ between runs of one configuration.
+const std::set<std::string> kNoConfiguration = {
+    "seed", "seeds", "threads", "out", "data", "resume", "valid_bleu_sentences"};
+
+// Settings below the object `json`, by their name; those of nested objects too.
+void collect(const Json& json, std::map<std::string, std::string>& settings) {
+  for (const auto& [name, value] : json.items()) {
+    if (kNoConfiguration.contains(name)) continue;
+    if (value.is_object()) {
+      collect(value, settings);
+    } else {
+      settings[name] = value.is_string() ? value.get<std::string>() : value.dump();
+    }
+  }
+}
+
+void drop_idle(std::map<std::string, std::string>& settings) {
+  const auto drop = [&](std::initializer_list<const char*> names) {
+    for (const char* name : names) settings.erase(name);
+  };
+  const std::string attention = settings["attention"];
+  if (attention == "softmax") drop({"kernel"});
+  if (attention == "softmax" || attention == "exact")
+    drop({"features", "draws", "redraw", "eval_draws", "denominator"});
+  if (attention == "rmfa" || attention == "exact") drop({"attention_dropout"});
+  if (settings["ppsbn"] == "false") drop({"presbn"});
+}
+
+RecordedRun read_run(const std::string& folder) {
+  RecordedRun run;
+  run.folder = folder;
+  run.metrics = read_csv((fs::path(folder) / "metrics.csv").string());
+  require(std::count(run.metrics.columns.begin(), run.metrics.columns.end(), "epoch") == 1,
+          "{}: line 1: no column \"epoch\"; it was not written by multi30k", run.metrics.path);
+  const std::string path = (fs::path(folder) / "settings.json").string();
+  const Json json = read_json(path);
+  require(json.is_object() && json.contains("settings") && json["settings"].is_object(),
+          "{}: no object \"settings\"; it was not written by multi30k", path);
+  collect(json["settings"], run.settings);
+  drop_idle(run.settings);
+  if (json.contains("data") && json["data"].is_object() && json["data"].contains("name") &&
+      json["data"]["name"].is_string())
+    run.title = json["data"]["name"].get<std::string>();
+  return run;
+}
+
+bool has_metrics(const fs::path& folder) {
+  std::error_code ignored;
+  return fs::is_regular_file(folder / "metrics.csv", ignored);
+}
+
+std::string shown(const std::string& setting, const std::string& value) {
+  std::string name = setting;
+  std::replace(name.begin(), name.end(), '_', ' ');
+  if (value == "true") return name;
+  if (value == "false") return "no " + name;
+  return name + " " + value;
+}
+
+// Values that an axis from zero would press together, such as perplexity over a whole training.
+bool spans_decades(const CurvePlot& plot) {
+  double low = INFINITY;
+  double high = 0;
+  for (const Curve& curve : plot.curves) {
+    for (const double y : curve.y) {
+      if (!std::isfinite(y)) continue;
+      low = std::min(low, y);
+      high = std::max(high, y);
+    }
+  }
+  return low > 0 && high > 30 * low;
+}
+
+}  // namespace
+
+std::vector<RecordedRun> read_runs(const std::string& folder) {
+  std::error_code error;
+  require(fs::is_directory(folder, error), "{}: no such folder; give folders that multi30k left",
+          folder);
+  if (has_metrics(folder)) return {read_run(folder)};
+  std::vector<std::string> below;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder))
+    if (entry.is_directory() && has_metrics(entry.path())) below.push_back(entry.path().string());
+  require(!below.empty(),
+          "{}: no metrics.csv in it or in a folder of it; give folders that multi30k left", folder);
+  std::sort(below.begin(), below.end());
+  std::vector<RecordedRun> runs;
+  for (const std::string& path : below) runs.push_back(read_run(path));
+  return runs;
+}
+
+std::vector<Configuration> group_runs(const std::vector<RecordedRun>& runs) {
+  std::vector<Configuration> groups;
+  for (const RecordedRun& run : runs) {
+    const auto same = std::find_if(groups.begin(), groups.end(), [&](const Configuration& g) {
+      return g.runs[0]->settings == run.settings;
+    });
+    if (same != groups.end()) {
+      same->runs.push_back(&run);
+    } else {
+      groups.push_back({"", {&run}});
+    }
+  }
+  std::map<std::string, std::set<std::string>> values;
+  for (const Configuration& group : groups)
+    for (const auto& [name, value] : group.runs[0]->settings) values[name].insert(value);
+  std::set<std::string> names;
+  for (Configuration& group : groups) {
+    const auto& settings = group.runs[0]->settings;
+    const auto value = [&](const char* name) {
+      const auto found = settings.find(name);
+      return found != settings.end() ? found->second : "";
+    };
+    group.name = value("attention").empty() ? "attention unknown" : value("attention");
+    if (value("ppsbn") == "true") group.name += " + ppSBN";
+    for (const auto& [name, own] : settings)
+      if (name != "attention" && name != "ppsbn" && values[name].size() > 1)
+        group.name += ", " + shown(name, own);
+    // Where settings of other versions are missing, the rest may look alike.
+    if (!names.insert(group.name).second) group.name += ", " + group.runs[0]->folder;
+    if (group.runs.size() > 1) group.name += fmt::format(" ({} runs)", group.runs.size());
+  }
+  return groups;
+}
+
+Curve mean_curve(const Configuration& configuration, const std::string& column, Band band) {
+  std::map<double, std::vector<double>> by_epoch;
+  for (const RecordedRun* run : configuration.runs) {
+    const std::vector<double> epochs = run->metrics.numbers("epoch");
+    const std::vector<double> values = run->metrics.numbers(column);
+    for (size_t i = 0; i < std::min(epochs.size(), values.size()); ++i)
+      if (std::isfinite(epochs[i]) && std::isfinite(values[i]))
+        by_epoch[epochs[i]].push_back(values[i]);
+  }
+  Curve curve;
+  curve.name = configuration.name;
+  const size_t runs = configuration.runs.size();
+  for (const auto& [epoch, values] : by_epoch) {
+    if (values.size() != runs) continue;
+    const auto n = static_cast<double>(runs);
+    double mean = 0;
+    for (const double v : values) mean += v / n;
+    curve.x.push_back(epoch);
+    curve.y.push_back(mean);
+    if (runs < 2) continue;
+    double squares = 0;
+    for (const double v : values) squares += (v - mean) * (v - mean);
+    const double deviation = std::sqrt(squares / (n - 1));
+    const auto [low, high] = std::minmax_element(values.begin(), values.end());
+    curve.low.push_back(band == Band::range ? *low : mean - deviation);
+    curve.high.push_back(band == Band::range ? *high : mean + deviation);
+  }
+  return curve;
+}
+
+Panels training_panels(const std::vector<Configuration>& configurations, Band band) {
+  Panels panels;
+  const auto add = [&](const char* title, const char* label,
+                       std::initializer_list<std::pair<const char*, bool>> columns) {
+    CurvePlot plot;
+    plot.title = title;
+    plot.x_label = "epoch";
+    plot.y_label = label;
+    for (size_t i = 0; i < configurations.size(); ++i) {
+      for (const auto& [column, dashed] : columns) {
+        Curve curve = mean_curve(configurations[i], column, band);
+        if (curve.x.empty()) continue;
+        curve.style = static_cast<int>(i) + 1;
+        curve.dashed = dashed;
+        plot.curves.push_back(std::move(curve));
+      }
+    }
+    plot.log_y = spans_decades(plot);
+    if (!plot.curves.empty()) panels.plots.push_back(std::move(plot));
+  };
+  add("Loss: validation, training dashed", "loss a token (nats)",
+      {{"valid_loss", false}, {"train_loss", true}});
+  add("Validation perplexity", "perplexity a token", {{"valid_perplexity", false}});
+  add("Validation BLEU", "BLEU", {{"valid_bleu", false}});
+  require(!panels.plots.empty(),
+          "no run has an epoch with train_loss, valid_loss, valid_perplexity or valid_bleu in its "
+          "metrics.csv; plot runs that ended at least one epoch");
+
+  std::set<std::string> titles;
+  bool several = false;
+  for (const Configuration& c : configurations) {
+    several = several || c.runs.size() > 1;
+    for (const RecordedRun* run : c.runs) titles.insert(run->title);
+  }
+  panels.title = titles.size() == 1 ? *titles.begin() : "";
+  if (several)
+    panels.title += fmt::format("{}mean over runs, band: {}", panels.title.empty() ? "" : "; ",
+                                band == Band::range ? "lowest to highest" : "standard deviation");
+  return panels;
+}
+
+int plot_command(int argc, const char* const* argv) {
+  std::vector<std::string> folders;
+  std::string out = "curves";
+  std::string band = "range";
+  return run_program(
+      argc, argv, "multi30k plot", "Draws loss, perplexity and BLEU over the epochs of runs.",
+      [&](CLI::App& app) {
+        app.add_option("runs", folders, "Folders of runs, or folders that hold some")
+            ->required()
+            ->type_name("RUN");
+        app.add_option("--out", out, "Picture, without .svg or .png: both are made")
+            ->type_name("FILE")
+            ->capture_default_str();
+        add_choice(app, "--band", band, {"range", "deviation"},
+                   "Around the mean of several seeds: lowest to highest, or ± standard deviation");
+      },
+      [&] {
+        for (const std::string_view suffix : {".svg", ".png", ".gp"})
+          if (out.ends_with(suffix)) out.resize(out.size() - suffix.size());
+        std::vector<RecordedRun> runs;
+        std::set<std::string> seen;  // a run named twice is one run
+        for (const std::string& folder : folders)
+          for (RecordedRun& run : read_runs(folder))
+            if (seen.insert(fs::canonical(run.folder).string()).second)
+              runs.push_back(std::move(run));
+        const std::vector<Configuration> configurations = group_runs(runs);
+        const Panels panels =
+            training_panels(configurations, band == "range" ? Band::range : Band::deviation);
+        for (const Configuration& c : configurations) {
+          fmt::print("{}:", c.name);
+          for (const RecordedRun* run : c.runs) fmt::print(" {}", run->folder);
+          fmt::print("\n");
+        }
+        if (!write_plot(panels, out)) return 1;
+        fmt::print("{0}.svg, {0}.png and {0}.gp are written\n", out);
+        return 0;
+      });
+}
+
+}  // namespace macgrad::experiments

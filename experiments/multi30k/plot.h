@@ -1,0 +1,47 @@
+// `multi30k plot`: the curves of runs from their metrics.csv and settings.json, as the three panels
+// of Macformer's Figure 3: loss, perplexity and BLEU over epochs. Runs that differ in their seed
+// alone become one curve with a band.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "experiments/common/csv.h"
+#include "experiments/common/plots.h"
+
+namespace macgrad::experiments {
+
+struct RecordedRun {
+  std::string folder;
+  CsvTable metrics;
+  std::string title;  // of its data: "Multi30K de-en (tok)", "" when it is not recorded
+  /// What makes results differ, by the setting's name, as JSON; settings that the run's attention
+  /// does not read are left out, and seeds, threads and folders.
+  std::map<std::string, std::string> settings;
+};
+
+/// A folder that holds metrics.csv, or whose sub-folders do (all of those, sorted by name). Throws
+/// naming the folder, or the file and line that is damaged.
+std::vector<RecordedRun> read_runs(const std::string& folder);
+
+/// Runs of equal settings.
+struct Configuration {
+  std::string name;  // "rmfa + ppSBN, features 64 (3 runs)": attention, and what differs
+  std::vector<const RecordedRun*> runs;
+};
+
+/// In the order of their first runs. `runs` must outlive the result.
+std::vector<Configuration> group_runs(const std::vector<RecordedRun>& runs);
+
+enum class Band { range, deviation };  // lowest to highest; mean ± standard deviation
+
+/// Mean over a configuration's runs of a column by epoch, at epochs that all of them measured; with
+/// a band when there are several. Without points when a run lacks the column.
+Curve mean_curve(const Configuration& configuration, const std::string& column, Band band);
+
+/// Panels without a single value are left out; throws when all are.
+Panels training_panels(const std::vector<Configuration>& configurations, Band band);
+
+}  // namespace macgrad::experiments
