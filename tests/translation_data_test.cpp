@@ -224,5 +224,26 @@ TEST_CASE("translation data: options of subwords and vocabularies") {
   CHECK(says(parse_error("--subwords letters"), "--subwords"));
 }
 
+TEST_CASE("translation data: settings from a file have the command line's bounds") {
+  const Json valid = to_json(Multi30kSettings{});
+  const auto refusal = [&](const char* name, const Json& value) {
+    Json json = valid;
+    json[name] = value;
+    return error_of([&] { check_settings(settings_from_json(json)); });
+  };
+  CHECK(refusal("heads", 8) == "no error");
+  CHECK(says(refusal("heads", 0), "--heads"));
+  CHECK(says(refusal("layers", -1), "--layers"));
+  CHECK(says(refusal("d_model", int64_t{1} << 50), "--d-model"));
+  CHECK(says(refusal("heads", 1.5), "heads is 1.5, not a whole"));
+  CHECK(says(refusal("heads", 1e300), "heads"));
+  CHECK(says(refusal("lr", nullptr), "number"));
+  CHECK(says(refusal("dropout", 1.0), "dropout"));
+  CHECK(says(refusal("label_smoothing", -0.5), "--label-smoothing"));
+  CHECK(says(refusal("subwords", "letters"), "bpe"));
+  CHECK(says(refusal("vocabularies", "both"), "separate"));
+  CHECK(says(refusal("text", "html"), "raw"));
+}
+
 }  // namespace
 }  // namespace macgrad::experiments

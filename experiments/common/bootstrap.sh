@@ -18,7 +18,7 @@ macgrad_missing() {
   macgrad_cxx=${CXX:-c++}
   if ! command -v "$macgrad_cxx" >/dev/null 2>&1; then
     printf '%s\n' g++ libdnnl-dev libopenblas-openmp-dev libfmt-dev doctest-dev libcli11-dev \
-      nlohmann-json3-dev zlib1g-dev
+      nlohmann-json3-dev zlib1g-dev libsentencepiece-dev
   else
     set --
     macgrad_machine=$("$macgrad_cxx" -dumpmachine)
@@ -51,6 +51,9 @@ MISSING nlohmann-json3-dev
 #endif
 #if !__has_include(<zlib.h>)
 MISSING zlib1g-dev
+#endif
+#if !__has_include(<sentencepiece_trainer.h>)
+MISSING libsentencepiece-dev
 #endif
 HEADERS
   fi

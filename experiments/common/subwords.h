@@ -15,7 +15,7 @@ namespace macgrad::experiments {
 class Subwords {
  public:
   /// Learns at most `size` pieces from `lines`: fewer when the lines have no more pairs to merge.
-  /// The same lines give the same bytes of model on every machine. Throws when `size` has no room
+  /// The same lines and the same sentencepiece give the same model. Throws when `size` has no room
   /// for the special ids, the bytes and each character of the lines, naming the smallest that has.
   static Subwords train(const std::vector<std::string>& lines, std::int64_t size);
 

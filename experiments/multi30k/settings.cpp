@@ -4,7 +4,9 @@
 
 #include "core/step_graph.h"
 
+#include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "nn/allocation.h"
 
@@ -277,6 +279,25 @@ void each_setting(Settings& s, F&& f) {
   f("valid_bleu_sentences", s.valid_bleu_sentences);
 }
 
+// A file may hold what no command line gives: each value goes through the checks of its option.
+void check_values(const Multi30kSettings& s) {
+  Multi30kSettings ignored;
+  CLI::App app;
+  declare_options(app, ignored);
+  each_setting(s, [&](const std::string& name, const auto& value) {
+    using T = std::decay_t<decltype(value)>;
+    std::string option_name = "--" + name;
+    std::replace(option_name.begin(), option_name.end(), '_', '-');
+    CLI::Option* option = app.get_option_no_throw(option_name);
+    if constexpr (std::is_same_v<T, int64_t> || std::is_same_v<T, double> ||
+                  std::is_same_v<T, std::string>) {
+      if (option == nullptr || name == "data") return;  // a path may be anything
+      option->add_result(fmt::format("{}", value));
+      option->run_callback();
+    }
+  });
+}
+
 }  // namespace
 
 Json to_json(const Multi30kSettings& s) {
@@ -289,8 +310,18 @@ Json to_json(const Multi30kSettings& s) {
 Multi30kSettings settings_from_json(const Json& json) {
   Multi30kSettings s;
   try {
-    each_setting(s, [&](const char* name, auto& value) { json.at(name).get_to(value); });
+    each_setting(s, [&](const char* name, auto& value) {
+      const Json& found = json.at(name);
+      constexpr bool whole = std::is_same_v<std::decay_t<decltype(value)>, int64_t>;
+      // The JSON library would cut off the fraction.
+      require(!whole || found.is_number_integer(),
+              "settings of a run: {} is {}, not a whole number", name, found.dump());
+      found.get_to(value);
+    });
     s.common = common_options_from_json(json.at("common"));
+    check_values(s);
+  } catch (const CLI::Error& error) {
+    throw Error("settings of a run: {}", error.what());
   } catch (const nlohmann::json::exception& error) {
     throw Error("settings of a run: {}; they were written by another version of multi30k",
                 error.what());
