@@ -38,9 +38,9 @@ def run_bench(args):
         return json.loads(text)
 
 
-def run_peers(args, clock, theirs):
+def run_peers(args, clock, ours, theirs):
     """Adds what was measured to theirs: row -> label -> {ms, extra_bytes, error}."""
-    for peer in peers(args.device):
+    for peer in peers(args.device, ours):
         if not wanted(peer.row, args.filter):
             continue
         labels = theirs.setdefault(peer.row, {})
@@ -74,6 +74,7 @@ def cpu_table(ours, theirs):
              "|---|---|---|---|---|"]
     for name, row in ours.items():
         peer = next(iter(theirs.get(name, {}).values()), {}).get("ms")
+        # On the same batches the ratio of times is that of tokens a second.
         lines.append("| {} | {:.3f} | {} | {} | {} |".format(
             name, row["ms"], "%.3f" % peer if peer else "",
             "%.2f" % (peer / row["ms"]) if peer else "", remark_of(row)))
@@ -130,7 +131,7 @@ def main():
             kept = ours.get(row["name"])
             if kept is None or row["ms"] < kept["ms"]:
                 ours[row["name"]] = row
-        run_peers(args, clock, theirs)
+        run_peers(args, clock, ours, theirs)
         # After every pass, so that a run cut short leaves what it has.
         lines = cpu_table(ours, theirs) if args.device == "cpu" else gpu_table(ours, theirs)
         where = f"{args.threads} threads" if args.device == "cpu" else torch.cuda.get_device_name()

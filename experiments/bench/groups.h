@@ -15,5 +15,7 @@ void bench_rows(BenchTable& table);
 void bench_attention(BenchTable& table);
 /// A whole training step of a Transformer, and how much of it is GEMM.
 void bench_training(BenchTable& table);
+/// Updates on padded batches of sentences of unequal length, as `multi30k` trains (CPU).
+void bench_translation(BenchTable& table);
 
 }  // namespace macgrad::experiments

@@ -23,6 +23,8 @@ Json to_json(const BenchRow& r) {
             {"ms_min", r.ms_min},   {"gflop", r.gflop},         {"gbyte", r.gbyte},
             {"against", r.against}, {"ratio", r.ratio},         {"note", r.note}};
   if (r.extra_bytes >= 0) json["extra_bytes"] = r.extra_bytes;
+  for (const BatchLengths& batch : r.batches)
+    json["batches"].push_back({{"source", batch.source}, {"target", batch.target}});
   return json;
 }
 
@@ -43,6 +45,7 @@ int run_bench(BenchSettings& s) {
   bench_rows(table);
   bench_attention(table);
   bench_training(table);
+  bench_translation(table);
   require(!table.rows().empty() || !table.failures().empty(), "no row's name contains '{}'",
           s.filter);
   if (s.json.empty()) return table.failures().empty() ? 0 : 1;

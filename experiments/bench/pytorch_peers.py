@@ -9,6 +9,8 @@ from collections import namedtuple
 import torch
 import torch.nn.functional as F
 
+from pytorch_translation import translation_work
+
 # build(device) gives the work, a callable that returns its results; or (work, label) where the
 # label is known only then. memory: its peak is measured beside its operands and results.
 Peer = namedtuple("Peer", "row label precision build memory")
@@ -376,8 +378,17 @@ def row_peers(device):
     yield Peer(f"adam {size}", "PyTorch", "exact", adam, False)
 
 
-def peers(device):
+def translation_peers(rows):
+    """Rows that say what batches they trained on."""
+    for name, row in rows.items():
+        if "batches" in row:
+            yield Peer(name, "PyTorch, fused Adam", "exact", translation_work(row["batches"]), False)
+
+
+def peers(device, rows):
+    """rows: what the bench measured, by name."""
     yield from product_peers(device)
     yield from row_peers(device)
     yield from attention_peers(device)
     yield from training_peers(device)
+    yield from translation_peers(rows)

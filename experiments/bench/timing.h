@@ -10,6 +10,11 @@
 
 namespace macgrad::experiments {
 
+/// A padded batch of sentence pairs: the tokens of each row.
+struct BatchLengths {
+  std::vector<int64_t> source, target;
+};
+
 struct BenchRow {
   std::string name = {};
   std::string precision = "exact";
@@ -21,6 +26,7 @@ struct BenchRow {
   std::string against = {};  // row or limit that `ratio` is relative to; empty: none
   double ratio = 0;          // speed of this row over speed of `against` (1 = equal, more = faster)
   std::string note = {};
+  std::vector<BatchLengths> batches = {};  // that one run trains on, for a peer to train on as well
 };
 
 struct Timing {
