@@ -88,4 +88,12 @@ TranslationData load_translation_data(const Multi30kSettings& s) {
   return d;
 }
 
+TranslationSplit load_split(const Multi30kSettings& s, const TranslationData& data,
+                            const std::string& split) {
+  const bool raw = s.text == "raw";
+  const ParallelText text = load_multi30k(find_multi30k(s.data), split, s.source, s.target,
+                                          raw ? Multi30kForm::raw : Multi30kForm::tokenized);
+  return {encode_pairs(words_of(text, raw), data.source, data.target), text.target};
+}
+
 }  // namespace macgrad::experiments

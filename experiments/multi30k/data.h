@@ -23,4 +23,12 @@ struct TranslationData {
 /// training pairs and encodes. Throws as find_multi30k and load_multi30k do.
 TranslationData load_translation_data(const Multi30kSettings& settings);
 
+/// One more split of Multi30K ("test_2016_flickr"), encoded with the vocabularies of `data`.
+struct TranslationSplit {
+  EncodedPairs pairs;
+  std::vector<std::string> references;  // as read
+};
+TranslationSplit load_split(const Multi30kSettings& settings, const TranslationData& data,
+                            const std::string& split);
+
 }  // namespace macgrad::experiments
