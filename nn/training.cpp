@@ -55,33 +55,38 @@ double ratio(int64_t a, int64_t b) {
   return static_cast<double>(a) / static_cast<double>(b);
 }
 
-}  // namespace
-
-Schedule constant_schedule(double peak, int64_t warmup) {
-  return [=](int64_t step) { return step < warmup ? peak * ratio(step, warmup) : peak; };
+double rising(double from, double peak, int64_t step, int64_t warmup) {
+  return from + (peak - from) * ratio(step, warmup);
 }
 
-Schedule inverse_sqrt_schedule(double peak, int64_t warmup) {
+}  // namespace
+
+Schedule constant_schedule(double peak, int64_t warmup, double from) {
+  return [=](int64_t step) { return step < warmup ? rising(from, peak, step, warmup) : peak; };
+}
+
+Schedule inverse_sqrt_schedule(double peak, int64_t warmup, double from) {
   const int64_t w = std::max<int64_t>(warmup, 1);
   return [=](int64_t step) {
-    return step < w ? peak * ratio(step, w) : peak * std::sqrt(ratio(w, step));
+    return step < w ? rising(from, peak, step, w) : peak * std::sqrt(ratio(w, step));
   };
 }
 
-Schedule one_cycle_schedule(double peak, int64_t warmup, int64_t total) {
+Schedule one_cycle_schedule(double peak, int64_t warmup, int64_t total, double from) {
   require(warmup >= 0 && warmup < total,
           "[one_cycle_schedule] warm-up of {} steps in {} steps; it must be shorter", warmup,
           total);
   return [=](int64_t step) {
-    if (step < warmup) return peak * ratio(step, warmup);
+    if (step < warmup) return rising(from, peak, step, warmup);
     return peak * std::max(0.0, ratio(total - step, total - warmup));
   };
 }
 
-Schedule parse_schedule(const std::string& name, double peak, int64_t warmup, int64_t total) {
-  if (name == "constant") return constant_schedule(peak, warmup);
-  if (name == "inverse-sqrt") return inverse_sqrt_schedule(peak, warmup);
-  if (name == "one-cycle") return one_cycle_schedule(peak, warmup, total);
+Schedule parse_schedule(const std::string& name, double peak, int64_t warmup, int64_t total,
+                        double from) {
+  if (name == "constant") return constant_schedule(peak, warmup, from);
+  if (name == "inverse-sqrt") return inverse_sqrt_schedule(peak, warmup, from);
+  if (name == "one-cycle") return one_cycle_schedule(peak, warmup, total, from);
   throw Error("schedule '{}' is unknown; use constant, inverse-sqrt or one-cycle", name);
 }
 

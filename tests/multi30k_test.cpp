@@ -1,7 +1,6 @@
 // The translation experiment: options and what they refuse, data, the training loop, evaluation,
 // checkpoints, and a whole small run with the files it leaves.
 #include <doctest/doctest.h>
-#include <omp.h>
 #include <unistd.h>
 
 #include <cmath>
@@ -12,11 +11,11 @@
 #include <sstream>
 
 #include "experiments/common/text_files.h"
-#include "experiments/multi30k/checkpoint.h"
 #include "experiments/multi30k/evaluation.h"
 #include "experiments/multi30k/run.h"
 #include "experiments/multi30k/training.h"
 #include "tests/composites_allowed.h"
+#include "tests/multi30k_settings.h"
 #include "tests/temporary_folder.h"
 
 namespace macgrad::experiments {
@@ -24,34 +23,8 @@ namespace {
 namespace fs = std::filesystem;
 
 using Folder = testing::TemporaryFolder;
-
-// One thread while alive: models this small gain nothing from more. A run sets the number itself.
-class OneThread {
- public:
-  OneThread() { omp_set_num_threads(1); }
-  ~OneThread() { omp_set_num_threads(threads_); }
-
- private:
-  int threads_ = omp_get_max_threads();
-};
-
-Multi30kSettings tiny(const std::string& attention = "softmax") {
-  Multi30kSettings s;
-  make_toy(s);
-  s.toy_train_pairs = 200;
-  s.toy_valid_pairs = 20;
-  s.d_model = 16;
-  s.heads = 2;
-  s.ffn = 32;
-  s.features = 32;
-  s.batch_tokens = 256;
-  s.warmup = 10;
-  s.epochs = 2;
-  s.attention = attention;
-  s.ppsbn = attention == "rmfa";
-  s.common.threads = 1;
-  return s;
-}
+using testing::OneThread;
+using testing::tiny;
 
 // The message of parsing `line`, "" when it is accepted.
 std::string parse_error(const std::string& line, Multi30kSettings s = {}) {
@@ -192,7 +165,7 @@ TEST_CASE("multi30k: training lowers both losses, with softmax and with RMFA and
     const double after = *validation_loss(trainer.model(), valid, s.device());
     CHECK(first.updates + second.updates == trainer.total_updates());
     CHECK(trainer.finished());
-    CHECK(second.loss < first.loss);
+    CHECK(second.loss() < first.loss());
     CHECK(middle < before - 0.3);
     CHECK(after < middle - 0.1);
     // The same as the number of target words and ends of sentences.
@@ -233,7 +206,8 @@ TEST_CASE("multi30k: translations stand in the order of the corpus") {
   s.epochs = 8;
   const TranslationData data = load_translation_data(s);
   Trainer trainer(s, data);
-  while (!trainer.finished()) trainer.train_epoch(1, [](const UpdateReport&) { return true; });
+  for (int64_t epoch = 1; !trainer.finished(); ++epoch)
+    trainer.train_epoch(epoch, [](const UpdateReport&) { return true; });
   const EncodedPairs pairs = first_pairs(data.valid, 7);
   CHECK(pairs.size() == 7);
   const auto alone = [&](size_t i) {
@@ -297,34 +271,6 @@ TEST_CASE("multi30k: stopping, the limit of updates and losses that are not fini
   CHECK_THROWS_WITH_AS(Trainer(s, data), doctest::Contains("--warmup 10"), Error);
 }
 
-TEST_CASE("multi30k: a checkpoint holds model, draws and optimizer") {
-  const OneThread one_thread;
-  const Folder folder;
-  const Multi30kSettings s = tiny("rmfa");
-  const TranslationData data = load_translation_data(s);
-  const auto valid = ordered_batches(data.valid, {s.batch_tokens, 1});
-  const auto all = [](const UpdateReport&) { return true; };
-  Trainer trainer(s, data);
-  trainer.train_epoch(1, all);
-  save_checkpoint(folder / "c.safetensors", trainer.model(), trainer.optimizer(),
-                  {1, trainer.updates()}, s);
-  Trainer other(s, data);
-  const TrainingPlace place =
-      load_checkpoint(folder / "c.safetensors", other.model(), other.optimizer());
-  CHECK(place.epoch == 1);
-  CHECK(place.updates == trainer.updates());
-  CHECK(other.optimizer().steps() == trainer.optimizer().steps());
-  CHECK(*validation_loss(other.model(), valid, s.device()) ==
-        *validation_loss(trainer.model(), valid, s.device()));
-  const auto moments = trainer.optimizer().state_dict(), read = other.optimizer().state_dict();
-  for (const auto& [name, value] : moments) CHECK(max_abs_difference(value, read.at(name)) == 0.0);
-  Multi30kSettings wider = s;
-  wider.ffn = 48;
-  Trainer wrong(wider, data);
-  CHECK_THROWS_WITH_AS(load_checkpoint(folder / "c.safetensors", wrong.model(), wrong.optimizer()),
-                       doctest::Contains("misshapen"), Error);
-}
-
 TEST_CASE("multi30k: --precision bf16 follows the losses of float32, and its checkpoint is exact") {
   const OneThread one_thread;
   const testing::CompositesAllowed attention_in_bfloat16;
@@ -381,8 +327,9 @@ TEST_CASE("multi30k: a run leaves metrics, settings, translations and a checkpoi
   s.common.out = folder / "run";
   REQUIRE(run_multi30k(s) == 0);
   const std::string csv = folder / "run/metrics.csv";
-  CHECK(read_lines(csv).front() ==
-        "epoch,train_loss,valid_loss,valid_perplexity,valid_bleu,seconds,tokens_per_second");
+  CHECK(
+      read_lines(csv).front() ==
+      "epoch,train_loss,valid_loss,valid_perplexity,valid_bleu,seconds,tokens_per_second,updates");
   const auto loss = column(csv, "valid_loss"), perplexity = column(csv, "valid_perplexity");
   REQUIRE(loss.size() == 2);
   CHECK(loss[1] < loss[0]);
@@ -396,6 +343,14 @@ TEST_CASE("multi30k: a run leaves metrics, settings, translations and a checkpoi
   CHECK(says(json.at("bleu").at("signature"), "tok:none"));
   CHECK(json.at("build").contains("commit"));
   CHECK(fs::exists(folder / "run/checkpoint.safetensors"));
+  const Json results = read_json(folder / "run/results.json");
+  CHECK(results.at("model").at("file") == "best.safetensors");
+  CHECK(results.at("scores").at("val").at("loss") == doctest::Approx(loss[1]));
+  CHECK(results.at("scores").at("val").at("sentences") == 20);
+  CHECK(read_lines(folder / "run/translations-val.txt").size() == 20);
+  const std::vector<std::string> lines = read_lines(folder / "run/metrics.jsonl");
+  REQUIRE(lines.size() == 2);
+  CHECK(Json::parse(lines[1]).at("valid_loss") == loss[1]);
   CHECK(fs::exists(folder / "run/source.vocab"));
   CHECK(fs::exists(folder / "run/loss.gp"));
 }

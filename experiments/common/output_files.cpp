@@ -64,6 +64,19 @@ class TemporaryFile {
   std::string path_;
 };
 
+// Files of the names that TemporaryFile and save_safetensors give, left by a killed process.
+void remove_temporary_files(const std::string& folder) {
+  std::vector<fs::path> left;
+  for (const auto& entry : fs::recursive_directory_iterator(folder)) {
+    const std::string name = entry.path().filename().string();
+    if (name.find(".tmp-") != std::string::npos ||
+        (name.ends_with(".tmp") && name.find(".safetensors.") != std::string::npos))
+      left.push_back(entry.path());
+  }
+  std::error_code ignored;
+  for (const fs::path& path : left) fs::remove(path, ignored);
+}
+
 [[noreturn]] void fail(const std::string& path, const char* action, int error) {
   std::string hint;
   if (error == ENOSPC || error == EDQUOT) {
@@ -146,12 +159,15 @@ Json read_json(const std::string& path) {
   }
 }
 
-CsvWriter::CsvWriter(std::string path, std::vector<std::string> columns)
+CsvWriter::CsvWriter(std::string path, std::vector<std::string> columns,
+                     const std::vector<std::vector<CsvValue>>& rows)
     : path_(std::move(path)), columns_(columns.size()) {
-  row({columns.begin(), columns.end()});
+  append({columns.begin(), columns.end()});
+  for (const auto& values : rows) append(values);
+  write_file_atomically(path_, std::string_view(text_));
 }
 
-void CsvWriter::row(const std::vector<CsvValue>& values) {
+void CsvWriter::append(const std::vector<CsvValue>& values) {
   if (values.size() != columns_) {
     throw Error("{}: a row of {} values in a table of {} columns", path_, values.size(), columns_);
   }
@@ -161,10 +177,14 @@ void CsvWriter::row(const std::vector<CsvValue>& values) {
     line += csv_cell(value);
   }
   text_ += line + "\n";
+}
+
+void CsvWriter::row(const std::vector<CsvValue>& values) {
+  append(values);
   write_file_atomically(path_, std::string_view(text_));
 }
 
-RunDirectory::RunDirectory(const std::string& requested, std::string_view program) {
+RunDirectory::RunDirectory(const std::string& requested, std::string_view program, bool goes_on) {
   std::error_code error;
   if (!requested.empty()) {
     path_ = requested;
@@ -190,11 +210,12 @@ RunDirectory::RunDirectory(const std::string& requested, std::string_view progra
   if (::access(path_.c_str(), W_OK | X_OK) != 0) {
     throw Error("{}: cannot write there: {}; pass --out DIR", path_, std::strerror(errno));
   }
+  if (goes_on) remove_temporary_files(path_);
   for (const auto& entry : fs::directory_iterator(path_)) {
     if (entry.is_regular_file()) earlier_.push_back(entry.path().filename().string());
   }
   std::sort(earlier_.begin(), earlier_.end());
-  if (!earlier_.empty()) {
+  if (!earlier_.empty() && !goes_on) {
     fmt::print(stderr, "note: {} holds earlier results; files of the same name are replaced: {}\n",
                path_, fmt::join(earlier_, ", "));
   }

@@ -39,7 +39,8 @@ using CsvValue = std::variant<std::monostate, std::int64_t, double, std::string>
 class CsvWriter {
  public:
   /// Writes the header at once, so that a wrong path is an error before the run, not after it.
-  CsvWriter(std::string path, std::vector<std::string> columns);
+  CsvWriter(std::string path, std::vector<std::string> columns,
+            const std::vector<std::vector<CsvValue>>& rows = {});
 
   /// Appends a row; throws if the number of values differs from the number of columns.
   void row(const std::vector<CsvValue>& values);
@@ -47,6 +48,8 @@ class CsvWriter {
   const std::string& path() const { return path_; }
 
  private:
+  void append(const std::vector<CsvValue>& values);
+
   std::string path_;
   std::size_t columns_;
   std::string text_;
@@ -57,8 +60,9 @@ class CsvWriter {
 class RunDirectory {
  public:
   /// `requested` (the value of --out) or, if empty, a new `runs/<program>-<date>-<time>`. Creates
-  /// the folder with its parents and tries that it can be written to.
-  RunDirectory(const std::string& requested, std::string_view program);
+  /// the folder with its parents and tries that it can be written to. With `goes_on` the files
+  /// there are of the same run: none is named, and temporary files that a kill left are removed.
+  RunDirectory(const std::string& requested, std::string_view program, bool goes_on = false);
 
   const std::string& path() const { return path_; }
   std::string file(std::string_view name) const;

@@ -1,8 +1,87 @@
 #include "experiments/multi30k/commands.h"
 
+#include <algorithm>
+#include <filesystem>
+#include <string>
+
+#include "experiments/multi30k/checkpoint.h"
+#include "experiments/multi30k/presets.h"
+#include "experiments/multi30k/resume.h"
 #include "experiments/multi30k/run.h"
+#include "experiments/multi30k/seeds.h"
 
 namespace macgrad::experiments {
+namespace {
+
+// The value of `option` in either form, "--preset quick" or "--preset=quick"; "" without it.
+std::string value_of(std::string_view option, int argc, const char* const* argv) {
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view word = argv[i];
+    if (word == option && i + 1 < argc) return argv[i + 1];
+    if (word.starts_with(option) && word.size() > option.size() && word[option.size()] == '=')
+      return std::string(word.substr(option.size() + 1));
+  }
+  return "";
+}
+
+// `multi30k train`, from the command line to the run.
+class TrainCommand {
+ public:
+  TrainCommand(int argc, const char* const* argv) : argc_(argc), argv_(argv) {}
+
+  void declare(CLI::App& app) {
+    start_settings();
+    declare_options(app, settings_);
+    app.add_option("--resume", resume_, "Go on with the run in this folder")->type_name("RUN");
+    add_integer_list(app, "--seeds", seeds_,
+                     "One run a seed in OUT/seed-1 ..., and their mean; finished ones stay", 0)
+        ->excludes("--resume")
+        ->excludes("--seed");
+  }
+
+  int run() {
+    if (resume_.empty())
+      return seeds_.empty() ? run_multi30k(settings_) : run_seeds(settings_, seeds_);
+    require(settings_.common.out == saved_.common.out ||
+                std::filesystem::weakly_canonical(settings_.common.out) ==
+                    std::filesystem::weakly_canonical(resume_),
+            "--resume {} goes on in that folder; leave --out {} out", resume_,
+            settings_.common.out);
+    check_same_run(saved_, settings_, resume_);
+    settings_.common.out = resume_;
+    return run_multi30k(settings_, Start::resume);
+  }
+
+ private:
+  // Before the options are declared, so that --help shows the defaults in force and options given
+  // beside --preset, --toy or --resume win over them.
+  void start_settings() {
+    const std::string run = value_of("--resume", argc_, argv_);
+    if (!run.empty()) {
+      require(std::filesystem::exists(checkpoint_path(run)),
+              "--resume {}: there is no {}; start that run anew, with --out {}", run,
+              checkpoint_path(run), run);
+      settings_ = saved_ = checkpoint_settings(checkpoint_path(run));
+      return;
+    }
+    // A wrong name is left to the option's own check, which lists them.
+    const std::string preset = value_of("--preset", argc_, argv_);
+    const std::vector<std::string> names = preset_names();
+    if (std::find(names.begin(), names.end(), preset) != names.end())
+      apply_preset(settings_, preset);
+    for (int i = 1; i < argc_; ++i)
+      if (std::string_view(argv_[i]) == "--toy") make_toy(settings_);
+  }
+
+  int argc_;
+  const char* const* argv_;
+  Multi30kSettings settings_;
+  Multi30kSettings saved_;  // of the run that --resume names
+  std::string resume_;
+  std::vector<int64_t> seeds_;
+};
+
+}  // namespace
 
 std::span<const Command> multi30k_commands() {
   static constexpr Command commands[] = {
@@ -14,15 +93,10 @@ std::span<const Command> multi30k_commands() {
 }
 
 int train_command(int argc, const char* const* argv) {
-  Multi30kSettings settings;
-  // Before the options are declared, so that --help shows the defaults in force and options given
-  // beside --toy win over them.
-  for (int i = 1; i < argc; ++i)
-    if (std::string_view(argv[i]) == "--toy") make_toy(settings);
+  TrainCommand command(argc, argv);
   return run_program(
       argc, argv, "multi30k", "Trains a Transformer to translate (Multi30K, or --toy).",
-      [&](CLI::App& app) { declare_options(app, settings); },
-      [&] { return run_multi30k(settings); });
+      [&](CLI::App& app) { command.declare(app); }, [&] { return command.run(); });
 }
 
 }  // namespace macgrad::experiments

@@ -1,71 +1,27 @@
-// Joins the parts into one run: log lines, and after each epoch metrics.csv, curves, translations
-// and the checkpoint. Ctrl-C ends it cleanly, and a failed one says which checkpoint stays.
+// Joins the parts into one run. After each epoch metrics.csv, translations, model files and the
+// checkpoint are written, the checkpoint last: whenever a run is killed, the next sitting writes
+// again what is newer than its checkpoint. Ctrl-C ends a run after the update under way.
 #include "experiments/multi30k/run.h"
 
-#include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <filesystem>
 
 #include "experiments/common/interrupt.h"
 #include "experiments/common/machine.h"
-#include "experiments/common/plots.h"
 #include "experiments/common/progress.h"
-#include "experiments/multi30k/checkpoint.h"
-#include "experiments/multi30k/evaluation.h"
+#include "experiments/multi30k/metrics.h"
+#include "experiments/multi30k/run_files.h"
+#include "experiments/multi30k/scores.h"
 #include "experiments/multi30k/training.h"
 
 namespace macgrad::experiments {
 namespace {
 
-// A row of metrics.csv; what was not measured (stopped before validation) is NaN.
-struct Metrics {
-  int64_t epoch = 0;
-  double train_loss = NAN, valid_loss = NAN, bleu = NAN;
-  double seconds = 0;  // of the training updates
-  int64_t tokens = 0;
+using Clock = std::chrono::steady_clock;
 
-  double perplexity() const { return std::exp(valid_loss); }
-  double tokens_per_second() const {
-    return seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0;
-  }
-};
-
-std::vector<CsvValue> csv_row(const Metrics& m) {
-  std::vector<CsvValue> row{m.epoch};
-  for (const double value :
-       {m.train_loss, m.valid_loss, m.perplexity(), m.bleu, m.seconds, m.tokens_per_second()}) {
-    if (std::isnan(value)) {
-      row.emplace_back();
-    } else {
-      row.emplace_back(value);
-    }
-  }
-  return row;
-}
-
-void draw_curves(const RunDirectory& out, const std::vector<Metrics>& rows,
-                 const std::string& title) {
-  CurvePlot loss, bleu;
-  loss.title = bleu.title = title;
-  loss.x_label = bleu.x_label = "epoch";
-  loss.y_label = "loss a token (nats)";
-  bleu.y_label = "BLEU of greedy translations";
-  Curve train{"training", {}, {}, {}}, valid{"validation", {}, {}, {}},
-      score{"validation", {}, {}, {}};
-  for (const Metrics& m : rows) {
-    const auto x = static_cast<double>(m.epoch);
-    for (Curve* curve : {&train, &valid, &score}) curve->x.push_back(x);
-    train.y.push_back(m.train_loss);
-    valid.y.push_back(m.valid_loss);
-    score.y.push_back(m.bleu);
-  }
-  loss.curves = {train, valid};
-  bleu.curves = {score};
-  for (const auto& [plot, name] : {std::pair(&loss, "loss"), std::pair(&bleu, "bleu")}) {
-    const std::vector<double>& y = plot->curves.back().y;
-    const bool empty = std::all_of(y.begin(), y.end(), [](double v) { return std::isnan(v); });
-    // gnuplot fails on curves without points: a run stopped before its first validation.
-    if (!empty && !write_plot(*plot, out.file(name))) return;
-  }
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
 StepReport step_report(const UpdateReport& r, bool rmfa) {
@@ -83,11 +39,12 @@ StepReport step_report(const UpdateReport& r, bool rmfa) {
 }
 
 std::string epoch_line(const Metrics& m, const EpochSummary& e, bool rmfa) {
-  std::string line = fmt::format(
-      "epoch {} | train loss {:.4f} | valid loss {:.4f} | perplexity {:.2f} | BLEU {:.2f} | {} | "
-      "{} tok/s",
-      m.epoch, m.train_loss, m.valid_loss, m.perplexity(), m.bleu, format_duration(m.seconds),
-      group_digits(std::llround(m.tokens_per_second())));
+  std::string line =
+      fmt::format("epoch {} | train loss {:.4f} | valid loss {:.4f} | perplexity {:.2f}", m.epoch,
+                  m.train_loss, m.valid_loss, m.perplexity());
+  if (!std::isnan(m.bleu)) line += fmt::format(" | BLEU {:.2f}", m.bleu);
+  line += fmt::format(" | {} | {} tok/s", format_duration(m.seconds),
+                      group_digits(std::llround(m.tokens_per_second())));
   if (rmfa)
     line += fmt::format(" | {} denominators floored, smallest ratio {}",
                         group_digits(e.rmfa.floored), format_short(e.rmfa.smallest_ratio));
@@ -121,98 +78,153 @@ void print_start(const Multi30kSettings& s, const TranslationData& data, Trainer
 // The state of a run that its stages share.
 class Run {
  public:
-  explicit Run(const Multi30kSettings& settings)
+  Run(const Multi30kSettings& settings, Start start)
       : settings_(settings),
         rmfa_(settings.attention == "rmfa"),
-        data_(load_translation_data(settings)),
+        data_(load_translation_data(settings, start == Start::resume ? settings.common.out : "")),
+        tests_(load_tests(settings, data_)),
         trainer_(settings, data_),
-        out_(settings.common.out, "multi30k"),
-        metrics_(out_.file("metrics.csv"), {"epoch", "train_loss", "valid_loss", "valid_perplexity",
-                                            "valid_bleu", "seconds", "tokens_per_second"}),
-        valid_batches_(ordered_batches(data_.valid, {settings.batch_tokens, 1})) {
-    const EncodedPairs scored = first_pairs(data_.valid, settings.valid_bleu_sentences);
-    scored_ = scored.size();
-    scored_batches_ = ordered_batches(scored, {settings.batch_tokens, 1});
-    save_codecs(settings, data_.codecs(), out_.path());
+        files_(settings, data_, start == Start::resume),
+        valid_batches_(ordered_batches(data_.valid, {settings.batch_tokens, 1})),
+        scored_(first_pairs(data_.valid, settings.valid_bleu_sentences)),
+        references_(data_.references.begin(),
+                    data_.references.begin() + static_cast<std::ptrdiff_t>(scored_.size())) {
+    if (start == Start::resume) {
+      state_ = files_.load(trainer_.model(), trainer_.optimizer());
+      trainer_.restore(state_.place);
+      // Stopped by --max-updates within an epoch, and validated there: the epoch goes on.
+      if (validated() && !trainer_.epoch_complete() && !trainer_.finished())
+        state_.epochs.pop_back();
+      write_metrics(files_.out(), state_.epochs);
+    }
+    earlier_seconds_ = state_.wall_seconds;
     save_settings("running");
   }
 
   int run() {
-    print_start(settings_, data_, trainer_, out_.path());
-    {
-      Progress progress(trainer_.total_updates(), "step");
-      for (int64_t epoch = 1; epoch <= settings_.epochs && !trainer_.finished(); ++epoch) {
-        train_epoch(epoch, progress);
-        if (guard_.interrupted()) break;
-        progress.resume();
-      }
-    }
-    const bool complete = !guard_.interrupted();
-    save_settings(complete ? "complete" : "interrupted");
-    draw_curves(out_, rows_,
+    print_start(settings_, data_, trainer_, files_.out().path());
+    if (trainer_.updates() > 0)
+      fmt::print("resumed after update {} (epoch {})\n", group_digits(trainer_.updates()),
+                 state_.place.epoch);
+    std::fflush(stdout);
+    const std::string ended_by = train();
+    draw_curves(files_.out(), state_.epochs,
                 fmt::format("{}, {}{}", data_.name, settings_.attention,
                             settings_.ppsbn ? " + ppSBN" : ""));
+    const bool complete = !guard_.interrupted() && save_results(ended_by);
+    save_settings(complete ? "complete" : "interrupted");
     if (complete) {
       print_samples();
-      fmt::print("Results: {}\n", out_.path());
+      fmt::print("Results: {}\n", files_.out().path());
     } else {
       fmt::print(stderr, "Interrupted: checkpoint after update {} and metrics are in {}\n",
-                 trainer_.updates(), out_.path());
+                 trainer_.updates(), files_.out().path());
     }
     return guard_.exit_code();
   }
 
  private:
-  // Trains, validates, and saves checkpoint and metrics; when interrupted, saves what there is.
-  void train_epoch(int64_t epoch, Progress& progress) {
+  bool validated() const {
+    return !state_.epochs.empty() && state_.epochs.back().epoch == state_.place.epoch;
+  }
+
+  // Epochs until the run ends or is interrupted; says why it ended.
+  std::string train() {
+    Progress progress(trainer_.total_updates(), "step");
+    while (!guard_.interrupted()) {
+      if (validated()) {
+        if (trainer_.finished()) return "updates";
+        if (settings_.patience > 0 && state_.epochs_without_improvement() >= settings_.patience)
+          return "patience";
+        ++state_.place.epoch;
+      }
+      train_epoch(progress);
+      progress.resume();
+    }
+    return "interrupt";
+  }
+
+  // Trains and validates one epoch, or what is left of it. An interrupted one is left to the next
+  // sitting.
+  void train_epoch(Progress& progress) {
+    const int64_t epoch = state_.place.epoch;
+    last_save_ = Clock::now();
     EpochSummary summary;
     try {
       summary = trainer_.train_epoch(epoch, [&](const UpdateReport& r) {
         progress.step(step_report(r, rmfa_));
         if (r.skipped)
           progress.note(fmt::format("update {} skipped: its gradients are not finite", r.update));
-        return !guard_.interrupted();
+        if (guard_.interrupted()) return false;
+        if (settings_.checkpoint_minutes > 0 &&
+            seconds_since(last_save_) >= 60 * settings_.checkpoint_minutes)
+          save_checkpoint();
+        return true;
       });
     } catch (const NotFinite& error) {
       progress.finish();
       save_settings("failed");
-      throw Error("{}. {}", error.what(),
-                  saved_epoch_ > 0 ? fmt::format("The checkpoint of epoch {} stays in {}",
-                                                 saved_epoch_, out_.file("checkpoint.safetensors"))
-                                   : std::string("There is no checkpoint: no epoch had ended"));
+      throw Error("{}. {}", error.what(), files_.what_stays());
     }
     Metrics m;
     m.epoch = epoch;
-    m.train_loss = summary.loss;
+    m.train_loss = summary.loss();
     m.seconds = summary.seconds;
     m.tokens = summary.tokens;
-    save_checkpoint(out_.file("checkpoint.safetensors"), trainer_.model(), trainer_.optimizer(),
-                    {epoch, trainer_.updates()}, settings_);
-    saved_epoch_ = epoch;
-    if (!guard_.interrupted()) validate(m);
-    metrics_.row(csv_row(m));
-    rows_.push_back(m);
-    progress.note(epoch_line(m, summary, rmfa_));
+    m.updates = trainer_.updates();
+    if (!guard_.interrupted() && validate(m)) {
+      const bool best = state_.add(m);
+      files_.save_epoch(trainer_.model(), epoch, best);
+      write_metrics(files_.out(), state_.epochs);
+      progress.note(epoch_line(m, summary, rmfa_));
+    }
+    save_checkpoint();
     const std::vector<std::string> refused = trainer_.refused_replays();
     for (; refusals_told_ < refused.size(); ++refusals_told_)
       progress.note("updates of some batch shapes run eagerly: " + refused[refusals_told_]);
   }
 
-  void validate(Metrics& m) {
-    const Stop stop = [&] { return guard_.interrupted(); };
-    const auto loss = validation_loss(trainer_.model(), valid_batches_, settings_.device(), stop);
-    if (!loss) return;
+  // False when interrupted.
+  bool validate(Metrics& m) {
+    const auto loss = validation_loss(trainer_.model(), valid_batches_, settings_.device(), stop_);
+    if (!loss) return false;
     m.valid_loss = *loss;
-    const auto lines = translate(trainer_.model(), data_.target, scored_batches_, scored_,
-                                 settings_.device(), stop);
-    if (!lines) return;
-    translations_ = *lines;
-    const std::vector<std::string> references(
-        data_.references.begin(), data_.references.begin() + static_cast<std::ptrdiff_t>(scored_));
-    m.bleu = corpus_bleu(translations_, {references}, settings_.bleu()).score;
-    std::string text;
-    for (const std::string& line : translations_) text += line + "\n";
-    write_file_atomically(out_.file("translations.txt"), std::string_view(text));
+    if (m.epoch % settings_.bleu_every != 0 && !trainer_.finished()) return true;
+    const auto scored =
+        score_translations(trainer_.model(), data_, scored_, references_, settings_, stop_);
+    if (!scored) return false;
+    m.bleu = scored->bleu;
+    write_lines(files_.out().file("translations.txt"), scored->translations);
+    return true;
+  }
+
+  void save_checkpoint() {
+    state_.place = trainer_.place();
+    state_.wall_seconds = earlier_seconds_ + seconds_since(start_);
+    files_.save(trainer_.model(), trainer_.optimizer(), state_);
+    last_save_ = Clock::now();
+  }
+
+  // Scores of the final model; false when interrupted.
+  bool save_results(const std::string& ended_by) {
+    const Json model = files_.load_final(trainer_.model(), state_);
+    const auto scores =
+        final_scores(trainer_.model(), data_, tests_, settings_, files_.out(), stop_);
+    if (!scores) return false;
+    translations_ = read_lines(files_.out().file("translations-val.txt"));
+    Json json{{"settings", to_json(settings_)},
+              {"model", model},
+              {"scores", *scores},
+              {"epochs", state_.epochs.size()},
+              {"updates", state_.place.updates},
+              {"ended_by", ended_by},
+              {"best_epoch", state_.best_epoch},
+              {"best_valid_loss", state_.best_loss},
+              {"wall_seconds", earlier_seconds_ + seconds_since(start_)},
+              {"data", data_.facts}};
+    json.update(provenance());
+    write_json(files_.out().file("results.json"), json);
+    return true;
   }
 
   void save_settings(const std::string& state) {
@@ -220,16 +232,14 @@ class Run {
               {"state", state},
               {"data", data_.facts},
               {"bleu",
-               {{"signature", bleu_signature(1, settings_.bleu())},
-                {"sentences", scored_},
-                {"translations", "greedy"}}},
+               {{"signature", bleu_signature(1, settings_.bleu())}, {"sentences", scored_.size()}}},
               {"parameters", trainer_.model().parameter_count()},
               {"attention", trainer_.model().describe()},
               {"total_updates", trainer_.total_updates()},
               {"updates", trainer_.updates()},
-              {"skipped_updates", trainer_.optimizer().skipped()}};
+              {"skipped_updates", trainer_.place().skipped}};
     json.update(provenance());
-    write_json(out_.file("settings.json"), json);
+    write_json(files_.out().file("settings.json"), json);
   }
 
   void print_samples() const {
@@ -238,28 +248,36 @@ class Run {
                  data_.references[i], translations_[i]);
   }
 
+  const Clock::time_point start_ = Clock::now();
   const Multi30kSettings& settings_;
   const bool rmfa_;
   const InterruptGuard guard_;
+  const Stop stop_ = [this] { return guard_.interrupted(); };
   TranslationData data_;
+  std::vector<std::pair<std::string, TranslationSplit>> tests_;
   Trainer trainer_;
-  RunDirectory out_;
-  CsvWriter metrics_;
+  RunFiles files_;
   std::vector<Batch> valid_batches_;
-  std::vector<Batch> scored_batches_;
-  size_t scored_ = 0;
-  int64_t saved_epoch_ = 0;
+  EncodedPairs scored_;
+  std::vector<std::string> references_;
+  RunState state_;
+  double earlier_seconds_ = 0;
+  Clock::time_point last_save_ = start_;
   size_t refusals_told_ = 0;
-  std::vector<Metrics> rows_;
   std::vector<std::string> translations_;
 };
 
 }  // namespace
 
-int run_multi30k(Multi30kSettings& settings) {
+int run_multi30k(Multi30kSettings& settings, Start start) {
   apply_common_options(settings.common);
   check_settings(settings);
-  return Run(settings).run();
+  const std::string checkpoint = checkpoint_path(settings.common.out);
+  require(
+      start == Start::resume || settings.common.out.empty() || !std::filesystem::exists(checkpoint),
+      "--out {} holds a run with its {}; continue it with --resume {}, or choose another --out",
+      settings.common.out, checkpoint, settings.common.out);
+  return Run(settings, start).run();
 }
 
 }  // namespace macgrad::experiments

@@ -1,14 +1,21 @@
-// One whole run: data, model, epochs of training with validation, and the files it leaves in --out.
+// One whole run: data, model, epochs of training with validation, the final scores, and the files
+// it leaves in --out (README.md lists them).
 #pragma once
 
 #include "experiments/multi30k/settings.h"
 
 namespace macgrad::experiments {
 
-/// Returns the exit code: 0, or 128 + signal when Ctrl-C or SIGTERM ended it early (checkpoint and
-/// metrics are saved then too). Files: settings.json, metrics.csv, checkpoint.safetensors,
-/// source.vocab, target.vocab, translations.txt (validation, last epoch), loss and bleu as .svg,
-/// .png and .gp.
-int run_multi30k(Multi30kSettings& settings);
+enum class Start {
+  fresh,  // an Error when --out holds a checkpoint
+  resume  // goes on from OUT/checkpoint.safetensors as if it had never stopped
+};
+
+/// Returns the exit code: 0, or 128 + signal when Ctrl-C or SIGTERM ended it early (the checkpoint
+/// is saved then too).
+int run_multi30k(Multi30kSettings& settings, Start start = Start::fresh);
+
+/// The checkpoint that a run in folder `out` goes on from.
+std::string checkpoint_path(const std::string& out);
 
 }  // namespace macgrad::experiments

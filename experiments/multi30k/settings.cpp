@@ -2,12 +2,12 @@
 // refused, and so is a combination that would fail or diverge only after minutes of training.
 #include "experiments/multi30k/settings.h"
 
-#include "core/step_graph.h"
-
 #include <algorithm>
 #include <cmath>
 #include <type_traits>
 
+#include "core/step_graph.h"
+#include "experiments/multi30k/presets.h"
 #include "nn/allocation.h"
 
 namespace macgrad::experiments {
@@ -54,6 +54,9 @@ void refuse_idle_options(const CLI::App& app, const Multi30kSettings& s) {
          "with --subwords word, whose size follows from --min-frequency; add --subwords bpe");
   refuse(s.toy, {"--data", "--text", "--source", "--target"},
          "with --toy, which makes its own corpus; leave one of the two out");
+  refuse(s.toy, {"--preset", "--test"},
+         "with --toy, which brings settings of its own and has no test splits");
+  refuse(s.beam == 1, {"--length-penalty"}, "without --beam 2 or more");
 }
 
 }  // namespace
@@ -96,6 +99,7 @@ void declare_options(CLI::App& app, Multi30kSettings& s) {
   const auto quiet = [](CLI::Validator range) { return range.description(""); };
   const CLI::Validator share = quiet(CLI::Range(0.0, 0.999));
   add_common_options(app, s.common, {"float32", "float64", "bf16"});
+  add_choice(app, "--preset", s.preset, preset_names(), "Another set of defaults: README.md");
   app.add_option("--data", s.data,
                  "Folder of the Multi30K repository (default: $MULTI30K_DIR, else data/multi30k)");
   add_choice(app, "--text", s.text, {"tok", "raw"}, "The tokenised or the raw text");
@@ -122,8 +126,6 @@ void declare_options(CLI::App& app, Multi30kSettings& s) {
   app.add_option("--dropout", s.dropout, "Dropout of embeddings and sublayers")
       ->check(share)
       ->capture_default_str();
-  app.add_flag("--share-embeddings", s.share_embeddings,
-               "One table of embeddings for source, target and output");
   add_choice(app, "--norm", s.norm, {"pre", "post"}, "Where the layer norms stand");
   add_choice(app, "--activation", s.activation, {"relu", "gelu", "gelu_tanh"},
              "Of the feed-forward blocks");
@@ -150,6 +152,12 @@ void declare_options(CLI::App& app, Multi30kSettings& s) {
   app.add_flag("--ppsbn", s.ppsbn, "ppSBN around the attention");
   add_choice(app, "--presbn", s.presbn, {"auto", "batch", "row"},
              "preSBN statistics; auto: batch in the encoder, row in the decoder");
+  app.add_flag("--share-embeddings,!--separate-embeddings", s.share_embeddings,
+               "One embedding table for source, target and output");
+  app.add_option("--qkv-gain", s.qkv_gain,
+                 "Gain on the initial query, key and value projections (fairseq: 0.7071)")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
 
   whole("--epochs", s.epochs, 1, "Passes over the training pairs");
   whole("--max-updates", s.max_updates, 0, "Stop after this many updates; 0: no limit");
@@ -159,6 +167,9 @@ void declare_options(CLI::App& app, Multi30kSettings& s) {
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   whole("--warmup", s.warmup, 0, "Updates of warm-up");
+  app.add_option("--warmup-from", s.warmup_from, "Learning rate that the warm-up rises from")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   add_choice(app, "--schedule", s.schedule, {"inverse-sqrt", "constant", "one-cycle"},
              "Learning rate after the warm-up");
   app.add_option("--label-smoothing", s.label_smoothing, "Of the training loss")
@@ -170,12 +181,40 @@ void declare_options(CLI::App& app, Multi30kSettings& s) {
   app.add_option("--weight-decay", s.weight_decay, "AdamW decay (not on norms, biases, ppSBN)")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  app.add_option("--adam-beta1", s.adam_beta1, "Decay of Adam's mean gradient")
+      ->check(share)
+      ->capture_default_str();
+  app.add_option("--adam-beta2", s.adam_beta2, "Decay of Adam's mean squared gradient")
+      ->check(quiet(CLI::Range(0.0, 0.999999)))
+      ->capture_default_str();
+  app.add_option("--adam-eps", s.adam_eps, "Added to Adam's divisor")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  whole("--patience", s.patience, 0,
+        "Stop after so many epochs without a lower validation loss; 0: never");
+  whole("--average", s.average, 0,
+        "The final model is the mean of so many last epochs; 0: the epoch of the lowest loss");
+  whole("--keep", s.keep, 0, "Last epochs kept on disk; 0: as many as --average needs");
+  app.add_option("--checkpoint-minutes", s.checkpoint_minutes,
+                 "Between checkpoints within an epoch; 0: at the ends of epochs alone")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   add_choice(app, "--graph", s.graph, {"on", "off"},
              "Record an update once a batch shape and replay it (CUDA)");
   whole("--shape-multiple", s.shape_multiple, 0,
         "Round rows and widths of batches up to it; 0: 8 where updates are replayed, else 1");
   whole("--valid-bleu-sentences", s.valid_bleu_sentences, 0,
-        "Validation sentences to translate after each epoch; 0: all");
+        "Validation sentences to translate after an epoch; 0: all");
+  whole("--bleu-every", s.bleu_every, 1, "Epochs from one translation to the next");
+  whole("--beam", s.beam, 1, "Hypotheses of the search; 1: greedy");
+  app.add_option("--length-penalty", s.length_penalty,
+                 "Hypotheses are ranked by log-probability / length^penalty")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--test", s.test, "Splits that the final model translates: test_2016_flickr,...")
+      ->delimiter(',')
+      ->type_name("LIST")
+      ->default_str(fmt::format("{}", fmt::join(s.test, ",")));
   app.parse_complete_callback([&] { refuse_idle_options(app, s); });
 }
 
@@ -191,8 +230,15 @@ void check_settings(const Multi30kSettings& s) {
           s.d_model, s.heads);
   require(s.d_model % 2 == 0, "--d-model {} must be even, for sine and cosine positions",
           s.d_model);
-  for (const double value : {s.lr, s.clip, s.weight_decay, s.logit_scale})
-    require(std::isfinite(value), "--lr, --clip, --weight-decay and --logit-scale must be finite");
+  for (const double value : {s.lr, s.warmup_from, s.clip, s.weight_decay, s.logit_scale, s.qkv_gain,
+                             s.adam_eps, s.checkpoint_minutes, s.length_penalty})
+    require(std::isfinite(value),
+            "--lr, --warmup-from, --clip, --weight-decay, --logit-scale, --qkv-gain, --adam-eps, "
+            "--checkpoint-minutes and --length-penalty must be finite");
+  require(s.warmup_from <= s.lr, "--warmup-from {} must not be above --lr {}", s.warmup_from, s.lr);
+  require(s.keep == 0 || s.keep >= s.average,
+          "--keep {} keeps fewer epochs than --average {} needs; raise it, or leave it out", s.keep,
+          s.average);
   const nn::AttentionSettings attention = attention_settings(s);
   if (attention.kind == nn::AttentionKind::softmax) return;
   const nn::DotProductKernel kernel = nn::dot_product_kernel(s.kernel);
@@ -235,6 +281,7 @@ namespace {
 // Every setting but the common ones, by its name in JSON.
 template <class Settings, class F>
 void each_setting(Settings& s, F&& f) {
+  f("preset", s.preset);
   f("toy", s.toy);
   f("data", s.data);
   f("text", s.text);
@@ -264,19 +311,32 @@ void each_setting(Settings& s, F&& f) {
   f("denominator", s.denominator);
   f("ppsbn", s.ppsbn);
   f("presbn", s.presbn);
+  f("qkv_gain", s.qkv_gain);
   f("epochs", s.epochs);
   f("max_updates", s.max_updates);
   f("batch_tokens", s.batch_tokens);
   f("accumulate", s.accumulate);
   f("lr", s.lr);
   f("warmup", s.warmup);
+  f("warmup_from", s.warmup_from);
   f("schedule", s.schedule);
   f("label_smoothing", s.label_smoothing);
   f("clip", s.clip);
   f("graph", s.graph);
   f("shape_multiple", s.shape_multiple);
   f("weight_decay", s.weight_decay);
+  f("adam_beta1", s.adam_beta1);
+  f("adam_beta2", s.adam_beta2);
+  f("adam_eps", s.adam_eps);
+  f("patience", s.patience);
+  f("average", s.average);
+  f("keep", s.keep);
+  f("checkpoint_minutes", s.checkpoint_minutes);
   f("valid_bleu_sentences", s.valid_bleu_sentences);
+  f("bleu_every", s.bleu_every);
+  f("beam", s.beam);
+  f("length_penalty", s.length_penalty);
+  f("test", s.test);
 }
 
 // A file may hold what no command line gives: each value goes through the checks of its option.

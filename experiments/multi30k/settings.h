@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "experiments/common/arguments.h"
 #include "experiments/common/bleu.h"
@@ -13,6 +14,7 @@ namespace macgrad::experiments {
 
 struct Multi30kSettings {
   CommonOptions common;
+  std::string preset = "none";  // the table that the other defaults came from (presets.h)
 
   // Data.
   bool toy = false;
@@ -48,6 +50,7 @@ struct Multi30kSettings {
   std::string denominator = "floor";
   bool ppsbn = false;
   std::string presbn = "auto";
+  double qkv_gain = 1.0;  // on the Xavier values of query, key and value projections
 
   // Training.
   int64_t epochs = 10;
@@ -56,14 +59,30 @@ struct Multi30kSettings {
   int64_t accumulate = 1;       // batches an update
   double lr = 1e-3;             // peak
   int64_t warmup = 200;         // updates
+  double warmup_from = 0.0;     // learning rate that the warm-up rises from
   std::string schedule = "inverse-sqrt";
   double label_smoothing = 0.1;
   double clip = 1.0;  // global gradient norm; 0: not clipped
   double weight_decay = 0.0;
-  std::string graph = "on";    // on | off: record and replay updates where the device can
-  int64_t shape_multiple = 0;  // rows and widths of training batches; 0: 8 where updates replay
-  int64_t valid_bleu_sentences = 0;  // translated after each epoch; 0: all
+  double adam_beta1 = 0.9;
+  double adam_beta2 = 0.98;
+  double adam_eps = 1e-9;
+  int64_t patience = 0;           // epochs without a lower validation loss; 0: no early stopping
+  int64_t average = 0;            // epochs whose mean is the final model; 0: the best epoch's
+  int64_t keep = 0;               // epochs on disk; 0: as many as the average needs
+  double checkpoint_minutes = 5;  // between checkpoints within an epoch; 0: none
+  std::string graph = "on";       // on | off: record and replay updates where the device can
+  int64_t shape_multiple = 0;     // rows and widths of training batches; 0: 8 where updates replay
 
+  // Evaluation.
+  int64_t valid_bleu_sentences = 0;  // translated after an epoch; 0: all
+  int64_t bleu_every = 1;            // epochs from one translation to the next
+  int64_t beam = 1;                  // 1: greedy
+  double length_penalty = 1.0;       // a translation's score is log-probability / length^penalty
+  std::vector<std::string> test;     // splits that the final model translates
+
+  /// Epochs that stay on disk.
+  int64_t kept_epochs() const { return keep > 0 ? keep : average; }
   /// Source and target are coded alike; auto: with subwords.
   bool shared_vocabulary() const;
   Device device() const;

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cmath>
 
+#include "autograd/ops.h"
 #include "experiments/common/progress.h"
 #include "experiments/multi30k/evaluation.h"
 #include "nn/accumulation.h"
@@ -19,17 +20,35 @@ constexpr int64_t kMostSkipped = 10;
 // Rows and widths of batches whose updates are replayed: few distinct shapes for little padding.
 constexpr int64_t kReplayedMultiple = 8;
 
-nn::Adam make_optimizer(nn::Transformer& model, const Multi30kSettings& s) {
-  model.to(dtype_of(s.common));
-  model.to(s.device());
-  return nn::Adam(nn::decay_groups(model, s.weight_decay), {0.9, 0.98, 1e-9, true});
+// fairseq starts queries, keys and values with a smaller gain than nn::Linear.
+void scale_projections(nn::Transformer& model, double gain) {
+  if (gain == 1.0) return;
+  for (const auto& [name, parameter] : model.named_parameters())
+    for (const char* projection : {"q_proj.weight", "k_proj.weight", "v_proj.weight"})
+      if (name.ends_with(projection)) {
+        const Tensor value = parameter->value();
+        value.copy_from(mul(Variable(value), gain).value());
+      }
 }
 
-int64_t count_updates(const Multi30kSettings& s, const TranslationData& data) {
-  // Batches are cut by length alone, so every epoch has as many.
+nn::Adam make_optimizer(nn::Transformer& model, const Multi30kSettings& s) {
+  const NoGrad no_grad;
+  scale_projections(model, s.qkv_gain);
+  model.to(dtype_of(s.common));
+  model.to(s.device());
+  return nn::Adam(nn::decay_groups(model, s.weight_decay),
+                  {s.adam_beta1, s.adam_beta2, s.adam_eps, true});
+}
+
+// Batches are cut by length alone, so every epoch has as many.
+int64_t count_epoch_updates(const Multi30kSettings& s, const TranslationData& data) {
   const auto batches =
       static_cast<int64_t>(ordered_batches(data.train, {s.batch_tokens, 1}).size());
-  const int64_t all = s.epochs * ((batches + s.accumulate - 1) / s.accumulate);
+  return (batches + s.accumulate - 1) / s.accumulate;
+}
+
+int64_t count_updates(const Multi30kSettings& s, int64_t epoch_updates) {
+  const int64_t all = s.epochs * epoch_updates;
   return s.max_updates > 0 ? std::min(all, s.max_updates) : all;
 }
 
@@ -38,7 +57,7 @@ nn::Schedule make_schedule(const Multi30kSettings& s, int64_t total) {
           "--warmup {} with --schedule one-cycle must be below the run's {} updates; lower "
           "--warmup or train longer",
           s.warmup, total);
-  return nn::parse_schedule(s.schedule, s.lr, s.warmup, total);
+  return nn::parse_schedule(s.schedule, s.lr, s.warmup, total, s.warmup_from);
 }
 
 }  // namespace
@@ -48,7 +67,8 @@ Trainer::Trainer(const Multi30kSettings& settings, const TranslationData& data)
       data_(data),
       model_(transformer_settings(settings, data.source.size(), data.target.size())),
       optimizer_(make_optimizer(model_, settings)),
-      total_updates_(count_updates(settings, data)),
+      epoch_updates_(count_epoch_updates(settings, data)),
+      total_updates_(count_updates(settings, epoch_updates_)),
       schedule_(make_schedule(settings, total_updates_)) {
   if (settings.replays()) recorded_.emplace(model_, optimizer_, settings);
 }
@@ -108,34 +128,38 @@ EpochSummary Trainer::train_epoch(int64_t epoch,
       shuffled_batches(data_.train, {settings_.batch_tokens, 1}, settings_.common.seed,
                        static_cast<uint64_t>(epoch));
   const auto group = static_cast<size_t>(settings_.accumulate);
-  EpochSummary summary;
-  double sum = 0.0;
+  if (epoch != place_.epoch) place_.done = {};
+  place_.epoch = epoch;
+  EpochSummary& done = place_.done;
+  const double earlier_seconds = done.seconds;
+  done.stopped = false;
   model_.train();
-  for (size_t first = 0; first < batches.size() && !finished() && !summary.stopped;
-       first += group) {
+  while (!epoch_complete() && !finished() && !done.stopped) {
+    const size_t first = static_cast<size_t>(done.updates) * group;
     UpdateReport r;
-    r.update = ++updates_;
+    r.update = place_.updates + 1;
     model_.begin_step(static_cast<uint32_t>(r.update), epoch);
     update(batches, first, std::min(first + group, batches.size()), epoch, r);
     r.skipped = !std::isfinite(r.norm);
     r.replays = replays_;
     r.large_draws = recorded_ ? recorded_->large_draws() : 0;
-    skipped_in_a_row_ = r.skipped ? skipped_in_a_row_ + 1 : 0;
-    if (skipped_in_a_row_ == kMostSkipped)
+    place_.updates = r.update;
+    place_.skipped += r.skipped;
+    place_.skipped_in_a_row = r.skipped ? place_.skipped_in_a_row + 1 : 0;
+    if (place_.skipped_in_a_row == kMostSkipped)
       throw NotFinite(
           "update {} (epoch {}): the gradients of {} updates in a row were not finite; lower --lr "
           "(now {}) or lengthen --warmup",
           r.update, epoch, kMostSkipped, settings_.lr);
-    ++summary.updates;
-    summary.tokens += r.tokens;
-    sum += r.loss * static_cast<double>(r.tokens);
-    summary.rmfa.floored += r.rmfa.floored;
-    summary.rmfa.smallest_ratio = std::min(summary.rmfa.smallest_ratio, r.rmfa.smallest_ratio);
-    summary.stopped = !report(r);
+    ++done.updates;
+    done.tokens += r.tokens;
+    done.loss_sum += r.loss * static_cast<double>(r.tokens);
+    done.rmfa.floored += r.rmfa.floored;
+    done.rmfa.smallest_ratio = std::min(done.rmfa.smallest_ratio, r.rmfa.smallest_ratio);
+    done.seconds = earlier_seconds + std::chrono::duration<double>(Clock::now() - start).count();
+    done.stopped = !report(r);
   }
-  summary.loss = sum / static_cast<double>(std::max<int64_t>(1, summary.tokens));
-  summary.seconds = std::chrono::duration<double>(Clock::now() - start).count();
-  return summary;
+  return done;
 }
 
 }  // namespace macgrad::experiments

@@ -3,11 +3,11 @@
 #pragma once
 
 #include <functional>
-#include <limits>
 #include <vector>
 
 #include "experiments/multi30k/data.h"
 #include "experiments/multi30k/recorded_steps.h"
+#include "experiments/multi30k/training_state.h"
 #include "nn/optimizer.h"
 #include "nn/schedule.h"
 
@@ -33,29 +33,26 @@ struct UpdateReport {
   RmfaStatistics rmfa;      // of this update; nothing seen without RMFA
 };
 
-struct EpochSummary {
-  int64_t updates = 0;
-  int64_t tokens = 0;    // target tokens
-  double loss = 0;       // mean a token, with label smoothing
-  double seconds = 0;    // of the updates
-  bool stopped = false;  // by the callback
-  RmfaStatistics rmfa{0, std::numeric_limits<double>::infinity()};
-};
-
 class Trainer {
  public:
   Trainer(const Multi30kSettings& settings, const TranslationData& data);
 
   /// One pass over the training pairs, or less: until `report` returns false or total_updates() is
-  /// reached. `epoch` counts from 1. Throws NotFinite; the parameters are then those of the update
-  /// before.
+  /// reached. Goes on with `epoch`, from 1, where it was left; another epoch than that under way
+  /// is begun. Returns the sums of the whole epoch so far. Throws NotFinite; the parameters are
+  /// then those of the update before.
   EpochSummary train_epoch(int64_t epoch, const std::function<bool(const UpdateReport&)>& report);
 
   /// Of the whole run: epochs x updates an epoch, at most --max-updates.
   int64_t total_updates() const { return total_updates_; }
-  /// Made so far, skipped ones included.
-  int64_t updates() const { return updates_; }
-  bool finished() const { return updates_ >= total_updates_; }
+  int64_t updates() const { return place_.updates; }
+  bool finished() const { return place_.updates >= total_updates_; }
+  /// Whether the epoch under way has no updates left.
+  bool epoch_complete() const { return place_.done.updates >= epoch_updates_; }
+
+  const TrainingPlace& place() const { return place_; }
+  /// Goes on from there; model and optimizer must hold what they held then.
+  void restore(const TrainingPlace& place) { place_ = place; }
 
   nn::Transformer& model() { return model_; }
   nn::Adam& optimizer() { return optimizer_; }
@@ -71,12 +68,12 @@ class Trainer {
   const TranslationData& data_;
   nn::Transformer model_;
   nn::Adam optimizer_;
+  int64_t epoch_updates_;
   int64_t total_updates_;
   nn::Schedule schedule_;
   std::optional<RecordedSteps> recorded_;
   int64_t replays_ = 0;
-  int64_t updates_ = 0;
-  int64_t skipped_in_a_row_ = 0;
+  TrainingPlace place_;
 };
 
 }  // namespace macgrad::experiments

@@ -1,0 +1,20 @@
+// Going on with a run: its settings come from its checkpoint, and options given beside --resume may
+// change only what leaves the training done so far true.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "experiments/multi30k/settings.h"
+
+namespace macgrad::experiments {
+
+/// Options that may differ from those that a run was started with.
+const std::vector<std::string>& changeable_options();
+
+/// Throws an Error naming every option whose value in `asked` contradicts `saved`, the settings of
+/// the run in `folder`.
+void check_same_run(const Multi30kSettings& saved, const Multi30kSettings& asked,
+                    const std::string& folder);
+
+}  // namespace macgrad::experiments

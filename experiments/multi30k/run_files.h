@@ -1,0 +1,42 @@
+// The checkpoints and model files of one run, by their place in its folder:
+//   checkpoint.safetensors          what training goes on from
+//   epochs/epoch-12.safetensors     models of the last epochs, as many as --keep says
+//   best.safetensors                the model of the lowest validation loss
+//   averaged.safetensors            the mean of the last --average epochs
+#pragma once
+
+#include <string>
+
+#include "experiments/multi30k/checkpoint.h"
+#include "experiments/multi30k/data.h"
+
+namespace macgrad::experiments {
+
+class RunFiles {
+ public:
+  /// Opens --out and saves the vocabularies there. `resume`: it holds this run's files.
+  RunFiles(const Multi30kSettings& settings, const TranslationData& data, bool resume);
+
+  const RunDirectory& out() const { return out_; }
+
+  void save(nn::Transformer& model, const nn::Adam& optimizer, const RunState& state);
+  RunState load(nn::Transformer& model, nn::Adam& optimizer) const;
+
+  /// The model after an epoch; removes epochs that no average needs any more.
+  void save_epoch(nn::Transformer& model, int64_t epoch, bool best);
+
+  /// Loads the model that a run ends with, averaged or best, and says which it is.
+  Json load_final(nn::Transformer& model, const RunState& state);
+
+  /// A sentence on the checkpoint that a failed run can go on from.
+  std::string what_stays() const;
+
+ private:
+  std::string epoch_file(int64_t epoch) const;
+
+  const Multi30kSettings& settings_;
+  Json data_;  // checksums that training must find again
+  RunDirectory out_;
+};
+
+}  // namespace macgrad::experiments

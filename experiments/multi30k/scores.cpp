@@ -1,0 +1,60 @@
+#include "experiments/multi30k/scores.h"
+
+#include "experiments/common/bleu.h"
+
+namespace macgrad::experiments {
+
+std::optional<SplitScore> score_translations(nn::Transformer& model, const TranslationData& data,
+                                             const EncodedPairs& pairs,
+                                             const std::vector<std::string>& references,
+                                             const Multi30kSettings& settings, const Stop& stop) {
+  const std::vector<Batch> batches = ordered_batches(pairs, {settings.batch_tokens, 1});
+  const auto lines = translate(model, data.target, batches, pairs.size(), settings.device(), stop);
+  if (!lines) return std::nullopt;
+  return SplitScore{*lines, corpus_bleu(*lines, {references}, settings.bleu()).score};
+}
+
+void write_lines(const std::string& path, const std::vector<std::string>& lines) {
+  std::string text;
+  for (const std::string& line : lines) text += line + "\n";
+  write_file_atomically(path, std::string_view(text));
+}
+
+std::vector<std::pair<std::string, TranslationSplit>> load_tests(const Multi30kSettings& settings,
+                                                                 const TranslationData& data) {
+  std::vector<std::pair<std::string, TranslationSplit>> tests;
+  for (const std::string& split : settings.test)
+    tests.emplace_back(split, load_split(settings, data.codecs(), split));
+  return tests;
+}
+
+std::optional<Json> final_scores(nn::Transformer& model, const TranslationData& data,
+                                 const std::vector<std::pair<std::string, TranslationSplit>>& tests,
+                                 const Multi30kSettings& settings, const RunDirectory& out,
+                                 const Stop& stop) {
+  Json scores = Json::object();
+  const auto score = [&](const std::string& split, const EncodedPairs& pairs,
+                         const std::vector<std::string>& references) {
+    const auto loss = validation_loss(model, ordered_batches(pairs, {settings.batch_tokens, 1}),
+                                      settings.device(), stop);
+    if (!loss) return false;
+    const auto scored = score_translations(model, data, pairs, references, settings, stop);
+    if (!scored) return false;
+    const std::string file = fmt::format("translations-{}.txt", split);
+    write_lines(out.file(file), scored->translations);
+    fmt::print("{}: BLEU {:.2f}, loss {:.4f}\n", split, scored->bleu, *loss);
+    std::fflush(stdout);
+    scores[split] = {{"bleu", scored->bleu},
+                     {"loss", *loss},
+                     {"sentences", pairs.size()},
+                     {"signature", bleu_signature(1, settings.bleu())},
+                     {"translations", file}};
+    return true;
+  };
+  if (!score("val", data.valid, data.references)) return std::nullopt;
+  for (const auto& [split, test] : tests)
+    if (!score(split, test.pairs, test.text.target)) return std::nullopt;
+  return scores;
+}
+
+}  // namespace macgrad::experiments

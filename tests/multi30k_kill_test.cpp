@@ -1,0 +1,164 @@
+// The real program, killed: SIGKILL at several moments, Ctrl-C, and a disk that is full. Whatever
+// happens, the folder holds a checkpoint that the next sitting goes on from, or none yet.
+#ifdef MACGRAD_MULTI30K
+#include <doctest/doctest.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <thread>
+
+#include "core/safetensors.h"
+#include "experiments/common/output_files.h"
+#include "tests/temporary_folder.h"
+
+namespace macgrad::experiments {
+namespace {
+namespace fs = std::filesystem;
+
+using Folder = testing::TemporaryFolder;
+using Words = std::vector<std::string>;
+
+// A training of a second or two, which writes a checkpoint after every update.
+Words small_run(const std::string& out) {
+  return {"--toy",    "--epochs",       "4",    "--d-model", "32", "--ffn",
+          "32",       "--dropout",      "0.1",  "--average", "2",  "--checkpoint-minutes",
+          "0.000001", "--batch-tokens", "1024", "--threads", "1",  "--out",
+          out};
+}
+
+// The program with its output in `log`; returns its process id.
+pid_t start(const Words& words, const std::string& log, rlim_t largest_file = RLIM_INFINITY) {
+  std::vector<char*> arguments;
+  Words all = words;
+  all.insert(all.begin(), MACGRAD_MULTI30K);
+  for (std::string& word : all) arguments.push_back(word.data());
+  arguments.push_back(nullptr);
+  const pid_t child = fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    const int file = open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0666);
+    dup2(file, STDOUT_FILENO);
+    dup2(file, STDERR_FILENO);
+    if (largest_file != RLIM_INFINITY) {
+      // Writing past the limit is then an error of the system call, as on a full disk.
+      signal(SIGXFSZ, SIG_IGN);
+      const rlimit limit{largest_file, largest_file};
+      setrlimit(RLIMIT_FSIZE, &limit);
+    }
+    execv(MACGRAD_MULTI30K, arguments.data());
+    _exit(127);
+  }
+  return child;
+}
+
+// As a shell says it: the exit code, or 128 + signal.
+int wait_for(pid_t child) {
+  int status = 0;
+  REQUIRE(waitpid(child, &status, 0) == child);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+std::string text_of(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+int64_t updates_of(const std::string& checkpoint) {
+  return Json::parse(load_safetensors(checkpoint).metadata.at("state")).at("updates");
+}
+
+// False when the child ends without having written the file.
+bool wait_for_file(const std::string& path, pid_t child) {
+  for (int i = 0; i < 12000; ++i) {
+    if (fs::exists(path)) return true;
+    siginfo_t ended{};
+    if (waitid(P_PID, static_cast<id_t>(child), &ended, WEXITED | WNOHANG | WNOWAIT) == 0 &&
+        ended.si_pid == child)
+      return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  return false;
+}
+
+TEST_CASE("multi30k: killed again and again, a run ends as if it had never been") {
+  const Folder folder;
+  const std::string log = folder / "log";
+  REQUIRE(wait_for(start(small_run(folder / "whole"), log)) == 0);
+  const std::string out = folder / "killed", checkpoint = out + "/checkpoint.safetensors";
+  Words words = small_run(out);
+  int kills = 0;
+  int64_t last = 0;
+  // Moments that have nothing to do with what the program is about to write.
+  for (const int milliseconds : {0, 3, 17, 40, 90, 150, 230, 310, 400, 520}) {
+    const pid_t child = start(words, log);
+    const bool written = wait_for_file(checkpoint, child);
+    std::this_thread::sleep_for(std::chrono::milliseconds(milliseconds));
+    kill(child, SIGKILL);
+    const int code = wait_for(child);
+    REQUIRE(written);
+    REQUIRE((code == 0 || code == 128 + SIGKILL));
+    kills += code != 0;
+    // Whole, and never older than before.
+    const int64_t updates = updates_of(checkpoint);
+    CHECK(updates >= last);
+    last = updates;
+    words = {"--resume", out};
+  }
+  CHECK(kills >= 5);
+  REQUIRE(wait_for(start(words, log)) == 0);
+  const auto one = load_safetensors(folder / "whole/checkpoint.safetensors").tensors;
+  const auto other = load_safetensors(checkpoint).tensors;
+  for (const auto& [name, value] : one) {
+    CAPTURE(name);
+    CHECK(std::memcmp(value.raw(), other.at(name).raw(), value.bytes()) == 0);
+  }
+  CHECK(read_json(folder / "whole/results.json").at("scores") ==
+        read_json(out + "/results.json").at("scores"));
+  // What a kill left of files half written is gone.
+  for (const auto& entry : fs::recursive_directory_iterator(out))
+    CHECK(entry.path().string().find(".tmp") == std::string::npos);
+}
+
+TEST_CASE("multi30k: Ctrl-C saves a checkpoint and says so") {
+  const Folder folder;
+  const std::string log = folder / "log", out = folder / "run";
+  const pid_t child = start(small_run(out), log);
+  REQUIRE(wait_for_file(out + "/checkpoint.safetensors", child));
+  kill(child, SIGINT);
+  CHECK(wait_for(child) == 128 + SIGINT);
+  CHECK(text_of(log).find("Interrupted: checkpoint after update") != std::string::npos);
+  CHECK(read_json(out + "/settings.json").at("state") == "interrupted");
+  CHECK(read_json(out + "/settings.json").at("updates") ==
+        updates_of(out + "/checkpoint.safetensors"));
+}
+
+TEST_CASE("multi30k: a full disk leaves earlier results whole") {
+  const Folder folder;
+  const std::string log = folder / "log", out = folder / "run";
+  Words words = small_run(out);
+  words.insert(words.end(), {"--max-updates", "5"});
+  REQUIRE(wait_for(start(words, log)) == 0);
+  const std::string checkpoint = out + "/checkpoint.safetensors";
+  const std::string before = text_of(checkpoint);
+  // Enough for tables and settings, not for a checkpoint.
+  const std::string full = folder / "full";
+  CHECK(wait_for(start({"--resume", out, "--max-updates", "9"}, full, 64 << 10)) == 1);
+  const std::string message = text_of(full);
+  CHECK(message.find("multi30k: error: " + checkpoint) != std::string::npos);
+  CHECK(message.find("File too large") != std::string::npos);
+  CHECK(text_of(checkpoint) == before);
+  CHECK(fs::exists(out + "/best.safetensors"));
+  CHECK(wait_for(start({"--resume", out, "--max-updates", "9"}, log)) == 0);
+  CHECK(updates_of(checkpoint) == 9);
+}
+
+}  // namespace
+}  // namespace macgrad::experiments
+#endif
