@@ -24,6 +24,12 @@ int64_t number(const Safetensors& file, const std::string& path, const std::stri
   throw Error("{}: not a checkpoint of multi30k: the metadata has no number \"{}\"", path, key);
 }
 
+void check_format(const Safetensors& file, const std::string& path) {
+  const auto format = file.metadata.find("format");
+  require(format != file.metadata.end() && format->second == kFormat,
+          "{}: not a checkpoint of multi30k (its metadata does not say \"{}\")", path, kFormat);
+}
+
 }  // namespace
 
 void save_checkpoint(const std::string& path, nn::Transformer& model, const nn::Adam& optimizer,
@@ -42,9 +48,7 @@ void save_checkpoint(const std::string& path, nn::Transformer& model, const nn::
 TrainingPlace load_checkpoint(const std::string& path, nn::Transformer& model,
                               nn::Adam& optimizer) {
   const Safetensors file = load_safetensors(path);
-  const auto format = file.metadata.find("format");
-  require(format != file.metadata.end() && format->second == kFormat,
-          "{}: not a checkpoint of multi30k (its metadata does not say \"{}\")", path, kFormat);
+  check_format(file, path);
   const TrainingPlace place{number(file, path, "epoch"), number(file, path, "updates")};
   std::map<std::string, Tensor> parameters, moments;
   for (const auto& [name, value] : file.tensors) {
@@ -61,6 +65,25 @@ TrainingPlace load_checkpoint(const std::string& path, nn::Transformer& model,
     throw Error("{}: {}", path, error.what());
   }
   return place;
+}
+
+SavedModel read_saved_model(const std::string& path) {
+  const Safetensors file = load_safetensors(path);
+  check_format(file, path);
+  SavedModel saved;
+  const auto text = file.metadata.find("settings");
+  require(text != file.metadata.end(),
+          "{}: its metadata has no settings; it cannot be told which "
+          "model it holds",
+          path);
+  try {
+    saved.settings = settings_from_json(Json::parse(text->second));
+  } catch (const std::exception& error) {
+    throw Error("{}: {}", path, error.what());
+  }
+  for (const auto& [name, value] : file.tensors)
+    if (name.starts_with(kModel)) saved.state.emplace(name.substr(sizeof kModel - 1), value);
+  return saved;
 }
 
 }  // namespace macgrad::experiments

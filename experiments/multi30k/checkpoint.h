@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 
 #include "experiments/multi30k/settings.h"
@@ -23,5 +24,13 @@ void save_checkpoint(const std::string& path, nn::Transformer& model, const nn::
 /// Copies a checkpoint into a model and optimizer of the same settings. Throws an Error naming the
 /// file when it is no such checkpoint, and listing what does not fit.
 TrainingPlace load_checkpoint(const std::string& path, nn::Transformer& model, nn::Adam& optimizer);
+
+/// What a checkpoint says of the model, for translating with it.
+struct SavedModel {
+  Multi30kSettings settings;
+  std::map<std::string, Tensor> state;  // of Transformer::load_state_dict
+};
+/// Throws an Error naming the file when it is missing or no such checkpoint.
+SavedModel read_saved_model(const std::string& path);
 
 }  // namespace macgrad::experiments

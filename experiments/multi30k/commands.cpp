@@ -7,6 +7,7 @@ namespace macgrad::experiments {
 std::span<const Command> multi30k_commands() {
   static constexpr Command commands[] = {
       {"train", train_command},
+      {"translate", translate_command},
   };
   return commands;
 }

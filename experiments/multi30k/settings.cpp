@@ -162,7 +162,19 @@ void declare_options(CLI::App& app, Multi30kSettings& s) {
         "Round rows and widths of batches up to it; 0: 8 where updates are replayed, else 1");
   whole("--valid-bleu-sentences", s.valid_bleu_sentences, 0,
         "Validation sentences to translate after each epoch; 0: all");
+  declare_search_options(app, s);
   app.parse_complete_callback([&] { refuse_idle_options(app, s); });
+}
+
+void declare_search_options(CLI::App& app, Multi30kSettings& s) {
+  app.add_option("--beam", s.beam, "Hypotheses of the beam search over test sentences; 1: greedy")
+      ->check(CLI::Validator(CLI::Range(1, 1000)).description(""))
+      ->type_name("INT")
+      ->capture_default_str();
+  app.add_option("--length-penalty", s.length_penalty,
+                 "Scores of the beam search are divided by length^penalty")
+      ->check(CLI::Validator(CLI::Range(0.0, 10.0)).description(""))
+      ->capture_default_str();
 }
 
 void check_settings(const Multi30kSettings& s) {
@@ -256,6 +268,8 @@ void each_setting(Settings& s, F&& f) {
   f("shape_multiple", s.shape_multiple);
   f("weight_decay", s.weight_decay);
   f("valid_bleu_sentences", s.valid_bleu_sentences);
+  f("beam", s.beam);
+  f("length_penalty", s.length_penalty);
 }
 
 }  // namespace

@@ -58,7 +58,11 @@ struct Multi30kSettings {
   double weight_decay = 0.0;
   std::string graph = "on";    // on | off: record and replay updates where the device can
   int64_t shape_multiple = 0;  // rows and widths of training batches; 0: 8 where updates replay
-  int64_t valid_bleu_sentences = 0;  // translated after each epoch; 0: all
+  int64_t valid_bleu_sentences = 0;  // translated after each epoch, greedily; 0: all
+
+  // Translation of test sets.
+  int64_t beam = 1;  // 1: greedy
+  double length_penalty = 1.0;
 
   DType dtype() const;
   Device device() const;
@@ -74,6 +78,9 @@ void make_toy(Multi30kSettings& settings);
 /// Declares every option. Parsing then also refuses options that the chosen attention or corpus
 /// would ignore, saying what they need. `settings` must outlive the app.
 void declare_options(CLI::App& app, Multi30kSettings& settings);
+
+/// --beam and --length-penalty alone, for commands that only translate.
+void declare_search_options(CLI::App& app, Multi30kSettings& settings);
 
 /// Throws an Error that says what to change for values that do not go together (a kernel of finite
 /// radius without ppSBN, a width that the heads do not divide, ...).

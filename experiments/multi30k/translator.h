@@ -1,0 +1,42 @@
+// A trained model with its vocabularies, ready to translate lines of text.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "experiments/common/vocabulary.h"
+#include "experiments/multi30k/settings.h"
+#include "nn/decoding.h"
+
+namespace macgrad::experiments {
+
+class Translator {
+ public:
+  /// Reads a checkpoint and the vocabularies beside it. `device`: where the model works. Throws an
+  /// Error naming the file that is missing, broken, or of another model.
+  Translator(const std::string& checkpoint, Device device);
+
+  /// One translation a line, in order; a line without words gives an empty one. Lines are written
+  /// as the training text was: tokenised and lower-cased for --text tok, as they come for raw.
+  std::vector<std::string> translate(const std::vector<std::string>& lines,
+                                     const nn::SearchSettings& search);
+
+  const Multi30kSettings& settings() const { return settings_; }
+
+ private:
+  // What turns lines into ids and back lies here alone.
+  struct Text {
+    Vocabulary source, target;
+    bool raw;
+    std::vector<int64_t> encode(const std::string& line) const;
+  };
+  static Text load_text(const std::string& checkpoint, const Multi30kSettings& settings);
+
+  Multi30kSettings settings_;
+  Device device_;
+  std::unique_ptr<Text> text_;
+  std::unique_ptr<nn::Transformer> model_;
+};
+
+}  // namespace macgrad::experiments
