@@ -14,10 +14,10 @@ Variable RmfaCore::decode(const Variable& q_in, const Variable& k_in, const Vari
   const auto phi = [&](const Variable& x) {
     return has_features ? maclaurin_features(x, draw.omega, draw.weight, args) : Variable();
   };
-  const int64_t T = q_in.size(2), dv = v.defined() ? v.size(3) : state.sums().size(3) - 1;
   const bool brings_keys = k_in.defined();
   check(brings_keys || state.length() > 0, "[rmfa] the state is empty: {}",
         "the first call must bring keys");
+  const int64_t T = q_in.size(2), dv = brings_keys ? v.size(3) : state.sums().size(3) - 1;
   check(!mask.causal || (brings_keys && k_in.size(2) == T),
         "[rmfa] causal decoding needs as many new keys as queries ({}), got {}", T,
         brings_keys ? k_in.size(2) : 0);
