@@ -29,11 +29,6 @@ Denominator parse_denominator(const std::string& name) {
   throw Error("denominator policy '{}' is unknown; use floor or none", name);
 }
 
-void DecodeState::append(const Variable& new_k, const Variable& new_v) {
-  k = k.defined() ? concat({k, new_k}, 2) : new_k;
-  v = v.defined() ? concat({v, new_v}, 2) : new_v;
-}
-
 // Logit scale.
 
 namespace {
@@ -95,14 +90,13 @@ SoftmaxCore::SoftmaxCore(Module* parent, std::string name, const AttentionSettin
           dropout_);
 }
 
-Variable SoftmaxCore::forward(const Variable& q, const Variable& k, const Variable& v,
+Variable SoftmaxCore::forward(const Variable& q, const Variable& k_in, const Variable& v_in,
                               const Mask& mask, DecodeState* state) {
   const auto in_scope = scope();
-  if (state) state->append(k, v);
+  const auto [k, v] = state ? state->append(k_in, v_in) : std::pair(k_in, v_in);
   const double fixed = logit_scale.trained() ? 1.0 : logit_scale.value();
   const bool drops = training() && dropout_ > 0.0;
-  return softmax_attention(logit_scale.trained() ? logit_scale.apply(q) : q, state ? state->k : k,
-                           state ? state->v : v, mask,
+  return softmax_attention(logit_scale.trained() ? logit_scale.apply(q) : q, k, v, mask,
                            fixed / std::sqrt(static_cast<double>(head_dim_)),
                            drops ? dropout_ : 0.0, drops ? random_->dropout().draw() : DrawKey{});
 }
@@ -124,10 +118,8 @@ ExactKernelCore::ExactKernelCore(Module* parent, std::string name,
 Variable ExactKernelCore::forward(const Variable& q_in, const Variable& k_in, const Variable& v_in,
                                   const Mask& mask, DecodeState* state) {
   const auto in_scope = scope();
-  if (state) state->append(k_in, v_in);
   Variable q = q_in;
-  Variable k = state ? state->k : k_in;
-  Variable v = state ? state->v : v_in;
+  auto [k, v] = state ? state->append(k_in, v_in) : std::pair(k_in, v_in);
   // Whatever stands at invalid places, NaN included, must not reach a sum.
   const auto column = [](const Tensor& valid) { return valid.unsqueeze(1).unsqueeze(3); };
   if (mask.query_valid.defined()) q = where(column(mask.query_valid), q, 0.0);

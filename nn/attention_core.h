@@ -11,22 +11,13 @@
 
 #include "autograd/attention.h"
 #include "nn/attention_settings.h"
+#include "nn/decode_state.h"
 #include "nn/feature_map.h"
 #include "nn/module.h"
 
 namespace macgrad::nn {
 
 using Mask = AttentionMask;
-
-/// Keys and values of the places decoded so far, (B, H, S, d) each; undefined before the first.
-/// A forward call with a state appends its k and v and attends to all.
-struct DecodeState {
-  Variable k;
-  Variable v;
-  int64_t length() const { return k.defined() ? k.size(2) : 0; }
-  /// Appends along S.
-  void append(const Variable& new_k, const Variable& new_v);
-};
 
 /// The factor τ on logits: fixed, or trained as τ = 0.95·R·√d·sigmoid(θ) for kernels of finite
 /// radius R and τ = exp(θ) for the others.
@@ -54,10 +45,12 @@ class AttentionCore : public Module {
   using Module::Module;
   /// q (B,H,T,d), k (B,H,S,d), v (B,H,S,dv), any strides with the last 1 -> (B,H,T,dv). Rows of
   /// invalid queries and rows without a visible key are 0, with gradients 0.
+  ///
+  /// With a state (evaluation without recording) k and v hold the new places alone and join it, and
+  /// q attends to all it has seen; undefined k and v bring nothing new. mask.key_valid then covers
+  /// every place so far. Equals the whole at once to rounding.
   virtual Variable forward(const Variable& q, const Variable& k, const Variable& v,
                            const Mask& mask, DecodeState* state = nullptr) = 0;
-  /// Whether forward takes a DecodeState.
-  virtual bool incremental() const { return true; }
   /// One line for start tables: method, kernel, features, scale, policies.
   virtual std::string describe() const = 0;
 };
@@ -100,13 +93,12 @@ class RmfaCore : public AttentionCore {
  public:
   RmfaCore(Module* parent, std::string name, const AttentionSettings& settings, int64_t heads,
            int64_t head_dim, ModelRandom& random);
-  /// A DecodeState is refused with an Error: decode by running the whole prefix.
   Variable forward(const Variable& q, const Variable& k, const Variable& v, const Mask& mask,
                    DecodeState* state = nullptr) override;
-  bool incremental() const override { return false; }
   std::string describe() const override;
 
-  /// Of all forward calls since the last begin_step: floored rows (with policy none: denominators
+  /// Of all forward calls without a state since the last begin_step: floored rows (with policy
+  /// none: denominators
   /// <= 0) and the smallest denominator per visible key.
   RmfaStatistics statistics() const;
   /// Those that nobody has read yet, one a call, where q was.
@@ -122,6 +114,9 @@ class RmfaCore : public AttentionCore {
   double floor_ = 0.0;  // δ·f(0), 0 without a floor
   bool no_floor_at_zero_ = false;
   void settle() const;
+  /// forward with a state (nn/rmfa_decode.cpp).
+  Variable decode(const Variable& q, const Variable& k, const Variable& v, const Mask& mask,
+                  DecodeState& state, const FeatureDraw& draw, const RmfaArgs& args);
 
   mutable Tensors pending_;
   mutable RmfaStatistics settled_;
@@ -159,7 +154,6 @@ class PpSbn : public AttentionCore {
         int64_t heads, int64_t head_dim, ModelRandom& random);
   Variable forward(const Variable& q, const Variable& k, const Variable& v, const Mask& mask,
                    DecodeState* state = nullptr) override;
-  bool incremental() const override { return inner_->incremental(); }
   std::string describe() const override;
   AttentionCore& inner() { return *inner_; }
 
@@ -187,7 +181,6 @@ class QkNorm : public AttentionCore {
          int64_t heads, int64_t head_dim, ModelRandom& random);
   Variable forward(const Variable& q, const Variable& k, const Variable& v, const Mask& mask,
                    DecodeState* state = nullptr) override;
-  bool incremental() const override { return inner_->incremental(); }
   std::string describe() const override;
 
  private:

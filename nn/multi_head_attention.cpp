@@ -35,9 +35,12 @@ Variable MultiHeadAttention::forward(const Variable& query, const Variable& memo
   const auto split_heads = [&](const Variable& x) {
     return transpose(reshape(x, Shape{x.size(0), x.size(1), heads_, C / heads_}), 1, 2);
   };
-  const Variable out =
-      core_->forward(split_heads(q_proj.forward(query)), split_heads(k_proj.forward(memory)),
-                     split_heads(v_proj.forward(memory)), mask, state);
+  Variable k, v;
+  if (memory.defined()) {
+    k = split_heads(k_proj.forward(memory));
+    v = split_heads(v_proj.forward(memory));
+  }
+  const Variable out = core_->forward(split_heads(q_proj.forward(query)), k, v, mask, state);
   return out_proj.forward(reshape(transpose(out, 1, 2), query.shape()));
 }
 

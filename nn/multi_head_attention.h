@@ -15,7 +15,7 @@ class MultiHeadAttention : public Module {
   MultiHeadAttention(Module* parent, std::string name, int64_t width, int64_t heads,
                      const AttentionSettings& settings, AttentionRole role, ModelRandom& random);
   /// query (B,T,C), memory (B,S,C), the same Variable for self-attention -> (B,T,C). With a state,
-  /// `memory` holds the new places alone and earlier ones come from the state.
+  /// `memory` holds the new places alone, or is undefined when there are none.
   Variable forward(const Variable& query, const Variable& memory, const Mask& mask,
                    DecodeState* state = nullptr);
   AttentionCore& core() { return *core_; }

@@ -74,9 +74,9 @@ PpSbn::PpSbn(Module* parent, std::string name, const AttentionSettings& settings
 Variable PpSbn::forward(const Variable& q, const Variable& k, const Variable& v, const Mask& mask,
                         DecodeState* state) {
   const auto in_scope = scope();
+  const Variable keys = k.defined() ? key_norm.forward(k, valid_keys(mask, k, state)) : Variable();
   const Variable out =
-      inner_->forward(query_norm.forward(q, mask.query_valid),
-                      key_norm.forward(k, valid_keys(mask, k, state)), v, mask, state);
+      inner_->forward(query_norm.forward(q, mask.query_valid), keys, v, mask, state);
   return post_sbn(out, gamma, beta);
 }
 
@@ -106,8 +106,9 @@ Variable QkNorm::forward(const Variable& q, const Variable& k, const Variable& v
   const auto cleaned = [](const Variable& x, const Tensor& valid) {
     return valid.defined() ? where(valid.unsqueeze(1).unsqueeze(3), x, 0.0) : x;
   };
-  return inner_->forward(unit_rows(cleaned(q, mask.query_valid)),
-                         unit_rows(cleaned(k, valid_keys(mask, k, state))), v, mask, state);
+  const Variable keys =
+      k.defined() ? unit_rows(cleaned(k, valid_keys(mask, k, state))) : Variable();
+  return inner_->forward(unit_rows(cleaned(q, mask.query_valid)), keys, v, mask, state);
 }
 
 std::string QkNorm::describe() const {

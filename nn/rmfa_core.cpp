@@ -49,9 +49,6 @@ RmfaCore::RmfaCore(Module* parent, std::string name, const AttentionSettings& se
 Variable RmfaCore::forward(const Variable& q, const Variable& k, const Variable& v,
                            const Mask& mask, DecodeState* state) {
   const auto in_scope = scope();
-  check(state == nullptr,
-        "[rmfa] decoding with a state needs {}; run the whole prefix without a state",
-        "prefix sums of the features, which this core does not keep");
   const FeatureDraw& draw = features.current(q.dtype(), q.device());
   RmfaArgs args;
   args.levels = draw.levels;
@@ -62,9 +59,10 @@ Variable RmfaCore::forward(const Variable& q, const Variable& k, const Variable&
   const Tensor held = draw.layout.defined()
                           ? draw.layout.slice(0, kRmfaLayoutScale, kRmfaLayoutScale + 1)
                           : Tensor();
+  const Variable scaled = logit_scale.apply(q, draw.settings.logit_scale, held);
+  if (state) return decode(scaled, k, v, mask, *state, draw, args);
   Tensor seen;
-  const Variable out = rmfa(logit_scale.apply(q, draw.settings.logit_scale, held), k, v, mask,
-                            draw.omega, draw.weight, args, &seen);
+  const Variable out = rmfa(scaled, k, v, mask, draw.omega, draw.weight, args, &seen);
   // Reading waits for the device, so it is put off; long decoding must not pile them up.
   if (seen.defined()) pending_.push_back(seen);
   if (pending_.size() == kMostPending) settle();

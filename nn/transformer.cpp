@@ -1,21 +1,15 @@
-// The Transformer from token ids to logits, and greedy decoding.
+// The Transformer from token ids to logits.
 #include "nn/transformer.h"
 
-#include <algorithm>
 #include <cmath>
 
 #include "autograd/ops.h"
 
 namespace macgrad::nn {
 
-namespace {
-
-// In float32 for a bfloat16 model, whose log-probabilities near -8 would be 0.03 apart.
 Variable log_probs(const Variable& logits) {
   return log_softmax(cast(logits, compute_dtype(logits.dtype())), -1);
 }
-
-}  // namespace
 
 Transformer::Transformer(const TransformerSettings& s)
     : settings_(s),
@@ -65,9 +59,11 @@ Variable Transformer::project(const Variable& x) const {
 }
 
 Variable Transformer::decode(const Tensor& target, const Tensor& target_valid,
-                             const Variable& memory, const Tensor& source_valid) {
-  return project(decoder.forward(embed(target_table(), target_positions, target_dropout, target, 0),
-                                 target_valid, memory, source_valid));
+                             const Variable& memory, const Tensor& source_valid,
+                             std::vector<LayerState>* states) {
+  const int64_t start = states && !states->empty() ? states->front().self.length() : 0;
+  const Variable x = embed(target_table(), target_positions, target_dropout, target, start);
+  return project(decoder.forward(x, target_valid, memory, source_valid, states));
 }
 
 Variable Transformer::forward(const Tensor& source, const Tensor& source_valid,
@@ -90,55 +86,6 @@ Variable Transformer::eval_log_probs(const Tensor& source, const Tensor& source_
     total = total.defined() ? add(total, one) : one;
   }
   return mul(total, 1.0 / eval_draws());
-}
-
-std::vector<std::vector<int64_t>> Transformer::greedy_decode(const Tensor& source,
-                                                             const Tensor& source_valid,
-                                                             int64_t begin, int64_t end,
-                                                             int64_t max_length) {
-  const NoGrad no_grad;
-  const EvalScope evaluation(*this);
-  const auto B = static_cast<size_t>(source.size(0));
-  const auto E = static_cast<size_t>(eval_draws());
-  std::vector<Variable> memory;
-  std::vector<std::vector<DecodeState>> states(E);
-  for (size_t e = 0; e < E; ++e) {
-    use_eval_draw(static_cast<int>(e));
-    memory.push_back(encode(source, source_valid));
-    states[e].resize(decoder.layers.size());
-  }
-  const bool incremental =
-      std::all_of(decoder.layers.begin(), decoder.layers.end(),
-                  [](const auto& layer) { return layer->self_attention.core().incremental(); });
-
-  std::vector<std::vector<int64_t>> results(B);
-  std::vector<bool> done(B, false);
-  std::vector<std::vector<int64_t>> prefixes(B, std::vector<int64_t>{begin});
-  for (int64_t length = 1; length <= max_length; ++length) {
-    const int64_t start = incremental ? length - 1 : 0;
-    std::vector<int64_t> ids;
-    for (const auto& prefix : prefixes) ids.insert(ids.end(), prefix.begin() + start, prefix.end());
-    const Tensor target =
-        Tensor::from_vector(ids, Shape{source.size(0), length - start}, source.device());
-    Variable scores;  // (B, V)
-    for (size_t e = 0; e < E; ++e) {
-      use_eval_draw(static_cast<int>(e));
-      const Variable x =
-          decoder.forward(embed(target_table(), target_positions, target_dropout, target, start),
-                          Tensor(), memory[e], source_valid, incremental ? &states[e] : nullptr);
-      const Variable logits = project(select(x, 1, x.size(1) - 1));
-      const Variable one = E > 1 ? log_probs(logits) : logits;
-      scores = scores.defined() ? add(scores, one) : one;
-    }
-    const std::vector<int64_t> best = max(scores, -1).second.to_vector<int64_t>();
-    for (size_t b = 0; b < B; ++b) {
-      if (!done[b] && best[b] == end) done[b] = true;
-      if (!done[b]) results[b].push_back(best[b]);
-      prefixes[b].push_back(done[b] ? end : best[b]);
-    }
-    if (std::find(done.begin(), done.end(), false) == done.end()) break;
-  }
-  return results;
 }
 
 std::string Transformer::describe() {

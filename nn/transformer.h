@@ -58,9 +58,10 @@ class DecoderLayer : public Module {
   DecoderLayer(Module* parent, std::string name, const LayerSettings& settings,
                ModelRandom& random);
   /// x (B,T,C), memory (B,S,C) -> (B,T,C). With a state, x holds the new places alone; valid and
-  /// memory_valid cover all places.
+  /// memory_valid cover all places; memory is read by the first call alone. The state's sentences
+  /// may have several hypotheses each, which are x's rows one after another.
   Variable forward(const Variable& x, const Tensor& valid, const Variable& memory,
-                   const Tensor& memory_valid, DecodeState* state = nullptr);
+                   const Tensor& memory_valid, LayerState* state = nullptr);
 
   MultiHeadAttention self_attention;
   MultiHeadAttention cross_attention;
@@ -93,7 +94,7 @@ class Decoder : public Module {
           bool final_norm, ModelRandom& random);
   /// `states`: none, or one a layer.
   Variable forward(const Variable& x, const Tensor& valid, const Variable& memory,
-                   const Tensor& memory_valid, std::vector<DecodeState>* states = nullptr);
+                   const Tensor& memory_valid, std::vector<LayerState>* states = nullptr);
 
   std::vector<std::unique_ptr<DecoderLayer>> layers;
   std::optional<LayerNorm> norm;
@@ -126,6 +127,10 @@ struct TransformerSettings {
   uint64_t seed = 0;
 };
 
+/// log_softmax over the last dimension, of compute_dtype: in bfloat16 log-probabilities near -8
+/// would be 0.03 apart.
+Variable log_probs(const Variable& logits);
+
 /// From token ids to logits.
 class Transformer : public Module {
  public:
@@ -137,15 +142,11 @@ class Transformer : public Module {
                    const Tensor& target_valid);
   /// source -> (B,S,C).
   Variable encode(const Tensor& source, const Tensor& source_valid);
-  /// target and the encoder's output -> logits (B,T,V).
+  /// target and the encoder's output -> logits (B,T,V). With states (none decoded yet: one empty
+  /// state a layer), target holds the places after those decoded so far; otherwise as
+  /// DecoderLayer::forward. Searching with them: nn/decoding.h.
   Variable decode(const Tensor& target, const Tensor& target_valid, const Variable& memory,
-                  const Tensor& source_valid);
-
-  /// The likeliest token after another, for every sentence, until `end` or max_length tokens (end
-  /// not included in the result). Runs in evaluation mode without recording; with several
-  /// evaluation draws the log-probabilities are averaged, each draw frozen for the whole sentence.
-  std::vector<std::vector<int64_t>> greedy_decode(const Tensor& source, const Tensor& source_valid,
-                                                  int64_t begin, int64_t end, int64_t max_length);
+                  const Tensor& source_valid, std::vector<LayerState>* states = nullptr);
 
   /// Mean over the evaluation draws of log_softmax(forward(...)): (B,T,V), of compute_dtype.
   /// Evaluation mode.
@@ -153,6 +154,8 @@ class Transformer : public Module {
                           const Tensor& target_valid);
 
   const TransformerSettings& settings() const { return settings_; }
+  /// How many draws of the features evaluation averages: settings' with RMFA, else 1.
+  int eval_draws() const;
   /// Lines for a start table: what each kind of attention is.
   std::string describe();
 
@@ -161,7 +164,6 @@ class Transformer : public Module {
                  const Tensor& ids, int64_t start) const;
   Variable project(const Variable& x) const;
   const Embedding& target_table() const;
-  int eval_draws() const;
 
   TransformerSettings settings_;
   ModelRandom random_;

@@ -60,16 +60,28 @@ DecoderLayer::DecoderLayer(Module* parent, std::string name, const LayerSettings
       norm_(s.norm) {}
 
 Variable DecoderLayer::forward(const Variable& x, const Tensor& valid, const Variable& memory,
-                               const Tensor& memory_valid, DecodeState* state) {
+                               const Tensor& memory_valid, LayerState* state) {
   const auto in_scope = scope();
   Tensor query_valid = valid;
   if (state && valid.defined())
     query_valid = valid.slice(1, valid.size(1) - x.size(1), valid.size(1)).contiguous();
   const Variable y = residual(norm_, norm1, dropout1, x, [&](const Variable& h) {
-    return self_attention.forward(h, h, {valid, query_valid, true}, state);
+    return self_attention.forward(h, h, {valid, query_valid, true}, state ? &state->self : nullptr);
   });
   const Variable z = residual(norm_, norm2, dropout2, y, [&](const Variable& h) {
-    return cross_attention.forward(h, memory, {memory_valid, query_valid, false});
+    if (!state) return cross_attention.forward(h, memory, {memory_valid, query_valid, false});
+    // The source is projected once; the hypotheses of a sentence are queries of one row.
+    const bool first = state->source.length() == 0;
+    const int64_t sentences = first ? memory.size(0) : state->source.rows();
+    check(h.size(0) % sentences == 0, "[decoder] {} hypotheses for {} sentences", h.size(0),
+          sentences);
+    const int64_t places = h.size(0) / sentences * h.size(1);
+    const Tensor places_valid =
+        query_valid.defined() ? query_valid.view(Shape{sentences, places}) : query_valid;
+    const Variable out = cross_attention.forward(
+        reshape(h, Shape{sentences, places, h.size(2)}), first ? memory : Variable(),
+        {memory_valid, places_valid, false}, &state->source);
+    return reshape(out, h.shape());
   });
   return residual(norm_, norm3, dropout3, z,
                   [&](const Variable& h) { return feed_forward.forward(h); });
@@ -99,7 +111,7 @@ Decoder::Decoder(Module* parent, std::string name, int64_t layer_count, const La
 }
 
 Variable Decoder::forward(const Variable& x, const Tensor& valid, const Variable& memory,
-                          const Tensor& memory_valid, std::vector<DecodeState>* states) {
+                          const Tensor& memory_valid, std::vector<LayerState>* states) {
   const auto in_scope = scope();
   check(!states || states->size() == layers.size(), "[decoder] {} states for {} layers",
         states ? states->size() : 0, layers.size());

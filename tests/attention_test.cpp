@@ -309,28 +309,105 @@ TEST_CASE("RMFA: floored denominators are counted a step") {
   CHECK(contains(Core(s).core->describe(), "denominator none (f(0) = 0)"));
 }
 
-TEST_CASE("decoding with a state equals causal attention over the whole; RMFA refuses one") {
+TEST_CASE("decoding with a state equals causal attention over the whole") {
+  constexpr int64_t kPlaces = 7;
+  const NoGrad no_grad;
+  // Padding before and within what counts.
+  const Tensor holes =
+      Tensor::from_vector(std::vector<bool>{true, true, true, true, true, true, true,  //
+                                            false, false, true, true, false, true, true},
+                          Shape{2, kPlaces});
+  auto settings_list = all_settings();
+  settings_list.emplace_back("rmfa, draws a head", rmfa_settings(40));
+  settings_list.back().second.draws_per_head = true;
+  for (DType dtype : {DType::float64, DType::float32}) {
+    for (const auto& [name, settings] : settings_list) {
+      for (const Tensor& valid : {Tensor(), holes}) {
+        for (const int64_t piece : {1, 3, 7}) {
+          CAPTURE(name);
+          CAPTURE(valid.defined());
+          CAPTURE(piece);
+          Core core(settings, AttentionRole::causal_self);
+          core.to(dtype);
+          core.eval();
+          const auto rows = [&](uint32_t draw) {
+            return Variable(normal_tensor(Shape{2, kHeads, kPlaces, kDim}, draw, dtype));
+          };
+          const Variable q = rows(1), k = rows(2), v = rows(3);
+          const Tensor whole = core(q, k, v, {valid, valid, true}).value();
+          DecodeState state;
+          for (int64_t t = 0; t < kPlaces; t += piece) {
+            const int64_t end = std::min(kPlaces, t + piece);
+            const auto at = [&](const Variable& x) { return slice(x, 2, t, end); };
+            Mask mask{Tensor(), Tensor(), true};
+            if (valid.defined()) {
+              mask.key_valid = valid.slice(1, 0, end).contiguous();
+              mask.query_valid = valid.slice(1, t, end).contiguous();
+            }
+            const Variable some = core(at(q), at(k), at(v), mask, &state);
+            check_relative(some.value(), whole.slice(2, t, end),
+                           dtype == DType::float64 ? 1e-12 : 1e-6);
+          }
+          CHECK(state.length() == kPlaces);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("a state of the source is read by one query after another, and follows its rows") {
+  const NoGrad no_grad;
+  const Tensor valid = first_places({4, 6}, 6);
   for (const auto& [name, settings] : all_settings()) {
     CAPTURE(name);
+    Core core(settings, AttentionRole::cross);
+    core.eval();
+    const Variable q = leaf(2, 3, 1), k = leaf(2, 6, 2), v = leaf(2, 6, 3);
+    const Tensor whole = core(q, k, v, {valid, Tensor(), false}).value();
+    DecodeState state;
+    const auto at = [&](int64_t t) { return slice(q, 2, t, t + 1); };
+    check_relative(core(at(0), k, v, {valid, Tensor(), false}, &state).value(),
+                   whole.slice(2, 0, 1), 1e-12);
+    CHECK(state.rows() == 2);
+    check_relative(core(at(1), Variable(), Variable(), {valid, Tensor(), false}, &state).value(),
+                   whole.slice(2, 1, 2), 1e-12);
+    const Tensor swapped = Tensor::from_vector(std::vector<int64_t>{1, 0, 1});
+    state.select(swapped);
+    const auto picked = [&](const Tensor& t) { return index_select(Variable(t), 0, swapped); };
+    check_relative(core(picked(at(2).value()), Variable(), Variable(),
+                        {first_places({6, 4, 6}, 6), Tensor(), false}, &state)
+                       .value(),
+                   picked(whole.slice(2, 2, 3)).value(), 1e-12);
+  }
+}
+
+TEST_CASE("a floored denominator is floored with a state as well") {
+  const NoGrad no_grad;
+  AttentionSettings s = rmfa_settings(8, false);
+  s.floor = 0.5;
+  Core core(s, AttentionRole::causal_self);
+  core.eval();
+  const Variable q = mul(leaf(2, 9, 1), 4.0), k = mul(leaf(2, 9, 2), 4.0), v = leaf(2, 9, 3);
+  const Tensor whole = core(q, k, v, {Tensor(), Tensor(), true}).value();
+  CHECK(rmfa_statistics(core).floored > 3);
+  DecodeState state;
+  for (int64_t t = 0; t < 9; t += 3) {
+    const auto at = [&](const Variable& x) { return slice(x, 2, t, t + 3); };
+    check_relative(core(at(q), at(k), at(v), {Tensor(), Tensor(), true}, &state).value(),
+                   whole.slice(2, t, t + 3), 1e-12);
+  }
+}
+
+TEST_CASE("a state is refused while recording, and when it is empty without keys") {
+  for (const auto& settings : {softmax_settings(), rmfa_settings(40)}) {
     Core core(settings, AttentionRole::causal_self);
     core.eval();
-    const NoGrad no_grad;
-    const Variable q = leaf(2, 5, 1), k = leaf(2, 5, 2), v = leaf(2, 5, 3);
-    const Tensor whole = core(q, k, v, {Tensor(), Tensor(), true}).value();
     DecodeState state;
-    if (!core.core->incremental()) {
-      CHECK(contains(error_of([&] {
-                       core(q, k, v, {Tensor(), Tensor(), true}, &state);
-                     }),
-                     "whole prefix"));
-      continue;
-    }
-    for (int64_t t = 0; t < 5; ++t) {
-      const auto at = [&](const Variable& x) { return slice(x, 2, t, t + 1); };
-      const Variable one = core(at(q), at(k), at(v), {Tensor(), Tensor(), true}, &state);
-      check_near(one.value(), whole.slice(2, t, t + 1), 1e-12);
-    }
-    CHECK(state.length() == 5);
+    const Variable x = leaf(1, 1, 1);
+    CHECK(contains(error_of([&] { core(x, x, x, {}, &state); }), "NoGrad"));
+    const NoGrad no_grad;
+    CHECK(
+        contains(error_of([&] { core(x, Variable(), Variable(), {}, &state); }), "state is empty"));
   }
 }
 

@@ -11,9 +11,12 @@
 #include <sstream>
 
 #include "experiments/common/text_files.h"
+#include "experiments/multi30k/checkpoint.h"
+#include "experiments/multi30k/commands.h"
 #include "experiments/multi30k/evaluation.h"
 #include "experiments/multi30k/run.h"
 #include "experiments/multi30k/training.h"
+#include "experiments/multi30k/translator.h"
 #include "tests/composites_allowed.h"
 #include "tests/multi30k_settings.h"
 #include "tests/temporary_folder.h"
@@ -74,6 +77,7 @@ TEST_CASE("multi30k: options that go together are accepted") {
   CHECK(parse_error("") == "");
   CHECK(parse_error("--attention rmfa --ppsbn --kernel inv --features 64 --draws optimal "
                     "--redraw every:5 --eval-draws 3 --presbn row --denominator none") == "");
+  CHECK(parse_error("--beam 5 --length-penalty 0.6") == "");
   CHECK(parse_error("--attention exact --kernel log --ppsbn --train-logit-scale") == "");
   CHECK(parse_error("--text raw --source en --target de --attention-dropout 0.1") == "");
 }
@@ -93,6 +97,8 @@ TEST_CASE("multi30k: options that do not go together say what to do") {
   CHECK(says(parse_error("--attention rmfa --kernel inv --ppsbn --logit-scale 6"), "below 5.657"));
   CHECK(says(parse_error("--dropout 1"), "--dropout"));
   CHECK(says(parse_error("--precision tf32"), "known: float32, float64, bf16"));
+  CHECK(says(parse_error("--beam 0"), "--beam"));
+  CHECK(says(parse_error("--length-penalty -1"), "--length-penalty"));
   CHECK(says(check_error([](Multi30kSettings& s) { s.lr = INFINITY; }), "--lr"));
 }
 
@@ -317,6 +323,72 @@ TEST_CASE("multi30k: --precision bf16 follows the losses of float32, and its che
     CHECK_THROWS_WITH_AS(load_checkpoint(file, wrong.model(), wrong.optimizer()),
                          doctest::Contains("continue in the precision"), Error);
   }
+}
+
+// A run of `s` in folder/run, and the model it saved.
+struct SavedRun {
+  SavedRun(Multi30kSettings s, const Folder& folder) {
+    s.common.out = folder / "run";
+    REQUIRE(run_multi30k(s) == 0);
+    checkpoint = folder / "run/checkpoint.safetensors";
+  }
+  std::string checkpoint;
+};
+
+TEST_CASE("multi30k translate: a saved model translates as the one that was trained") {
+  const OneThread one_thread;
+  for (const std::string attention : {"softmax", "rmfa"}) {
+    CAPTURE(attention);
+    const Folder folder;
+    Multi30kSettings s = tiny(attention);
+    s.epochs = 4;
+    s.lr = 1e-2;
+    const SavedRun run(s, folder);
+    const std::vector<std::string> expected = read_lines(folder / "run/translations.txt");
+    std::vector<std::string> lines = load_translation_data(s).valid_source;
+    Translator translator(run.checkpoint, kCpu);
+    CHECK(translator.translate(lines, {}) == expected);
+    CHECK(std::set<std::string>(expected.begin(), expected.end()).size() > 3);
+    // Lines without words stay where they are.
+    const auto some = translator.translate({"", lines[4], " ", lines[1]}, {});
+    CHECK(some == std::vector<std::string>{"", expected[4], "", expected[1]});
+    CHECK(translator.translate({}, {}).empty());
+    // The same through files, with the command's own beam.
+    std::ofstream(folder / "in.txt") << lines[0] << "\n\n" << lines[2] << "\r\n";
+    const std::string in = folder / "in.txt", out = folder / "out.txt";
+    const std::vector<const char*> arguments = {"translate", "--checkpoint", run.checkpoint.c_str(),
+                                                "--input",   in.c_str(),     "--output",
+                                                out.c_str(), "--threads",    "1"};
+    REQUIRE(translate_command(static_cast<int>(arguments.size()), arguments.data()) == 0);
+    CHECK(read_lines(out) == translator.translate({lines[0], "", lines[2]}, {.beam = 5}));
+  }
+}
+
+TEST_CASE("multi30k translate: what is missing or does not fit is said") {
+  const OneThread one_thread;
+  const Folder folder;
+  Multi30kSettings s = tiny();
+  s.epochs = 1;
+  const SavedRun run(s, folder);
+  const auto error = [&] {
+    try {
+      Translator(run.checkpoint, kCpu);
+    } catch (const Error& e) {
+      return std::string(e.what());
+    }
+    return std::string();
+  };
+  CHECK(error() == "");
+  fs::rename(folder / "run/target.vocab", folder / "run/elsewhere");
+  CHECK(says(error(), "target.vocab: missing"));
+  // A vocabulary of another corpus.
+  Vocabulary::build({"one two three"}, 1).save(folder / "run/target.vocab");
+  CHECK(says(error(), "do the vocabularies beside it belong to it"));
+  CHECK(says(error(), "checkpoint.safetensors"));
+  std::ofstream(run.checkpoint) << "not a checkpoint";
+  CHECK(says(error(), "checkpoint.safetensors"));
+  fs::remove(run.checkpoint);
+  CHECK(says(error(), "checkpoint.safetensors"));
 }
 
 TEST_CASE("multi30k: a run leaves metrics, settings, translations and a checkpoint") {

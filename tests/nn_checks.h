@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 #include <omp.h>
 
+#include <algorithm>
 #include <functional>
 #include <string>
 #include <vector>
@@ -46,6 +47,13 @@ inline void check_near(const Tensor& a, const Tensor& b, double tolerance) {
   REQUIRE(a.shape() == b.shape());
   const double difference = max_abs_difference(a, b);
   CHECK_MESSAGE(difference <= tolerance, "largest difference ", difference);
+}
+
+/// Largest difference against the largest value of b, or 1 where that is smaller: for quotients
+/// whose denominators may be small.
+inline void check_relative(const Tensor& a, const Tensor& b, double tolerance) {
+  check_near(a, b,
+             tolerance * std::max(1.0, max_abs_difference(b, Tensor::zeros(b.shape(), b.dtype()))));
 }
 
 /// One thread while alive: for thousands of tiny forward passes, where waking threads costs more

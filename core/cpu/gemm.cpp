@@ -135,9 +135,41 @@ const float* copy_padded(const float* x, int64_t rows, int64_t columns, int64_t 
   return out;
 }
 
+// A row times a small matrix, or a small outer product, costs less than the library's call:
+// decoding has thousands of them a step. False: neither.
+constexpr int64_t kSmallProduct = 1 << 14;
+
+template <class T>
+bool vector_product(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, T alpha,
+                    const T* a, int64_t lda, const T* b, int64_t ldb, T beta, T* c, int64_t ldc) {
+  const bool outer = k == 1, row = m == 1 && !transpose_b;
+  if ((!outer && !row) || k == 0 || m * n * k > kSmallProduct) return false;
+  // Strides of a along its only long dimension, and of b along n.
+  const int64_t step_a = outer ? (transpose_a ? 1 : lda) : (transpose_a ? lda : 1);
+  const int64_t step_b = transpose_b ? ldb : 1;
+  if (step_b != 1) return false;
+  for (int64_t i = 0; i < m; ++i) {
+    T* out = c + i * ldc;
+    if (beta == T(0)) {
+      std::fill_n(out, n, T(0));
+    } else if (beta != T(1)) {
+      for (int64_t j = 0; j < n; ++j) out[j] *= beta;
+    }
+    for (int64_t l = 0; l < k; ++l) {
+      const T factor = alpha * a[(outer ? i : l) * step_a];
+      const T* from = b + l * ldb;
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) out[j] += factor * from[j];
+    }
+  }
+  return true;
+}
+
 template <class T>
 void product(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, T alpha,
              const T* a, int64_t lda, const T* b, int64_t ldb, T beta, T* c, int64_t ldc) {
+  if (vector_product(transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc))
+    return;
   if constexpr (std::is_same_v<T, float> && MACGRAD_WITH_ONEDNN) {
     const bool pad_a = transpose_a && rows_collide(k, lda, n);
     const bool pad_b = !transpose_b && rows_collide(k, ldb, m);

@@ -86,6 +86,7 @@ class TrainCommand {
 std::span<const Command> multi30k_commands() {
   static constexpr Command commands[] = {
       {"train", train_command},
+      {"translate", translate_command},
       {"score", score_command},
       {"plot", plot_command},
   };

@@ -8,6 +8,7 @@
 namespace macgrad::experiments {
 
 int train_command(int argc, const char* const* argv);
+int translate_command(int argc, const char* const* argv);
 int score_command(int argc, const char* const* argv);
 int plot_command(int argc, const char* const* argv);
 

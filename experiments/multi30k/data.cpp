@@ -122,6 +122,8 @@ std::string codec_file(const Multi30kSettings& s, const std::string& folder, con
 }
 
 TextCodec load_codec(const Multi30kSettings& s, const std::string& path) {
+  require(std::filesystem::exists(path),
+          "{}: missing; a run leaves it beside its checkpoint: keep the two together", path);
   if (s.subwords == "bpe") return TextCodec(Subwords::load(path));
   return TextCodec(Vocabulary::load(path), is_raw(s));
 }

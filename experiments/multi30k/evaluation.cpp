@@ -13,6 +13,17 @@ Tensor ids_of(const PaddedIds& block, Device device) {
   return Tensor::from_vector(block.ids, Shape{block.rows, block.width}, device);
 }
 
+// Words a translation of each source may have.
+std::vector<int64_t> length_limits(const PaddedIds& source) {
+  std::vector<int64_t> limits;
+  for (int64_t row = 0; row < source.rows; ++row) {
+    const auto start = source.ids.begin() + row * source.width;
+    const int64_t length = source.width - std::count(start, start + source.width, Vocabulary::kPad);
+    limits.push_back(length + length / 2 + 10);
+  }
+  return limits;
+}
+
 Tensor valid_of(const PaddedIds& block, Device device) {
   std::vector<bool> valid;
   valid.reserve(block.ids.size());
@@ -54,16 +65,18 @@ std::optional<double> validation_loss(nn::Transformer& model, const std::vector<
 
 std::optional<std::vector<std::string>> translate(nn::Transformer& model, const TextCodec& target,
                                                   const std::vector<Batch>& batches, size_t count,
-                                                  Device device, const Stop& stop) {
+                                                  Device device, const Stop& stop,
+                                                  const nn::SearchSettings& search) {
+  const nn::SpecialTokens special{
+      Vocabulary::kBos, Vocabulary::kEos, {Vocabulary::kPad, Vocabulary::kBos}};
   std::vector<std::string> lines(count);
   for (const Batch& batch : batches) {
     if (stop && stop()) return std::nullopt;
-    const int64_t longest = batch.source.width + batch.source.width / 2 + 10;
-    const auto words =
-        model.greedy_decode(ids_of(batch.source, device), valid_of(batch.source, device),
-                            Vocabulary::kBos, Vocabulary::kEos, longest);
-    for (size_t row = 0; row < words.size(); ++row)
-      lines.at(batch.indices[row]) = target.decode(words[row]);
+    const auto found =
+        nn::beam_search(model, ids_of(batch.source, device), valid_of(batch.source, device),
+                        length_limits(batch.source), special, search);
+    for (size_t row = 0; row < found.size(); ++row)
+      lines.at(batch.indices[row]) = target.decode(found[row].front().tokens);
   }
   return lines;
 }

@@ -1,4 +1,4 @@
-// Validation loss and greedy translations of a model, in evaluation mode.
+// Validation loss and translations of a model, in evaluation mode.
 #pragma once
 
 #include <functional>
@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "experiments/common/batches.h"
-#include "nn/transformer.h"
+#include "nn/decoding.h"
 
 namespace macgrad::experiments {
 
@@ -28,12 +28,13 @@ BatchTensors to_tensors(const Batch& batch, Device device);
 std::optional<double> validation_loss(nn::Transformer& model, const std::vector<Batch>& batches,
                                       Device device, const Stop& stop = {});
 
-/// Greedy translations of `count` sentences; batches hold the indices 0 … count-1. A translation
-/// ends at <eos> or after 1.5·S + 10 words, S the longest source of its batch. Nothing when
-/// stopped.
+/// Translations of `count` sentences, greedy unless `search` says otherwise; batches hold the
+/// indices 0 … count-1. A translation ends at <eos> or after 1.5·S + 10 words, S the words of its
+/// source and <eos>; <pad> and <bos> never stand in one. Nothing when stopped.
 std::optional<std::vector<std::string>> translate(nn::Transformer& model, const TextCodec& target,
                                                   const std::vector<Batch>& batches, size_t count,
-                                                  Device device, const Stop& stop = {});
+                                                  Device device, const Stop& stop = {},
+                                                  const nn::SearchSettings& search = {});
 
 /// The first `count` pairs (0: all).
 EncodedPairs first_pairs(const EncodedPairs& pairs, int64_t count);

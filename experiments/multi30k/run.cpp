@@ -191,7 +191,7 @@ class Run {
     m.valid_loss = *loss;
     if (m.epoch % settings_.bleu_every != 0 && !trainer_.finished()) return true;
     const auto scored =
-        score_translations(trainer_.model(), data_, scored_, references_, settings_, stop_);
+        score_translations(trainer_.model(), data_, scored_, references_, settings_, {}, stop_);
     if (!scored) return false;
     m.bleu = scored->bleu;
     write_lines(files_.out().file("translations.txt"), scored->translations);

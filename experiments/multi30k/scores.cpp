@@ -7,9 +7,11 @@ namespace macgrad::experiments {
 std::optional<SplitScore> score_translations(nn::Transformer& model, const TranslationData& data,
                                              const EncodedPairs& pairs,
                                              const std::vector<std::string>& references,
-                                             const Multi30kSettings& settings, const Stop& stop) {
+                                             const Multi30kSettings& settings,
+                                             const nn::SearchSettings& search, const Stop& stop) {
   const std::vector<Batch> batches = ordered_batches(pairs, {settings.batch_tokens, 1});
-  const auto lines = translate(model, data.target, batches, pairs.size(), settings.device(), stop);
+  const auto lines =
+      translate(model, data.target, batches, pairs.size(), settings.device(), stop, search);
   if (!lines) return std::nullopt;
   return SplitScore{*lines, corpus_bleu(*lines, {references}, settings.bleu()).score};
 }
@@ -38,7 +40,8 @@ std::optional<Json> final_scores(nn::Transformer& model, const TranslationData& 
     const auto loss = validation_loss(model, ordered_batches(pairs, {settings.batch_tokens, 1}),
                                       settings.device(), stop);
     if (!loss) return false;
-    const auto scored = score_translations(model, data, pairs, references, settings, stop);
+    const auto scored = score_translations(model, data, pairs, references, settings,
+                                           {settings.beam, settings.length_penalty}, stop);
     if (!scored) return false;
     const std::string file = fmt::format("translations-{}.txt", split);
     write_lines(out.file(file), scored->translations);

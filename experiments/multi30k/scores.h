@@ -19,7 +19,8 @@ struct SplitScore {
 std::optional<SplitScore> score_translations(nn::Transformer& model, const TranslationData& data,
                                              const EncodedPairs& pairs,
                                              const std::vector<std::string>& references,
-                                             const Multi30kSettings& settings, const Stop& stop);
+                                             const Multi30kSettings& settings,
+                                             const nn::SearchSettings& search, const Stop& stop);
 
 void write_lines(const std::string& path, const std::vector<std::string>& lines);
 
@@ -28,7 +29,7 @@ std::vector<std::pair<std::string, TranslationSplit>> load_tests(const Multi30kS
                                                                  const TranslationData& data);
 
 /// Loss and scores of `model` on the validation set and on every test split, with their
-/// translations in translations-SPLIT.txt; nothing when stopped.
+/// translations (--beam) in translations-SPLIT.txt; nothing when stopped.
 std::optional<Json> final_scores(nn::Transformer& model, const TranslationData& data,
                                  const std::vector<std::pair<std::string, TranslationSplit>>& tests,
                                  const Multi30kSettings& settings, const RunDirectory& out,

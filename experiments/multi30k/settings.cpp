@@ -206,16 +206,23 @@ void declare_options(CLI::App& app, Multi30kSettings& s) {
   whole("--valid-bleu-sentences", s.valid_bleu_sentences, 0,
         "Validation sentences to translate after an epoch; 0: all");
   whole("--bleu-every", s.bleu_every, 1, "Epochs from one translation to the next");
-  whole("--beam", s.beam, 1, "Hypotheses of the search; 1: greedy");
-  app.add_option("--length-penalty", s.length_penalty,
-                 "Hypotheses are ranked by log-probability / length^penalty")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
+  declare_search_options(app, s);
   app.add_option("--test", s.test, "Splits that the final model translates: test_2016_flickr,...")
       ->delimiter(',')
       ->type_name("LIST")
       ->default_str(fmt::format("{}", fmt::join(s.test, ",")));
   app.parse_complete_callback([&] { refuse_idle_options(app, s); });
+}
+
+void declare_search_options(CLI::App& app, Multi30kSettings& s) {
+  app.add_option("--beam", s.beam, "Hypotheses of the beam search over test sentences; 1: greedy")
+      ->check(CLI::Validator(CLI::Range(1, 1000)).description(""))
+      ->type_name("INT")
+      ->capture_default_str();
+  app.add_option("--length-penalty", s.length_penalty,
+                 "Scores of the beam search are divided by length^penalty")
+      ->check(CLI::Validator(CLI::Range(0.0, 10.0)).description(""))
+      ->capture_default_str();
 }
 
 void check_settings(const Multi30kSettings& s) {

@@ -99,6 +99,9 @@ void make_toy(Multi30kSettings& settings);
 /// would ignore, saying what they need. `settings` must outlive the app.
 void declare_options(CLI::App& app, Multi30kSettings& settings);
 
+/// --beam and --length-penalty alone, for commands that only translate.
+void declare_search_options(CLI::App& app, Multi30kSettings& settings);
+
 /// Throws an Error that says what to change for values that do not go together (a kernel of finite
 /// radius without ppSBN, a width that the heads do not divide, ...).
 void check_settings(const Multi30kSettings& settings);

@@ -1,0 +1,111 @@
+// multi30k translate: lines in, one translation a line out. On a terminal each line is answered at
+// once; otherwise lines are read in blocks, so that batches are full, and the order is kept.
+#include <unistd.h>
+
+#include <cstdio>
+#include <iostream>
+#include <istream>
+
+#include "experiments/common/text_files.h"
+#include "experiments/common/unicode.h"
+#include "experiments/multi30k/commands.h"
+#include "experiments/multi30k/translator.h"
+
+namespace macgrad::experiments {
+namespace {
+
+constexpr size_t kBlockLines = 1000;
+
+struct TranslateOptions {
+  Multi30kSettings settings;  // common, beam and length_penalty
+  std::string checkpoint, input, output;
+};
+
+// The next line of standard input, without its end. False at the end of input.
+bool next_line(std::string& line, int64_t number) {
+  if (!std::getline(std::cin, line)) return false;
+  if (line.ends_with('\r')) line.pop_back();
+  const size_t wrong = find_invalid_utf8(line);
+  require(wrong == std::string_view::npos && line.find('\0') == std::string::npos,
+          "standard input: line {}: not valid UTF-8 text; convert it to UTF-8 first", number);
+  return true;
+}
+
+// Calls take(lines) with what is translated together: one line on a terminal, else blocks.
+template <class F>
+void read_standard_input(F&& take) {
+  const bool typed = isatty(STDIN_FILENO) != 0;
+  std::vector<std::string> lines;
+  std::string line;
+  for (int64_t number = 1;; ++number) {
+    if (typed) fmt::print(stderr, "> ");
+    if (!next_line(line, number)) break;
+    lines.push_back(line);
+    if (typed || lines.size() == kBlockLines) {
+      take(lines);
+      lines.clear();
+    }
+  }
+  if (typed) fmt::print(stderr, "\n");
+  if (!lines.empty()) take(lines);
+}
+
+int run(TranslateOptions& o) {
+  // On what the model was trained does not bind where it translates.
+  apply_common_options(o.settings.common);
+  Translator translator(o.checkpoint, device_of(o.settings.common));
+  const nn::SearchSettings search{o.settings.beam, o.settings.length_penalty};
+  std::string all;
+  const auto take = [&](const std::vector<std::string>& lines) {
+    std::string text;
+    for (const std::string& line : translator.translate(lines, search)) text += line + "\n";
+    if (!o.output.empty()) {
+      all += text;
+      return;
+    }
+    require(
+        std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0,
+        "standard output: the translations cannot be written");
+  };
+  if (o.input.empty()) {
+    read_standard_input(take);
+  } else {
+    const std::vector<std::string> lines = read_lines(o.input);
+    for (size_t start = 0; start < lines.size(); start += kBlockLines) {
+      const size_t end = std::min(lines.size(), start + kBlockLines);
+      take({lines.begin() + static_cast<std::ptrdiff_t>(start),
+            lines.begin() + static_cast<std::ptrdiff_t>(end)});
+    }
+  }
+  if (!o.output.empty()) write_file_atomically(o.output, std::string_view(all));
+  return 0;
+}
+
+}  // namespace
+
+int translate_command(int argc, const char* const* argv) {
+  TranslateOptions o;
+  o.settings.beam = 5;
+  return run_program(
+      argc, argv, "multi30k translate",
+      "Translates lines of standard input, one a line, with a trained model.",
+      [&](CLI::App& app) {
+        app.add_option("--checkpoint", o.checkpoint,
+                       "checkpoint.safetensors of a run, its vocabularies beside it")
+            ->required();
+        declare_search_options(app, o.settings);
+        app.add_option("--input", o.input, "File to translate (default: standard input)");
+        app.add_option("--output", o.output,
+                       "File for the translations, written when all are made (default: standard "
+                       "output)");
+        app.add_option("--threads", o.settings.common.threads,
+                       "CPU threads; 0: the CPUs of the cgroup")
+            ->check(CLI::Validator(CLI::Range(0, 1024)).description(""))
+            ->capture_default_str();
+        add_choice(app, "--device", o.settings.common.device, {"cpu", "cuda"},
+                   "Where the model works");
+      },
+      [&] { return run(o); });
+}
+
+}  // namespace macgrad::experiments

@@ -1,0 +1,59 @@
+// Loading a model for translation, and batches of lines through it.
+#include "experiments/multi30k/translator.h"
+
+#include <filesystem>
+
+#include "experiments/common/batches.h"
+#include "experiments/multi30k/checkpoint.h"
+#include "experiments/multi30k/evaluation.h"
+
+namespace macgrad::experiments {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr int64_t kBatchTokens = 4096;
+
+std::string folder_of(const std::string& checkpoint) {
+  const fs::path folder = fs::path(checkpoint).parent_path();
+  // The models of single epochs lie one folder deeper.
+  return (folder.filename() == "epochs" ? folder.parent_path() : folder).string();
+}
+
+}  // namespace
+
+Translator::Translator(const std::string& checkpoint, Device device)
+    : settings_(checkpoint_settings(checkpoint)),
+      device_(device),
+      codecs_(load_codecs(settings_, folder_of(checkpoint))),
+      model_(std::make_unique<nn::Transformer>(
+          transformer_settings(settings_, codecs_.source.size(), codecs_.target.size()))) {
+  model_->to(dtype_of(settings_.common));
+  try {
+    load_model(checkpoint, *model_);
+  } catch (const Error& error) {
+    throw Error("{}; do the vocabularies beside it belong to it?", error.what());
+  }
+  model_->to(device_);
+  model_->eval();
+}
+
+std::vector<std::string> Translator::translate(const std::vector<std::string>& lines,
+                                               const nn::SearchSettings& search) {
+  EncodedPairs pairs;
+  std::vector<size_t> places;  // of the lines with words
+  for (size_t i = 0; i < lines.size(); ++i) {
+    std::vector<int64_t> ids = codecs_.source.encode(lines[i]);
+    if (ids.empty()) continue;
+    pairs.source.push_back(std::move(ids));
+    pairs.target.emplace_back();
+    places.push_back(i);
+  }
+  std::vector<std::string> translations(lines.size());
+  const auto found =
+      experiments::translate(*model_, codecs_.target, ordered_batches(pairs, {kBatchTokens, 1}),
+                             pairs.size(), device_, {}, search);
+  for (size_t i = 0; i < places.size(); ++i) translations[places[i]] = found->at(i);
+  return translations;
+}
+
+}  // namespace macgrad::experiments

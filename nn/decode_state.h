@@ -1,0 +1,52 @@
+// What attention keeps between the steps of decoding, row by row of the batch. Softmax and exact
+// attention keep keys and values; RMFA the sums of nn/README.md, equation (7), of constant size.
+// Values only: decoding does not record. Shape letters: B rows, H heads, S keys so far, d head
+// dimension, dv value dimension, R features (the linear block with them).
+#pragma once
+
+#include <utility>
+
+#include "autograd/variable.h"
+
+namespace macgrad::nn {
+
+/// Of one attention; empty before its first keys. Appending writes in place, so a state moves but
+/// does not copy.
+class DecodeState {
+ public:
+  DecodeState() = default;
+  DecodeState(DecodeState&&) = default;
+  DecodeState& operator=(DecodeState&&) = default;
+
+  /// Keys seen, padded ones included.
+  int64_t length() const { return length_; }
+  int64_t rows() const { return length_ == 0 ? 0 : (k_.defined() ? k_ : sums_).size(0); }
+
+  /// Appends k (B,H,n,d) and v (B,H,n,dv) unless they are undefined, and gives all so far:
+  /// (B,H,S,d) and (B,H,S,dv), views that hold until the next append.
+  std::pair<Variable, Variable> append(const Variable& k, const Variable& v);
+
+  /// products += phiᵀ values and sums += Σ values over n keys: phi (B,H,n,R) or undefined without
+  /// features, values (B,H,n,dv+1) = [v, 1], zero rows for padding.
+  void add(const Variable& phi, const Variable& values);
+  /// (B,H,R,dv+1), undefined without features, and (B,H,1,dv+1).
+  const Tensor& products() const { return products_; }
+  const Tensor& sums() const { return sums_; }
+
+  /// Row i becomes the present row rows[i] (int64, on the state's device); rows may repeat or be
+  /// missing.
+  void select(const Tensor& rows);
+
+ private:
+  int64_t length_ = 0;
+  Tensor k_, v_;  // (B,H,capacity,·), the first length_ places in use
+  Tensor products_, sums_;
+};
+
+/// Of one decoder layer. A row of `source` is a sentence, a row of `self` one of its hypotheses.
+struct LayerState {
+  DecodeState self;
+  DecodeState source;
+};
+
+}  // namespace macgrad::nn

@@ -1,0 +1,79 @@
+// RMFA with a decoding state: new keys join the sums of nn/README.md, equation (7), queries read
+// them, so that a step costs O(D·d) a head whatever came before. Several new places at once are
+// attended among themselves through the masked product, as inside a chunk of the causal kernel.
+#include "autograd/ops.h"
+#include "nn/attention_core.h"
+
+namespace macgrad::nn {
+
+Variable RmfaCore::decode(const Variable& q_in, const Variable& k_in, const Variable& v,
+                          const Mask& mask, DecodeState& state, const FeatureDraw& draw,
+                          const RmfaArgs& args) {
+  const auto column = [](const Tensor& valid) { return valid.unsqueeze(1).unsqueeze(3); };
+  const bool has_features = args.linear > 0 || (!args.levels.empty() && args.levels[0] > 0);
+  const auto phi = [&](const Variable& x) {
+    return has_features ? maclaurin_features(x, draw.omega, draw.weight, args) : Variable();
+  };
+  const bool brings_keys = k_in.defined();
+  check(brings_keys || state.length() > 0, "[rmfa] the state is empty: {}",
+        "the first call must bring keys");
+  const int64_t T = q_in.size(2), dv = brings_keys ? v.size(3) : state.sums().size(3) - 1;
+  check(!mask.causal || (brings_keys && k_in.size(2) == T),
+        "[rmfa] causal decoding needs as many new keys as queries ({}), got {}", T,
+        brings_keys ? k_in.size(2) : 0);
+  // A single new place sees itself and all before it.
+  const bool among_new = mask.causal && T > 1;
+
+  Variable phi_k, values;
+  Tensor new_valid;  // (B, n) of the keys at hand
+  if (brings_keys) {
+    const int64_t n = k_in.size(2);
+    Variable k = k_in;
+    values =
+        concat({v, Variable(Tensor::full(v.shape().with(3, 1), 1.0, v.dtype(), v.device()))}, 3);
+    if (mask.key_valid.defined()) {
+      const int64_t end = mask.key_valid.size(1);
+      new_valid = mask.key_valid.slice(1, end - n, end).contiguous();
+      k = where(column(new_valid), k, 0.0);
+      values = where(column(new_valid), values, 0.0);
+    }
+    phi_k = phi(k);
+    if (!among_new) state.add(phi_k, values);
+  }
+
+  const Variable q = mask.query_valid.defined() ? where(column(mask.query_valid), q_in, 0.0) : q_in;
+  const Variable phi_q = phi(q);
+  // [numerator, denominator] (B,H,T,dv+1) and visible keys (B,H,T|1,1).
+  Variable sums, count;
+  const auto plus = [](const Variable& a, const Variable& b) {
+    return a.defined() ? add(a, b) : b;
+  };
+  if (state.length() > 0) {
+    const Variable total(state.sums());
+    sums = mul(total, args.constant);
+    if (has_features) sums = add(matmul(phi_q, Variable(state.products())), sums);
+    count = slice(total, 3, dv, dv + 1);
+  }
+  if (among_new) {
+    const Tensor shown = visible({new_valid, Tensor(), true}, T, T, q.device());
+    Variable kernel(
+        Tensor::full(Shape{q.size(0), q.size(1), T, T}, args.constant, q.dtype(), q.device()));
+    if (has_features) kernel = add(kernel, matmul(phi_q, transpose(phi_k, 2, 3)));
+    sums = plus(sums, matmul(where(shown, kernel, 0.0), values));
+    count = plus(count, sum(Variable(shown.to(q.dtype())), {3}, true));
+    state.add(phi_k, values);
+  }
+
+  Variable den = slice(sums, 3, dv, dv + 1);
+  if (floor_ > 0.0) {
+    const Variable lowest = mul(count, floor_);
+    den = where(less(den.value(), lowest.value()), lowest, den);
+  }
+  // Where nothing is visible the numerator is 0 as well.
+  const Tensor blind = equal(count.value(), 0.0);
+  Variable out = div(slice(sums, 3, 0, dv), masked_fill(den, blind, 1.0));
+  if (mask.query_valid.defined()) out = where(column(mask.query_valid), out, 0.0);
+  return out;
+}
+
+}  // namespace macgrad::nn
