@@ -87,6 +87,17 @@ class Sentences : public sentencepiece::SentenceIterator {
   std::size_t at_ = 0;
 };
 
+std::string with_spaces(std::string_view piece) {
+  std::string text;
+  while (true) {
+    const std::size_t at = piece.find(kSpace);
+    text += piece.substr(0, at);
+    if (at == std::string_view::npos) return text;
+    text += ' ';
+    piece.remove_prefix(at + kSpace.size());
+  }
+}
+
 void check_line(std::string_view line) {
   if (const std::size_t bad = find_invalid_utf8(line); bad != std::string_view::npos)
     throw Error("subwords: byte {} (0x{:02X}) of a line is not valid UTF-8; convert it to UTF-8",
@@ -179,9 +190,7 @@ Subwords::Subwords(std::string serialized) {
         processor.IsByte(id) == is_byte && (!is_byte || piece == fmt::format("<0x{:02X}>", byte));
     if (byte < 0) piece.clear();
     if (is_byte) piece.assign(1, static_cast<char>(byte));
-    for (std::size_t at = 0; (at = piece.find(kSpace, at)) != std::string::npos; ++at)
-      piece.replace(at, kSpace.size(), " ");
-    model->pieces.push_back(std::move(piece));
+    model->pieces.push_back(with_spaces(piece));
   }
   if (!ours) throw Error("the model is not byte-pair encoding with bytes at ids 4..259");
   model_ = std::move(model);

@@ -353,7 +353,7 @@ void check_values(const Multi30kSettings& s) {
   declare_options(app, ignored);
   each_setting(s, [&](const std::string& name, const auto& value) {
     using T = std::decay_t<decltype(value)>;
-    std::string option_name = "--" + name;
+    std::string option_name = fmt::format("--{}", name);
     std::replace(option_name.begin(), option_name.end(), '_', '-');
     CLI::Option* option = app.get_option_no_throw(option_name);
     if constexpr (std::is_same_v<T, int64_t> || std::is_same_v<T, double> ||
