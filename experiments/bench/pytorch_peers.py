@@ -382,7 +382,8 @@ def translation_peers(rows):
     """Rows that say what batches they trained on."""
     for name, row in rows.items():
         if "batches" in row:
-            yield Peer(name, "PyTorch, fused Adam", "exact", translation_work(row["batches"]), False)
+            yield Peer(name, "PyTorch, fused Adam", "exact", translation_work(row["batches"]),
+                       False)
 
 
 def peers(device, rows):
