@@ -43,7 +43,7 @@ struct RmfaArgs {
   double linear = 0.0;          // weight of the exact degree-1 block x·y (0: none)
   double floor = 0.0;           // den is floored at floor·(visible keys); 0: not floored
   bool causal = false;          // as in SoftmaxAttentionArgs
-  Tensor layout;                // (kRmfaLayout) float64 on the operands' device, or absent
+  Tensor layout{};              // (kRmfaLayout) float64 on the operands' device, or absent
 };
 
 /// preSBN: statistics over batch and valid positions (batch), given ones (fixed), or a row (row).

@@ -171,8 +171,8 @@ TEST_CASE("cuda training: updates that cannot be recorded run eagerly, and say w
   Multi30kSettings s = tiny("rmfa", "cuda");
   s.d_model = 130;
   s.heads = 1;
-  s.toy_train_pairs = 8;
-  s.max_updates = 5;
+  s.toy_train_pairs = 4;
+  s.max_updates = 3;
   const Run refused = train(s);
   CHECK(refused.replays == 0);
   REQUIRE(refused.refused.size() == 1);
