@@ -290,6 +290,8 @@ template <class Settings, class F>
 void each_setting(Settings& s, F&& f) {
   f("preset", s.preset);
   f("toy", s.toy);
+  f("toy_train_pairs", s.toy_train_pairs);
+  f("toy_valid_pairs", s.toy_valid_pairs);
   f("data", s.data);
   f("text", s.text);
   f("source", s.source);
