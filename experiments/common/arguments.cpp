@@ -160,7 +160,7 @@ CommonOptions common_options_from_json(const Json& json) {
   json.at("threads").get_to(options.threads);
   json.at("device").get_to(options.device);
   json.at("math").get_to(options.math);
-  json.at("dtype").get_to(options.dtype);
+  json.at("precision").get_to(options.precision);
   json.at("out").get_to(options.out);
   return options;
 }

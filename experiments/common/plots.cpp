@@ -219,7 +219,7 @@ CurveText curve_text(const CurvePlot& plot, const std::string& prefix, bool titl
     text.data += block + " << EOD\n";
     for (size_t k = 0; k < n; ++k) {
       text.data += fmt::format("{} {}", number(curve.x[k]), number(curve.y[k]));
-      if (bars) text.data += " " + number(curve.error[k]);
+      if (bars) text.data += fmt::format(" {}", number(curve.error[k]));
       if (band) text.data += fmt::format(" {} {}", number(curve.low[k]), number(curve.high[k]));
       text.data += "\n";
     }
@@ -236,7 +236,7 @@ CurveText curve_text(const CurvePlot& plot, const std::string& prefix, bool titl
         "{}{} using 1:2{} {}", lines.empty() ? "" : ", ", block,
         bars ? fmt::format(":3 with yerrorlines linecolor {} pointtype 7 pointsize 0.5 linewidth 2",
                            style)
-             : " " + style_text(style, curve.dashed),
+             : fmt::format(" {}", style_text(style, curve.dashed)),
         titles ? fmt::format("title {}name{}", prefix, i) : "notitle");
   }
   text.commands += (text.commands.empty() ? "" : ", ") + lines;
