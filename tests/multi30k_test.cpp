@@ -424,7 +424,7 @@ TEST_CASE("multi30k: a run leaves metrics, settings, translations and a checkpoi
   REQUIRE(lines.size() == 2);
   CHECK(Json::parse(lines[1]).at("valid_loss") == loss[1]);
   CHECK(fs::exists(folder / "run/source.vocab"));
-  CHECK(fs::exists(folder / "run/loss.gp"));
+  CHECK(fs::exists(folder / "run/curves.gp"));
 }
 
 }  // namespace

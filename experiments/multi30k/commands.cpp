@@ -85,10 +85,8 @@ class TrainCommand {
 
 std::span<const Command> multi30k_commands() {
   static constexpr Command commands[] = {
-      {"train", train_command},
-      {"translate", translate_command},
-      {"score", score_command},
-      {"plot", plot_command},
+      {"train", train_command}, {"translate", translate_command}, {"score", score_command},
+      {"plot", plot_command},   {"study", study_command},
   };
   return commands;
 }

@@ -11,6 +11,7 @@ int train_command(int argc, const char* const* argv);
 int translate_command(int argc, const char* const* argv);
 int score_command(int argc, const char* const* argv);
 int plot_command(int argc, const char* const* argv);
+int study_command(int argc, const char* const* argv);
 
 struct Command {
   std::string_view name;

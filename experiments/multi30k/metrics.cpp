@@ -3,8 +3,6 @@
 
 #include <algorithm>
 
-#include "experiments/common/plots.h"
-
 namespace macgrad::experiments {
 namespace {
 
@@ -52,34 +50,6 @@ void write_metrics(const RunDirectory& out, const std::vector<Metrics>& epochs) 
   }
   CsvWriter(out.file("metrics.csv"), kColumns, rows);
   write_file_atomically(out.file("metrics.jsonl"), std::string_view(lines));
-}
-
-void draw_curves(const RunDirectory& out, const std::vector<Metrics>& epochs,
-                 const std::string& title) {
-  CurvePlot loss, bleu;
-  loss.title = bleu.title = title;
-  loss.x_label = bleu.x_label = "epoch";
-  loss.y_label = "loss a token (nats)";
-  bleu.y_label = "BLEU of translations";
-  Curve train{"training", {}, {}, {}}, valid{"validation", {}, {}, {}},
-      score{"validation", {}, {}, {}};
-  for (const Metrics& m : epochs) {
-    const auto x = static_cast<double>(m.epoch);
-    for (Curve* curve : {&train, &valid}) curve->x.push_back(x);
-    train.y.push_back(m.train_loss);
-    valid.y.push_back(m.valid_loss);
-    if (std::isnan(m.bleu)) continue;  // --bleu-every
-    score.x.push_back(x);
-    score.y.push_back(m.bleu);
-  }
-  loss.curves = {train, valid};
-  bleu.curves = {score};
-  for (const auto& [plot, name] : {std::pair(&loss, "loss"), std::pair(&bleu, "bleu")}) {
-    const std::vector<double>& y = plot->curves.back().y;
-    const bool empty = std::all_of(y.begin(), y.end(), [](double v) { return std::isnan(v); });
-    // gnuplot fails on curves without points: a run stopped before its first validation.
-    if (!empty && !write_plot(*plot, out.file(name))) return;
-  }
 }
 
 }  // namespace macgrad::experiments

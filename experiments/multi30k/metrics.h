@@ -1,4 +1,4 @@
-// What a run writes of its epochs: metrics.csv, metrics.jsonl and the curves.
+// What a run writes of its epochs: metrics.csv and metrics.jsonl.
 #pragma once
 
 #include <string>
@@ -11,9 +11,5 @@ namespace macgrad::experiments {
 
 /// Replaces metrics.csv and metrics.jsonl (one JSON object a line, the columns of the table).
 void write_metrics(const RunDirectory& out, const std::vector<Metrics>& epochs);
-
-/// loss and bleu as .svg, .png and .gp; what has no finite value is not drawn.
-void draw_curves(const RunDirectory& out, const std::vector<Metrics>& epochs,
-                 const std::string& title);
 
 }  // namespace macgrad::experiments

@@ -211,6 +211,23 @@ Panels training_panels(const std::vector<Configuration>& configurations, Band ba
   return panels;
 }
 
+DrawnRuns draw_runs(const std::vector<std::string>& folders, Band band, const std::string& base) {
+  std::vector<RecordedRun> runs;
+  std::set<std::string> seen;  // a run named twice is one run
+  for (const std::string& folder : folders)
+    for (RecordedRun& run : read_runs(folder))
+      if (seen.insert(fs::canonical(run.folder).string()).second) runs.push_back(std::move(run));
+  const std::vector<Configuration> configurations = group_runs(runs);
+  DrawnRuns result;
+  for (const Configuration& c : configurations) {
+    std::vector<std::string>& its =
+        result.configurations.emplace_back(c.name, std::vector<std::string>()).second;
+    for (const RecordedRun* run : c.runs) its.push_back(run->folder);
+  }
+  result.drawn = write_plot(training_panels(configurations, band), base);
+  return result;
+}
+
 int plot_command(int argc, const char* const* argv) {
   std::vector<std::string> folders;
   std::string out = "curves";
@@ -230,21 +247,11 @@ int plot_command(int argc, const char* const* argv) {
       [&] {
         for (const std::string_view suffix : {".svg", ".png", ".gp"})
           if (out.ends_with(suffix)) out.resize(out.size() - suffix.size());
-        std::vector<RecordedRun> runs;
-        std::set<std::string> seen;  // a run named twice is one run
-        for (const std::string& folder : folders)
-          for (RecordedRun& run : read_runs(folder))
-            if (seen.insert(fs::canonical(run.folder).string()).second)
-              runs.push_back(std::move(run));
-        const std::vector<Configuration> configurations = group_runs(runs);
-        const Panels panels =
-            training_panels(configurations, band == "range" ? Band::range : Band::deviation);
-        for (const Configuration& c : configurations) {
-          fmt::print("{}:", c.name);
-          for (const RecordedRun* run : c.runs) fmt::print(" {}", run->folder);
-          fmt::print("\n");
-        }
-        if (!write_plot(panels, out)) return 1;
+        const DrawnRuns runs =
+            draw_runs(folders, band == "range" ? Band::range : Band::deviation, out);
+        for (const auto& [name, its] : runs.configurations)
+          fmt::print("{}: {}\n", name, fmt::join(its, " "));
+        if (!runs.drawn) return 1;
         fmt::print("{0}.svg, {0}.png and {0}.gp are written\n", out);
         return 0;
       });

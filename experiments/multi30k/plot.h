@@ -41,6 +41,14 @@ enum class Band { range, deviation };  // lowest to highest; mean ± standard de
 /// a band when there are several. Without points when a run lacks the column.
 Curve mean_curve(const Configuration& configuration, const std::string& column, Band band);
 
+/// Reads the runs in `folders` (as read_runs, each run once) and writes their panels to
+/// `base`.svg, .png and .gp; throws as training_panels does.
+struct DrawnRuns {
+  std::vector<std::pair<std::string, std::vector<std::string>>> configurations;  // name, folders
+  bool drawn = false;  // false: gnuplot is missing or failed, as said on stderr
+};
+DrawnRuns draw_runs(const std::vector<std::string>& folders, Band band, const std::string& base);
+
 /// Panels without a single value are left out; throws when all are.
 Panels training_panels(const std::vector<Configuration>& configurations, Band band);
 

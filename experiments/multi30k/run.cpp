@@ -11,6 +11,7 @@
 #include "experiments/common/machine.h"
 #include "experiments/common/progress.h"
 #include "experiments/multi30k/metrics.h"
+#include "experiments/multi30k/plot.h"
 #include "experiments/multi30k/run_files.h"
 #include "experiments/multi30k/scores.h"
 #include "experiments/multi30k/training.h"
@@ -108,9 +109,8 @@ class Run {
                  state_.place.epoch);
     std::fflush(stdout);
     const std::string ended_by = train();
-    draw_curves(files_.out(), state_.epochs,
-                fmt::format("{}, {}{}", data_.name, settings_.attention,
-                            settings_.ppsbn ? " + ppSBN" : ""));
+    if (!state_.epochs.empty())
+      draw_runs({files_.out().path()}, Band::range, files_.out().file("curves"));
     const bool complete = !guard_.interrupted() && save_results(ended_by);
     save_settings(complete ? "complete" : "interrupted");
     if (complete) {
@@ -164,7 +164,7 @@ class Run {
     } catch (const NotFinite& error) {
       progress.finish();
       save_settings("failed");
-      throw Error("{}. {}", error.what(), files_.what_stays());
+      throw NotFinite("{}. {}", error.what(), files_.what_stays());
     }
     Metrics m;
     m.epoch = epoch;

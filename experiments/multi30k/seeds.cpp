@@ -2,16 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <filesystem>
 #include <map>
 
 #include "experiments/common/machine.h"
-#include "experiments/multi30k/checkpoint.h"
-#include "experiments/multi30k/resume.h"
-#include "experiments/multi30k/run.h"
+#include "experiments/multi30k/run_to_end.h"
 
 namespace macgrad::experiments {
-namespace fs = std::filesystem;
 namespace {
 
 using Scores = std::map<std::pair<std::string, std::string>, std::vector<double>>;
@@ -62,27 +58,8 @@ int run_seeds(const Multi30kSettings& settings, const std::vector<int64_t>& seed
     Multi30kSettings one = settings;
     one.common.seed = static_cast<uint64_t>(seed);
     one.common.out = out.file(fmt::format("seed-{}", seed));
-    const std::string checkpoint = checkpoint_path(one.common.out);
-    const std::string results = (fs::path(one.common.out) / "results.json").string();
-    const bool begun = fs::exists(checkpoint);
-    if (begun) check_same_run(checkpoint_settings(checkpoint), one, one.common.out);
-    Json wanted = to_json(one);
-    const auto done = [&] {
-      if (!begun || !fs::exists(results)) return false;
-      // Resolved by the run: 0 means the CPUs at hand.
-      Json had = read_json(results).at("settings");
-      had["common"]["threads"] = wanted["common"]["threads"];
-      return had == wanted;
-    };
-    if (done()) {
-      fmt::print("seed {}: complete\n", seed);
-    } else {
-      fmt::print("seed {}: {}\n", seed, begun ? "resumed" : "started");
-      std::fflush(stdout);
-      if (const int code = run_multi30k(one, begun ? Start::resume : Start::fresh); code != 0)
-        return code;
-    }
-    collect(read_json(results), scores);
+    if (const int code = run_to_end(one, fmt::format("seed {}", seed)); code != 0) return code;
+    collect(read_json(results_path(one.common.out)), scores);
   }
   write_summary(out, seeds, scores);
   return 0;

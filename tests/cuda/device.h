@@ -2,8 +2,6 @@
 // it.
 #pragma once
 
-#include <cstdlib>
-
 #include "core/tensor.h"
 #ifdef MACGRAD_CUDA_EMULATED
 #include "tests/cuda/emulation/machine.h"
@@ -20,22 +18,6 @@ using OpenMemory = emulation::Unlocked;
 #else
 struct OpenMemory {};
 #endif
-
-/// While alive, composites run where the kernels refuse operands, instead of an error.
-class CompositesAllowed {
- public:
-  explicit CompositesAllowed(bool allowed = true) : changed_(allowed) {
-    if (changed_) setenv("MACGRAD_FUSED", "", 1);
-  }
-  ~CompositesAllowed() {
-    if (changed_) setenv("MACGRAD_FUSED", "strict", 1);
-  }
-  CompositesAllowed(const CompositesAllowed&) = delete;
-  CompositesAllowed& operator=(const CompositesAllowed&) = delete;
-
- private:
-  bool changed_;
-};
 
 /// A tensor on the GPU with the shape, strides and offset of `t`, and its whole storage behind it.
 inline Tensor on_gpu(const Tensor& t) {

@@ -1,0 +1,246 @@
+#include "experiments/multi30k/study.h"
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <optional>
+
+#include "experiments/common/machine.h"
+#include "experiments/common/progress.h"
+#include "experiments/multi30k/commands.h"
+#include "experiments/multi30k/plot.h"
+#include "experiments/multi30k/presets.h"
+#include "experiments/multi30k/run_to_end.h"
+#include "experiments/multi30k/training.h"
+
+namespace macgrad::experiments {
+namespace fs = std::filesystem;
+namespace {
+
+using Settings = Multi30kSettings;
+
+// The middle of the table, from which every other RMFA run differs in one thing.
+void rmfa(Settings& s) {
+  s.attention = "rmfa";
+  s.ppsbn = true;
+  s.kernel = "exp";
+  s.features = 128;
+  s.draws = "optimal";
+  s.redraw = "step";
+  s.logit_scale = 1.0;
+}
+
+template <const char* kernel>
+void with_kernel(Settings& s) {
+  rmfa(s);
+  s.kernel = kernel;
+}
+constexpr char kInv[] = "inv", kLog[] = "log", kTrigh[] = "trigh", kSqrt[] = "sqrt";
+
+template <int features>
+void with_features(Settings& s) {
+  rmfa(s);
+  s.features = features;
+}
+
+void trained_scale(Settings& s) {
+  s.train_logit_scale = true;
+}
+
+constexpr StudyRun kRuns[] = {
+    {"softmax", "the anchor's model at this budget", [](Settings&) {}},
+    {"softmax-ppsbn", "Figure 3: ppSBN around softmax", [](Settings& s) { s.ppsbn = true; }},
+    {"rmfa", "RMFA exp, D 128, optimal, redrawn every step", rmfa},
+    {"exact", "the same kernel without random features",
+     [](Settings& s) {
+       rmfa(s);
+       s.attention = "exact";
+     }},
+    {"rmfa-trained-scale", "a trained logit scale, from 1",
+     [](Settings& s) {
+       rmfa(s);
+       trained_scale(s);
+     }},
+    {"softmax-ppsbn-trained-scale", "ppSBN around softmax, logit scale trained from 1",
+     [](Settings& s) {
+       s.ppsbn = true;
+       trained_scale(s);
+     }},
+    {"exact-trained-scale", "exact kernel, logit scale trained from 1",
+     [](Settings& s) {
+       rmfa(s);
+       s.attention = "exact";
+       trained_scale(s);
+     }},
+    {"rmfa-inv", "kernel inv", with_kernel<kInv>},
+    {"rmfa-log", "kernel log", with_kernel<kLog>},
+    {"rmfa-trigh", "kernel trigh", with_kernel<kTrigh>},
+    {"rmfa-sqrt", "kernel sqrt", with_kernel<kSqrt>},
+    {"rmfa-64", "64 features", with_features<64>},
+    {"rmfa-256", "256 features", with_features<256>},
+    {"rmfa-never", "one draw for the whole training",
+     [](Settings& s) {
+       rmfa(s);
+       s.redraw = "never";
+     }},
+    {"rmfa-iid", "independent draws, as the paper's",
+     [](Settings& s) {
+       rmfa(s);
+       s.draws = "iid";
+     }},
+};
+
+const StudyRun& study_run(const std::string& name) {
+  std::string names;
+  for (const StudyRun& run : kRuns) {
+    if (run.name == name) return run;
+    names += fmt::format("{}{}", names.empty() ? "" : ", ", run.name);
+  }
+  throw Error("--only: unknown \"{}\"; known: {}", name, names);
+}
+
+// One row of the tables: what a complete run measured, or why there is nothing.
+struct Row {
+  const StudyRun* run;
+  std::optional<Json> results;
+  std::string failure;
+};
+
+double score(const Json& results, const std::string& split, const char* name) {
+  const Json& scores = results.at("scores");
+  return scores.contains(split) ? scores.at(split).at(name).get<double>() : NAN;
+}
+
+std::string shown(double value, int digits) {
+  return std::isnan(value) ? "" : fmt::format("{:.{}f}", value, digits);
+}
+
+void write_tables(const RunDirectory& out, const Settings& settings, const std::vector<Row>& rows) {
+  std::vector<std::string> columns{"run",          "question",         "updates",
+                                   "valid_loss",   "valid_perplexity", "valid_bleu",
+                                   "wall_seconds", "failure"};
+  for (const std::string& split : settings.test) columns.push_back(split + "_bleu");
+  std::vector<std::vector<CsvValue>> cells;
+  std::string page = fmt::format(
+      "Every run: {}, {} updates of at most {} tokens, warm-up {}, seed {}; the mean of the last "
+      "{} epochs, beam {}.\n\n| run | | validation loss | perplexity | BLEU: val |",
+      settings.toy ? "toy" : fmt::format("{}-{}", settings.source, settings.target),
+      group_digits(settings.max_updates), group_digits(settings.batch_tokens), settings.warmup,
+      settings.common.seed, settings.average, settings.beam);
+  std::string rule = "\n|---|---|---|---|---|";
+  for (const std::string& split : settings.test) {
+    page += fmt::format(" {} |", split);
+    rule += "---|";
+  }
+  page += rule + "\n";
+  for (const Row& row : rows) {
+    std::vector<CsvValue> line{std::string(row.run->name), std::string(row.run->question)};
+    if (!row.results) {
+      line.resize(7);
+      line.emplace_back(row.failure);
+      line.resize(columns.size());
+      page += fmt::format("| `{}` | {} | {} |\n", row.run->name, row.run->question, row.failure);
+    } else {
+      const Json& r = *row.results;
+      const double loss = score(r, "val", "loss"), bleu = score(r, "val", "bleu");
+      line.insert(line.end(), {r.at("updates").get<int64_t>(), loss, std::exp(loss), bleu,
+                               r.at("wall_seconds").get<double>(), CsvValue{}});
+      page += fmt::format("| `{}` | {} | {} | {} | {} |", row.run->name, row.run->question,
+                          shown(loss, 3), shown(std::exp(loss), 2), shown(bleu, 2));
+      for (const std::string& split : settings.test) {
+        const double test = score(r, split, "bleu");
+        line.emplace_back(test);
+        page += fmt::format(" {} |", shown(test, 2));
+      }
+      page += "\n";
+    }
+    cells.push_back(std::move(line));
+  }
+  CsvWriter(out.file("study.csv"), columns, cells);
+  write_file_atomically(out.file("study.md"), std::string_view(page));
+  fmt::print("\n{}\n", page);
+}
+
+void draw(const RunDirectory& out, const std::vector<Row>& rows) {
+  std::vector<std::string> figure3, all;
+  for (const Row& row : rows) {
+    if (!row.results) continue;
+    const std::string folder = out.file(row.run->name);
+    all.push_back(folder);
+    if (row.run->name == "softmax" || row.run->name == "softmax-ppsbn") figure3.push_back(folder);
+  }
+  if (figure3.size() == 2) draw_runs(figure3, Band::range, out.file("figure3"));
+  if (!all.empty()) draw_runs(all, Band::range, out.file("curves"));
+}
+
+}  // namespace
+
+std::span<const StudyRun> study_runs() {
+  return kRuns;
+}
+
+Multi30kSettings study_settings() {
+  Multi30kSettings s;
+  apply_preset(s, "transformer-tiny");
+  s.max_updates = 1500;
+  s.warmup = 400;
+  s.patience = 0;
+  s.test = {"test_2016_flickr"};
+  return s;
+}
+
+int run_study(const Multi30kSettings& settings, const std::vector<std::string>& only) {
+  std::vector<Row> rows;
+  for (const std::string& name : only) rows.push_back({&study_run(name), {}, ""});
+  if (only.empty())
+    for (const StudyRun& run : kRuns) rows.push_back({&run, {}, ""});
+  const RunDirectory out(settings.common.out, "multi30k-study", /*goes_on=*/true);
+  // Every row's settings are checked before the first one runs for half an hour.
+  std::vector<Settings> all;
+  for (const Row& row : rows) {
+    Settings& s = all.emplace_back(settings);
+    row.run->change(s);
+    s.common.out = out.file(row.run->name);
+    check_settings(s);
+  }
+  for (size_t i = 0; i < rows.size(); ++i) {
+    try {
+      if (const int code = run_to_end(all[i], std::string(rows[i].run->name)); code != 0)
+        return code;
+      rows[i].results = read_json(results_path(all[i].common.out));
+    } catch (const NotFinite& error) {
+      rows[i].failure = error.what();
+      fmt::print(stderr, "{}: {}\n", rows[i].run->name, error.what());
+    }
+  }
+  write_tables(out, settings, rows);
+  draw(out, rows);
+  return 0;
+}
+
+int study_command(int argc, const char* const* argv) {
+  Multi30kSettings settings = study_settings();
+  for (int i = 1; i < argc; ++i)
+    if (std::string_view(argv[i]) == "--toy") make_toy(settings);
+  std::vector<std::string> only;
+  bool list = false;
+  return run_program(
+      argc, argv, "multi30k study",
+      "Trains a table of models, one factor at a time, and compares them; --out goes on with it.",
+      [&](CLI::App& app) {
+        declare_options(app, settings);
+        app.add_option("--only", only, "Rows to run (default: all)")
+            ->delimiter(',')
+            ->type_name("LIST");
+        app.add_flag("--list", list, "Print the rows and end");
+      },
+      [&] {
+        if (list) {
+          for (const StudyRun& run : study_runs()) fmt::print("{:28} {}\n", run.name, run.question);
+          return 0;
+        }
+        return run_study(settings, only);
+      });
+}
+
+}  // namespace macgrad::experiments

@@ -1,0 +1,33 @@
+// `multi30k study`: what ppSBN and each choice of RMFA do to translation, one factor at a time, all
+// runs at the same budget of updates. The paper (arXiv 2408.11656) translates with softmax
+// attention alone, with and without ppSBN (Figure 3); the rest of the table asks what it leaves
+// open.
+#pragma once
+
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "experiments/multi30k/settings.h"
+
+namespace macgrad::experiments {
+
+struct StudyRun {
+  std::string_view name;      // of its folder
+  std::string_view question;  // what it answers
+  void (*change)(Multi30kSettings& settings);
+};
+std::span<const StudyRun> study_runs();
+
+/// transformer-tiny with a budget that many runs can afford: 1,500 updates, 400 of warm-up, no
+/// early stopping.
+Multi30kSettings study_settings();
+
+/// Runs the table (or the rows that `only` names) in OUT/NAME, each started, continued or left
+/// alone as it needs, then writes OUT/study.csv, study.md and the curves. A run whose loss is no
+/// longer finite is a row that says so. Returns the exit code of the run that was interrupted, or
+/// 0.
+int run_study(const Multi30kSettings& settings, const std::vector<std::string>& only);
+
+}  // namespace macgrad::experiments

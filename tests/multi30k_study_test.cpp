@@ -1,0 +1,100 @@
+// `multi30k study`: the table asks one thing a row, and the command runs, goes on, and compares.
+#include <doctest/doctest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
+#include "experiments/common/csv.h"
+#include "experiments/multi30k/study.h"
+#include "tests/multi30k_settings.h"
+#include "tests/temporary_folder.h"
+
+namespace macgrad::experiments {
+namespace {
+namespace fs = std::filesystem;
+
+using Folder = testing::TemporaryFolder;
+
+// Names of the settings that differ.
+std::vector<std::string> differences(const Multi30kSettings& a, const Multi30kSettings& b) {
+  const Json x = to_json(a), y = to_json(b);
+  std::vector<std::string> names;
+  for (const auto& [name, value] : x.items())
+    if (value != y.at(name)) names.push_back(name);
+  return names;
+}
+
+std::string contents(const std::string& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+}  // namespace
+
+TEST_CASE("multi30k study: one factor at a time around RMFA") {
+  const Multi30kSettings softmax = study_settings();
+  std::map<std::string, Multi30kSettings> rows;
+  for (const StudyRun& run : study_runs()) {
+    Multi30kSettings s = study_settings();
+    run.change(s);
+    CHECK_NOTHROW(check_settings(s));
+    CHECK_MESSAGE(rows.emplace(run.name, s).second, run.name);
+    CHECK(s.max_updates == softmax.max_updates);
+  }
+  CHECK(differences(rows.at("softmax"), softmax).empty());
+  CHECK(differences(rows.at("softmax-ppsbn"), softmax) == std::vector<std::string>{"ppsbn"});
+  using Names = std::vector<std::string>;
+  const std::map<std::string, Names> factor{
+      {"exact", {"attention"}},   {"rmfa-trained-scale", {"train_logit_scale"}},
+      {"rmfa-inv", {"kernel"}},   {"rmfa-log", {"kernel"}},
+      {"rmfa-trigh", {"kernel"}}, {"rmfa-sqrt", {"kernel"}},
+      {"rmfa-64", {"features"}},  {"rmfa-256", {"features"}},
+      {"rmfa-never", {"redraw"}}, {"rmfa-iid", {"draws"}}};
+  for (const auto& [name, names] : factor)
+    CHECK_MESSAGE(differences(rows.at(name), rows.at("rmfa")) == names, name);
+}
+
+TEST_CASE("multi30k study: runs what is missing and compares") {
+  const Folder folder;
+  Multi30kSettings s = testing::tiny();
+  s.epochs = 2;
+  s.max_updates = 10;
+  s.common.out = folder / "study";
+  CHECK_THROWS_WITH_AS(run_study(s, {"softmax", "soft"}), doctest::Contains("softmax-ppsbn"),
+                       Error);
+  CHECK_FALSE(fs::exists(folder / "study/softmax"));
+  REQUIRE(run_study(s, {"softmax", "softmax-ppsbn"}) == 0);
+  const auto written = fs::last_write_time(folder / "study/softmax/results.json");
+  REQUIRE(run_study(s, {"softmax", "softmax-ppsbn", "rmfa"}) == 0);
+  CHECK(fs::last_write_time(folder / "study/softmax/results.json") == written);
+  const CsvTable table = read_csv(folder / "study/study.csv");
+  const std::vector<double> loss = table.numbers("valid_loss");
+  REQUIRE(loss.size() == 3);
+  for (const double x : loss) CHECK((x > 0.5 && x < 6));
+  CHECK(loss[0] == read_json(folder / "study/softmax/results.json")
+                       .at("scores")
+                       .at("val")
+                       .at("loss")
+                       .get<double>());
+  const std::string page = contents(folder / "study/study.md");
+  CHECK(page.find("| `rmfa` |") != std::string::npos);
+  CHECK(page.find("10 updates") != std::string::npos);
+  CHECK(fs::exists(folder / "study/figure3.gp"));
+  CHECK(fs::exists(folder / "study/curves.gp"));
+}
+
+TEST_CASE("multi30k study: a run that diverges is a row, not the end") {
+  const Folder folder;
+  Multi30kSettings s = testing::tiny();
+  s.epochs = 1;
+  s.lr = 1e30;
+  s.warmup = 0;
+  s.clip = 0;
+  s.common.out = folder / "study";
+  REQUIRE(run_study(s, {"softmax"}) == 0);
+  const std::string page = contents(folder / "study/study.md");
+  CHECK(page.find("lower --lr") != std::string::npos);
+}
+
+}  // namespace macgrad::experiments
