@@ -179,9 +179,8 @@ Tensor StepDecoder::advance(const Tensor& tokens) {
   Variable total;
   for (size_t e = 0; e < states_.size(); ++e) {
     model_.use_eval_draw(static_cast<int>(e));
-    const Variable one =
-        log_probs(model_.decode(tokens, Tensor(), memory_.empty() ? Variable() : memory_[e],
-                                source_valid_, &states_[e]));
+    const Variable one = log_probs(model_.decode(
+        tokens, Tensor(), memory_.empty() ? Variable() : memory_[e], source_valid_, &states_[e]));
     total = total.defined() ? add(total, one) : one;
   }
   memory_.clear();
