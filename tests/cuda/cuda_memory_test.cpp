@@ -46,10 +46,11 @@ TEST_CASE("cuda memory: want of memory says what was asked, used and free, and w
 }
 
 TEST_CASE("a recorded step replays on new inputs, in memory of its own") {
-  const Tensor x = Tensor::full({64}, 1.0, DType::float32, kGpu);
-  const Tensor total = Tensor::zeros({64}, DType::float32, kGpu);
+  constexpr int64_t n = 50'021;  // a size that no test before this one records
+  const Tensor x = Tensor::full({n}, 1.0, DType::float32, kGpu);
+  const Tensor total = Tensor::zeros({n}, DType::float32, kGpu);
   const auto step = [&] {
-    const Tensor twice = Tensor::empty({64}, DType::float32, kGpu);
+    const Tensor twice = Tensor::empty({n}, DType::float32, kGpu);
     kernels::add(x, x, twice);
     kernels::add(total, twice, total);
   };
@@ -63,7 +64,7 @@ TEST_CASE("a recorded step replays on new inputs, in memory of its own") {
   x.fill(10.0);
   // Eager work between replays does not get the step's memory.
   Tensors others;
-  for (int i = 0; i < 4; ++i) others.push_back(Tensor::full({64}, 7.0, DType::float32, kGpu));
+  for (int i = 0; i < 4; ++i) others.push_back(Tensor::full({n}, 7.0, DType::float32, kGpu));
   graph.replay({});
   CHECK(total.to_vector<double>()[0] == 24);
   for (const Tensor& t : others) CHECK(t.to_vector<double>()[63] == 7);

@@ -63,12 +63,17 @@ Tensors run(const PreSbn& c, Device device, bool in_float64 = false) {
   return results;
 }
 
+// Kernels compute as x's dtype asks, whatever that of a result.
+double result_tolerance(DType x, DType result, int64_t terms) {
+  return std::max(rounding_tolerance(compute_dtype(x), terms), rounding_tolerance(result, terms));
+}
+
 void check_against_float64(const PreSbn& c) {
   const Tensors expected = run(c, kCpu, true), got = run(c, kGpu), on_cpu = run(c, kCpu);
   for (size_t i = 0; i < got.size(); ++i) {
     CAPTURE(i);
-    // The results' dtype is x's, that of the moments behind them their own.
-    const double tolerance = rounding_tolerance(i < 2 ? c.x.dtype() : c.moments, c.terms());
+    const double tolerance =
+        result_tolerance(c.x.dtype(), i < 2 ? c.x.dtype() : c.moments, c.terms());
     CHECK(difference(got[i], expected[i]) <= tolerance);
     CHECK(difference(on_cpu[i], expected[i]) <= tolerance);
   }
@@ -197,7 +202,7 @@ void check_against_float64(const PostSbn& c) {
     const DType dtype = i < 2 ? c.x.dtype() : i == 2 ? c.gamma.dtype() : c.beta.dtype();
     // The power multiplies the rounding of its base by its exponent, which is below 4 here. Sums
     // run over all of x.
-    const double tolerance = 4 * rounding_tolerance(dtype, c.x.numel());
+    const double tolerance = 4 * result_tolerance(c.x.dtype(), dtype, c.x.numel());
     CHECK(difference(got[i], expected[i]) <= tolerance);
     CHECK(difference(on_cpu[i], expected[i]) <= tolerance);
   }
