@@ -1,7 +1,9 @@
 // Position vectors.
 #include "nn/positions.h"
 
+#include <algorithm>
 #include <cmath>
+#include <iterator>
 
 #include "autograd/ops.h"
 #include "nn/init.h"
@@ -48,13 +50,16 @@ Variable Positions::forward(const Variable& x, int64_t start) const {
           end, weight->size(0));
     return add(x, slice(*weight, 0, start, end));
   }
-  if (!table_.defined() || table_.size(0) < end || table_.dtype() != x.dtype() ||
-      !(table_.device() == x.device())) {
+  auto table = std::find_if(tables_.begin(), tables_.end(), [&](const Tensor& t) {
+    return t.size(0) >= end && t.dtype() == x.dtype() && t.device() == x.device();
+  });
+  if (table == tables_.end()) {
     int64_t length = 64;
     while (length < end) length *= 2;
-    table_ = sinusoidal_positions(length, width_).to(x.dtype()).to(x.device());
+    tables_.push_back(sinusoidal_positions(length, width_).to(x.dtype()).to(x.device()));
+    table = std::prev(tables_.end());
   }
-  return add(x, Variable(table_.slice(0, start, end)));
+  return add(x, Variable(table->slice(0, start, end)));
 }
 
 }  // namespace macgrad::nn

@@ -1,6 +1,8 @@
 // Positions: vectors added to embeddings so that attention can tell places apart.
 #pragma once
 
+#include <vector>
+
 #include "nn/module.h"
 
 namespace macgrad::nn {
@@ -28,7 +30,9 @@ class Positions : public Module {
  private:
   PositionKind kind_;
   int64_t width_;
-  mutable Tensor table_;  // sinusoidal, in the dtype and on the device last asked for
+  // Sinusoidal, of every dtype and device asked for. Those that have been outgrown stay: a recorded
+  // step (core/step_graph.h) goes on reading the one it was recorded with.
+  mutable std::vector<Tensor> tables_;
 };
 
 }  // namespace macgrad::nn
