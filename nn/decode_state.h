@@ -27,7 +27,8 @@ class DecodeState {
   std::pair<Variable, Variable> append(const Variable& k, const Variable& v);
 
   /// products += phiᵀ values and sums += Σ values over n keys: phi (B,H,n,R) or undefined without
-  /// features, values (B,H,n,dv+1) = [v, 1], zero rows for padding.
+  /// features, values (B,H,n,dv+1) = [v, 1], zero rows for padding. The sums have the dtype of
+  /// both, which has to be a compute_dtype: in bfloat16 256 + 1 is 256.
   void add(const Variable& phi, const Variable& values);
   /// (B,H,R,dv+1), undefined without features, and (B,H,1,dv+1).
   const Tensor& products() const { return products_; }

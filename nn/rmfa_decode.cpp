@@ -11,8 +11,11 @@ Variable RmfaCore::decode(const Variable& q_in, const Variable& k_in, const Vari
                           const RmfaArgs& args) {
   const auto column = [](const Tensor& valid) { return valid.unsqueeze(1).unsqueeze(3); };
   const bool has_features = args.linear > 0 || (!args.levels.empty() && args.levels[0] > 0);
+  // Features and values of low precision are summed, and the sums divided, in the wider one.
+  const DType wide = compute_dtype(q_in.dtype());
   const auto phi = [&](const Variable& x) {
-    return has_features ? maclaurin_features(x, draw.omega, draw.weight, args) : Variable();
+    return has_features ? cast(maclaurin_features(x, draw.omega, draw.weight, args), wide)
+                        : Variable();
   };
   const bool brings_keys = k_in.defined();
   check(brings_keys || state.length() > 0, "[rmfa] the state is empty: {}",
@@ -29,8 +32,8 @@ Variable RmfaCore::decode(const Variable& q_in, const Variable& k_in, const Vari
   if (brings_keys) {
     const int64_t n = k_in.size(2);
     Variable k = k_in;
-    values =
-        concat({v, Variable(Tensor::full(v.shape().with(3, 1), 1.0, v.dtype(), v.device()))}, 3);
+    values = concat(
+        {cast(v, wide), Variable(Tensor::full(v.shape().with(3, 1), 1.0, wide, v.device()))}, 3);
     if (mask.key_valid.defined()) {
       const int64_t end = mask.key_valid.size(1);
       new_valid = mask.key_valid.slice(1, end - n, end).contiguous();
@@ -57,10 +60,10 @@ Variable RmfaCore::decode(const Variable& q_in, const Variable& k_in, const Vari
   if (among_new) {
     const Tensor shown = visible({new_valid, Tensor(), true}, T, T, q.device());
     Variable kernel(
-        Tensor::full(Shape{q.size(0), q.size(1), T, T}, args.constant, q.dtype(), q.device()));
+        Tensor::full(Shape{q.size(0), q.size(1), T, T}, args.constant, wide, q.device()));
     if (has_features) kernel = add(kernel, matmul(phi_q, transpose(phi_k, 2, 3)));
     sums = plus(sums, matmul(where(shown, kernel, 0.0), values));
-    count = plus(count, sum(Variable(shown.to(q.dtype())), {3}, true));
+    count = plus(count, sum(Variable(shown.to(wide)), {3}, true));
     state.add(phi_k, values);
   }
 
@@ -71,7 +74,7 @@ Variable RmfaCore::decode(const Variable& q_in, const Variable& k_in, const Vari
   }
   // Where nothing is visible the numerator is 0 as well.
   const Tensor blind = equal(count.value(), 0.0);
-  Variable out = div(slice(sums, 3, 0, dv), masked_fill(den, blind, 1.0));
+  Variable out = cast(div(slice(sums, 3, 0, dv), masked_fill(den, blind, 1.0)), q.dtype());
   if (mask.query_valid.defined()) out = where(column(mask.query_valid), out, 0.0);
   return out;
 }
