@@ -2,6 +2,7 @@
 
 #include "autograd/attention.h"
 
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -323,8 +324,19 @@ Variable rmfa(const Variable& q, const Variable& k, const Variable& v, const Att
     if (statistics) *statistics = stats;
     return FusedOp::Forward{{out}, {den}};
   };
+  const auto draw_versions = [=] {
+    return std::array{omega.version(), weight.version(), args.layout.version()};
+  };
+  const auto check_draw = [draw_versions, versions = draw_versions()] {
+    require(
+        draw_versions() == versions,
+        "[rmfa] the feature draw (omega, weight or layout) was overwritten in place after it was "
+        "saved for its gradient: run backward before the next draw, or compute the forward "
+        "pass again");
+  };
   op.backward = [=](const Tensors& in, const FusedOp::Forward& result, const Tensors& g,
                     const std::vector<bool>&) {
+    check_draw();
     Tensors d;
     for (const Tensor& t : in) d.push_back(empty_heads(B, H, t.size(2), t.size(3), t));
     kernels::rmfa_backward(rows(in[0]), rows(in[1]), rows(in[2]), key_valid, query_valid, omega,
@@ -332,7 +344,10 @@ Variable rmfa(const Variable& q, const Variable& k, const Variable& v, const Att
                            d[2], Scratch{});
     return d;
   };
-  op.composite = [=](const Variables& in) { return rmfa_composite(in, mask, omega, weight, args); };
+  op.composite = [=](const Variables& in) {
+    check_draw();
+    return rmfa_composite(in, mask, omega, weight, args);
+  };
   return apply_fused(op, {q, k, v})[0];
 }
 

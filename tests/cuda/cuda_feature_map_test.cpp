@@ -2,7 +2,10 @@
 // is larger lies by itself.
 #include <doctest/doctest.h>
 
+#include "autograd/engine.h"
+#include "autograd/ops.h"
 #include "core/kernels.h"
+#include "nn/attention_core.h"
 #include "nn/feature_map.h"
 #include "tests/cuda/device.h"
 #include "tests/op_cases.h"
@@ -116,6 +119,24 @@ TEST_CASE("cuda feature map: a draw above the bounds lies by itself, the next is
   REQUIRE(projections(large + 1) <= bounds.projections);
   CHECK(gpu.features.recorded_part() == part);
   check_draw(gpu.features.current(DType::float32, kGpu), cpu.features.current());
+}
+
+TEST_CASE("cuda feature map: backward after the next draw is refused by name") {
+  ModelRandom random(3);
+  AttentionSettings settings;
+  settings.kind = AttentionKind::rmfa;
+  settings.unit_rows_given = true;
+  settings.features = 16;
+  RmfaCore core(nullptr, "core", settings, 2, 8, random);
+  core.to(kGpu);
+  const Variable x(Tensor::full({1, 2, 3, 8}, 0.1, DType::float32, kGpu), true);
+  const auto loss = [&] { return sum(core.forward(x, x, x, {})); };
+  core.begin_step(1, 0);
+  const Variable late = loss();
+  core.begin_step(2, 0);
+  CHECK_THROWS_WITH_AS(backward(late), doctest::Contains("the feature draw"), Error);
+  backward(loss());
+  CHECK(x.grad().defined());
 }
 
 }  // namespace
