@@ -149,7 +149,9 @@ __global__ void __launch_bounds__(kLayoutThreads)
   }
   __syncthreads();
   const int count = fill_chunk(draw, d, most, index, chunks[index], tid, kLayoutThreads);
-  if (index == 0 && tid == 0) *layout = {draw.constant, draw.root, count};
+  // The scratch memory holds a chunk a block; a layout that cuts into more is not of these bounds.
+  const int bound = static_cast<int>(gridDim.x);
+  if (index == 0 && tid == 0) *layout = {draw.constant, draw.root, count < bound ? count : bound};
 }
 
 template <class E>
