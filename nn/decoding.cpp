@@ -167,6 +167,8 @@ StepDecoder::StepDecoder(Transformer& model, const Tensor& source, const Tensor&
       states_(static_cast<size_t>(model.eval_draws())),
       hypotheses_(source.size(0)),
       sentences_(source.size(0)) {
+  check(!model.training(), "[decode] the model is in training mode: {}",
+        "open an EvalScope around decoding");
   for (size_t e = 0; e < states_.size(); ++e) {
     model_.use_eval_draw(static_cast<int>(e));
     memory_.push_back(model_.encode(source, source_valid));
@@ -222,6 +224,13 @@ std::vector<std::vector<Hypothesis>> beam_search(Transformer& model, const Tenso
         max_lengths.size(), B);
   check(special.begin >= 0 && special.begin < V && special.end >= 0 && special.end < V,
         "[beam_search] begin {} and end {} must be tokens below {}", special.begin, special.end, V);
+  for (const int64_t token : special.never) {
+    check(token >= 0 && token < V, "[beam_search] never has {}, which is no token below {}", token,
+          V);
+    check(token != special.end,
+          "[beam_search] never has the end token {}: no translation could end; leave it out",
+          token);
+  }
   std::vector<std::vector<Hypothesis>> finished(B);
   std::vector<Search> searches;
   for (size_t b = 0; b < B; ++b) {

@@ -72,6 +72,8 @@ Variable DecoderLayer::forward(const Variable& x, const Tensor& valid, const Var
     if (!state) return cross_attention.forward(h, memory, {memory_valid, query_valid, false});
     // The source is projected once; the hypotheses of a sentence are queries of one row.
     const bool first = state->source.length() == 0;
+    check(!first || memory.defined(), "[decoder] the states are fresh: {}",
+          "the first call must bring the encoded source");
     const int64_t sentences = first ? memory.size(0) : state->source.rows();
     check(h.size(0) % sentences == 0, "[decoder] {} hypotheses for {} sentences", h.size(0),
           sentences);

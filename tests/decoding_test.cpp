@@ -357,6 +357,21 @@ TEST_CASE("beam search: no room, no numbers, and settings that are refused") {
   CHECK(contains(error_of([&] { search({1, 1}, {.beam = 0}); }), "at least 1"));
   CHECK(contains(error_of([&] { search({1, 1}, {.length_penalty = NAN}); }), "finite"));
   CHECK(contains(error_of([&] { search({1}, {}); }), "1 length limits for 2 sentences"));
+  const auto with = [&](const std::vector<int64_t>& never) {
+    return error_of([&] { beam_search(model, s.ids, s.valid, {1, 1}, {kBegin, kEnd, never}, {}); });
+  };
+  CHECK(contains(with({kPad, kEnd}), "no translation could end"));
+  CHECK(contains(with({12}), "never has 12, which is no token below 12"));
+  CHECK(contains(with({-1}), "never has -1"));
+  model.train();
+  CHECK(contains(error_of([&] { StepDecoder(model, s.ids, s.valid); }), "EvalScope"));
+  {
+    const NoGrad no_grad;
+    const EvalScope evaluation(model);
+    std::vector<LayerState> states(model.decoder.layers.size());
+    CHECK(contains(error_of([&] { model.decode(s.ids, Tensor(), Variable(), s.valid, &states); }),
+                   "must bring the encoded source"));
+  }
   model.output->bias->value().fill(std::nan(""));
   const auto lost = search({3, 3}, {.beam = 2});
   CHECK(lost[1][0].tokens.empty());
