@@ -1,7 +1,6 @@
 // Adam and AdamW on the adam and sum_of_squares kernels.
 #include "nn/optimizer.h"
 
-#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -46,7 +45,8 @@ Adam::Adam(std::vector<ParameterGroup> groups, AdamSettings settings) : settings
       const bool low = p->dtype() == DType::bfloat16;
       const DType kept = compute_dtype(p->dtype());
       const auto zeros = [&] { return Tensor::zeros(p->shape(), kept, p->device()); };
-      group.slots.push_back({p, zeros(), zeros(), low ? p->value().to(kept) : Tensor()});
+      group.slots.push_back({p, zeros(), zeros(), low ? p->value().to(kept) : Tensor(), {}, 0});
+      if (low) group.slots.back().remember();
     }
     groups_.push_back(std::move(group));
   }
@@ -59,7 +59,29 @@ std::vector<Parameter*> Adam::all() const {
   return parameters;
 }
 
+void Adam::Slot::remember() {
+  storage = parameter->value().storage();
+  version = parameter->value().version();
+}
+
+void Adam::take_written_parameters() {
+  for (Group& g : groups_) {
+    for (Slot& s : g.slots) {
+      const Tensor& value = s.parameter->value();
+      if (!s.master.defined() ||
+          (s.storage.lock() == value.storage() && s.version == value.version()))
+        continue;
+      // Where the parameter is the master rounded, the master knows more.
+      const Tensor same = equal(value, s.master.to(value.dtype()));
+      s.master.copy_from(
+          where(same, Variable(s.master), Variable(value.to(s.master.dtype()))).value());
+      s.remember();
+    }
+  }
+}
+
 double Adam::step(double lr, const StepOptions& options) {
+  take_written_parameters();
   const double norm = gradient_norm(all()) * options.grad_scale;
   if (!std::isfinite(norm)) {
     ++skipped_;
@@ -92,7 +114,7 @@ void Adam::count_replay(double norm) {
 
 void Adam::update(AdamArgs args) {
   const double lr = args.lr;
-  for (const Group& g : groups_) {
+  for (Group& g : groups_) {
     args.lr = lr * g.lr_scale;
     args.beta1 = settings_.beta1;
     args.beta2 = settings_.beta2;
@@ -100,6 +122,8 @@ void Adam::update(AdamArgs args) {
     args.weight_decay = g.weight_decay;
     args.decoupled = settings_.decoupled;
     for (const bool masters : {false, true}) update(g, masters, args);
+    for (Slot& s : g.slots)
+      if (s.master.defined()) s.remember();
   }
 }
 
@@ -144,16 +168,6 @@ std::map<std::string, Tensor> Adam::state_dict() const {
 
 void Adam::load_state_dict(const std::map<std::string, Tensor>& state) {
   const std::map<std::string, Tensor> own = state_dict();
-  const auto has_masters = [](const std::map<std::string, Tensor>& entries) {
-    return std::any_of(entries.begin(), entries.end(),
-                       [](const auto& entry) { return entry.first.ends_with("/master"); });
-  };
-  if (has_masters(own) != has_masters(state))
-    throw Error(
-        "[load_state_dict] the state is of {} parameters and the optimizer's are {}; continue in "
-        "the precision in which it was saved",
-        has_masters(state) ? "bfloat16" : "float32 or float64",
-        has_masters(own) ? "bfloat16" : "float32 or float64");
   std::string problems;
   for (const auto& [name, value] : own) {
     const auto found = state.find(name);
@@ -162,15 +176,26 @@ void Adam::load_state_dict(const std::map<std::string, Tensor>& state) {
     else if (!(found->second.shape() == value.shape()))
       problems += fmt::format("\n  misshapen: {} is {} and must be {}", name, found->second.shape(),
                               value.shape());
+    else if (found->second.dtype() != value.dtype())
+      problems += fmt::format("\n  of another precision: {} is {} and must be {}", name,
+                              macgrad::name(found->second.dtype()), macgrad::name(value.dtype()));
   }
   for (const auto& [name, value] : state)
     if (!own.contains(name)) problems += fmt::format("\n  unexpected: {} {}", name, value.shape());
   if (!problems.empty())
-    throw Error("[load_state_dict] the state does not fit the optimizer:{}", problems);
+    throw Error(
+        "[load_state_dict] the state does not fit the optimizer; continue with the same "
+        "parameters, "
+        "in the precision in which it was saved:{}",
+        problems);
   for (const auto& [name, value] : own) value.copy_from(state.at(name).to(value.device()));
-  for (const Group& g : groups_)
-    for (const Slot& s : g.slots)
-      if (s.master.defined()) s.parameter->value().copy_from(s.master);
+  for (Group& g : groups_) {
+    for (Slot& s : g.slots) {
+      if (!s.master.defined()) continue;
+      s.parameter->value().copy_from(s.master);
+      s.remember();
+    }
+  }
   steps_ = static_cast<int64_t>(state.at("steps").item());
 }
 

@@ -4,7 +4,9 @@
 // moments (Micikevicius et al. 2018, section 3.1).
 #pragma once
 
+#include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -40,8 +42,7 @@ struct StepOptions {
 
 class Adam {
  public:
-  /// Masters are copies of the parameters as they are now: write to bfloat16 parameters before, or
-  /// load both states.
+  /// Masters are copies of the parameters as they are now.
   explicit Adam(std::vector<ParameterGroup> groups, AdamSettings settings = {});
 
   /// One update with learning rate `lr`; parameters without a gradient stay as they are. Returns
@@ -53,6 +54,10 @@ class Adam {
   /// step() for a recorded training step (core/step_graph.h): learning rate, gradient scale and the
   /// number of the update are read from the ReplayValues of each replay. Counts nothing.
   void record_step(double clip_norm);
+  /// Masters of bfloat16 parameters that something else has written to (Module::load_state_dict,
+  /// say) take the values written. step() calls it; to be called before a recorded step is
+  /// replayed.
+  void take_written_parameters();
   /// After a replay whose gradients had this norm: counts its update, or that it was passed over.
   void count_replay(double norm);
 
@@ -64,7 +69,7 @@ class Adam {
   /// parameters, and "steps". They share memory.
   std::map<std::string, Tensor> state_dict() const;
   /// Parameters with a master become the loaded master rounded. Throws one Error listing missing,
-  /// unexpected and misshapen names, which says so when the state is of another precision.
+  /// unexpected and misshapen names, and those of another dtype.
   void load_state_dict(const std::map<std::string, Tensor>& state);
 
  private:
@@ -73,6 +78,10 @@ class Adam {
     Tensor first;   // running mean of gradients
     Tensor second;  // running mean of squares
     Tensor master;  // of a bfloat16 parameter
+    // The parameter as this optimizer left it. Replays, which the host does not see, leave both.
+    std::weak_ptr<Storage> storage;
+    uint64_t version = 0;
+    void remember();
   };
   struct Group {
     std::vector<Slot> slots;

@@ -321,7 +321,7 @@ TEST_CASE("multi30k: --precision bf16 follows the losses of float32, and its che
     s.common.precision = "float32";
     Trainer wrong(s, data);
     CHECK_THROWS_WITH_AS(load_checkpoint(file, wrong.model(), wrong.optimizer(), Json::object()),
-                         doctest::Contains("continue in the precision"), Error);
+                         doctest::Contains("in the precision in which it was saved"), Error);
   }
 }
 
