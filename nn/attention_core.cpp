@@ -60,12 +60,17 @@ double LogitScale::value() const {
   return std::isinf(limit_) ? std::exp(t) : limit_ / (1.0 + std::exp(-t));
 }
 
-Variable LogitScale::apply(const Variable& x, double relative_to, const Tensor& held) const {
+Variable LogitScale::apply(const Variable& x, double relative_to,
+                           const Tensor& live_relative_to) const {
   if (!theta) return fixed_ == relative_to ? x : mul(x, fixed_ / relative_to);
   const auto in_scope = scope();
-  const Variable tau = std::isinf(limit_) ? exp(*theta) : mul(sigmoid(*theta), limit_);
-  if (held.defined()) return mul(x, div(tau, Variable(held.to(tau.dtype()))));
-  return mul(x, mul(tau, 1.0 / relative_to));
+  // One rounding to x's dtype: τ and what it is divided by are close.
+  const Variable wide = cast(*theta, compute_dtype(theta->dtype()));
+  const Variable tau = std::isinf(limit_) ? exp(wide) : mul(sigmoid(wide), limit_);
+  const Variable factor = live_relative_to.defined()
+                              ? div(tau, Variable(live_relative_to.to(tau.dtype())))
+                              : mul(tau, 1.0 / relative_to);
+  return mul(x, cast(factor, x.dtype()));
 }
 
 namespace {

@@ -29,9 +29,11 @@ class LogitScale : public Module {
   /// τ now. For a trained one this reads θ back.
   double value() const;
   bool trained() const { return theta.has_value(); }
-  /// x·τ/relative_to; x itself when nothing changes. A trained τ is divided by what `held`, (1) on
-  /// x's device, has at the time, where it is given: a recorded step meets other values there.
-  Variable apply(const Variable& x, double relative_to = 1.0, const Tensor& held = {}) const;
+  /// x·τ/relative_to; x itself when nothing changes. A trained τ is divided by what
+  /// `live_relative_to`, (1) on x's device, has at the time, where it is given: a recorded step
+  /// meets other values there.
+  Variable apply(const Variable& x, double relative_to = 1.0,
+                 const Tensor& live_relative_to = {}) const;
 
   std::optional<Parameter> theta;  // (1)
 
@@ -98,8 +100,7 @@ class RmfaCore : public AttentionCore {
   std::string describe() const override;
 
   /// Of all forward calls without a state since the last begin_step: floored rows (with policy
-  /// none: denominators
-  /// <= 0) and the smallest denominator per visible key.
+  /// none: denominators <= 0) and the smallest denominator per visible key.
   RmfaStatistics statistics() const;
   /// Those that nobody has read yet, one a call, where q was.
   const Tensors& pending_statistics() const { return pending_; }
@@ -127,7 +128,8 @@ RmfaStatistics rmfa_statistics(Module& model);
 
 /// pending_statistics() of every RmfaCore of a model, one after the other.
 Tensors pending_statistics(Module& model);
-/// recorded_part() of every feature map of a model, one after the other; nothing when one has none.
+/// recorded_part() of every feature map of a model in training, one after the other; nothing when
+/// one has none. Draws that are elsewhere are first put where the model's parameters are.
 std::optional<std::vector<int64_t>> recorded_draws(Module& model);
 
 /// preSBN with its running statistics (Macformer, Algorithm 1, steps 1 and 2).

@@ -56,10 +56,10 @@ Variable RmfaCore::forward(const Variable& q, const Variable& k, const Variable&
   args.linear = draw.linear;
   args.floor = floor_;
   args.layout = draw.layout;
-  const Tensor held = draw.layout.defined()
-                          ? draw.layout.slice(0, kRmfaLayoutScale, kRmfaLayoutScale + 1)
-                          : Tensor();
-  const Variable scaled = logit_scale.apply(q, draw.settings.logit_scale, held);
+  const Tensor scale_of_draw = draw.layout.defined()
+                                   ? draw.layout.slice(0, kRmfaLayoutScale, kRmfaLayoutScale + 1)
+                                   : Tensor();
+  const Variable scaled = logit_scale.apply(q, draw.settings.logit_scale, scale_of_draw);
   if (state) return decode(scaled, k, v, mask, *state, draw, args);
   Tensor seen;
   const Variable out = rmfa(scaled, k, v, mask, draw.omega, draw.weight, args, &seen);
@@ -110,9 +110,12 @@ Tensors pending_statistics(Module& model) {
 
 std::optional<std::vector<int64_t>> recorded_draws(Module& model) {
   std::vector<int64_t> all;
+  const std::vector<Parameter*> parameters = model.parameters();
   for (Module* m : model.modules()) {
     const auto* core = dynamic_cast<const RmfaCore*>(m);
     if (!core) continue;
+    if (!parameters.empty())
+      (void)core->features.current(parameters[0]->dtype(), parameters[0]->device());
     const auto part = core->features.recorded_part();
     if (!part) return std::nullopt;
     all.insert(all.end(), part->begin(), part->end());

@@ -398,6 +398,69 @@ TEST_CASE("a floored denominator is floored with a state as well") {
   }
 }
 
+// Added one by one in bfloat16, ones stop at 256: the keys of the second half would not count.
+TEST_CASE("the sums of RMFA's state go on beyond 256 keys in bfloat16") {
+  constexpr int64_t kPlaces = 600;
+  const NoGrad no_grad;
+  for (const int64_t piece : {1, 4}) {
+    CAPTURE(piece);
+    Core core(rmfa_settings(40, false), AttentionRole::causal_self);
+    core.to(DType::bfloat16);
+    core.eval();
+    const auto rows = [](uint32_t draw) {
+      return mul(Variable(normal_tensor(Shape{1, kHeads, kPlaces, kDim}, draw)), 0.1);
+    };
+    const auto low = [](const Variable& x) { return Variable(x.value().to(DType::bfloat16)); };
+    const Variable q = low(rows(1)), k = low(rows(2));
+    const Variable v =
+        low(Variable(concat({Variable(Tensor::zeros({1, kHeads, kPlaces / 2, kDim})),
+                             Variable(Tensor::full({1, kHeads, kPlaces / 2, kDim}, 1.0))},
+                            2)
+                         .value()));
+    DecodeState state;
+    Tensor last;
+    for (int64_t t = 0; t < kPlaces; t += piece) {
+      const auto at = [&](const Variable& x) { return slice(x, 2, t, t + piece); };
+      last = core(at(q), at(k), at(v), {Tensor(), Tensor(), true}, &state).value();
+    }
+    CHECK(last.dtype() == DType::bfloat16);
+    core.to(DType::float32);
+    const auto wide = [](const Variable& x) { return Variable(x.value().to(DType::float32)); };
+    const Tensor whole = core(wide(q), wide(k), wide(v), {Tensor(), Tensor(), true}).value();
+    check_near(last.to(DType::float32), whole.slice(2, kPlaces - piece, kPlaces), 0.02);
+  }
+}
+
+TEST_CASE("RMFA refuses a backward pass after its draw was overwritten") {
+  const auto settings = rmfa_settings(40, false);
+  Core core(settings);
+  core.train();
+  const Variable q = leaf(1, 3, 1), k = leaf(1, 3, 2), v = leaf(1, 3, 3);
+  auto& features = dynamic_cast<RmfaCore&>(*core.core).features;
+  for (const bool overwritten : {false, true}) {
+    const Variable y = sum(core(q, k, v, {}));
+    const FeatureDraw& draw = features.current(DType::float64);
+    if (overwritten) draw.weight.copy_from(draw.weight.clone());
+    const std::string message = error_of([&] { backward(y); });
+    CHECK(contains(message, "the feature draw") == overwritten);
+  }
+}
+
+TEST_CASE("a trained scale is formed in float32 and rounded once in bfloat16") {
+  constexpr double kTau = 1.37;
+  LogitScale scale(nullptr, "scale", kTau, true, kEverywhere, 4);
+  scale.to(DType::bfloat16);
+  const double theta = scale.theta->value().item();
+  const Variable x(Tensor::full({1}, 1.0, DType::bfloat16));
+  for (const double relative_to : {1.0, 1.2345, 1.37}) {
+    const double exact = std::exp(theta) / relative_to;
+    const Tensor live = Tensor::full({1}, relative_to, DType::float64);
+    for (const Tensor& given : {Tensor(), live})
+      CHECK(scale.apply(x, relative_to, given).item() ==
+            static_cast<double>(static_cast<float>(bfloat16(static_cast<float>(exact)))));
+  }
+}
+
 TEST_CASE("a state is refused while recording, and when it is empty without keys") {
   for (const auto& settings : {softmax_settings(), rmfa_settings(40)}) {
     Core core(settings, AttentionRole::causal_self);

@@ -52,10 +52,8 @@ void RecordedSteps::refuse(Entry& entry, const std::string& reason) {
     refusals_.push_back(reason);
 }
 
-void RecordedSteps::record(Entry& entry, const BatchTensors& batch,
-                           const std::vector<int64_t>& draws) {
+void RecordedSteps::record(Entry& entry, const BatchTensors& batch) {
   entry.batch = batch;
-  entry.draws = draws;
   // Gradients of the last update make room for those of the recorded one.
   optimizer_.zero_grad();
   Variable loss;
@@ -77,21 +75,23 @@ std::optional<RecordedSteps::Outcome> RecordedSteps::run(const BatchTensors& bat
                                                          int64_t epoch, double lr) {
   if (kernel_observer() != nullptr) return std::nullopt;
   Entry& entry = entries_[{batch.source.size(0), batch.source.size(1), batch.input.size(1)}];
-  if (entry.refused || ++entry.seen <= kEagerRuns) return std::nullopt;
+  if (entry.refused) return std::nullopt;
   const auto draws = nn::recorded_draws(model_);
   if (!draws) {
-    ++large_draws_;
+    // A step of other sizes than those that are recorded: it warms nothing up.
+    if (entry.seen >= kEagerRuns) ++large_draws_;
     return std::nullopt;
   }
-  if (entry.graph && entry.draws != *draws) {
+  if (entry.draws != *draws) {
     // The place moved: steps of other sizes from here on, which the allocator has to see first.
     entry = Entry{};
-    entry.seen = 1;
-    return std::nullopt;
+    entry.draws = *draws;
   }
+  if (++entry.seen <= kEagerRuns) return std::nullopt;
+  optimizer_.take_written_parameters();
   if (!entry.graph) {
     try {
-      record(entry, batch, *draws);
+      record(entry, batch);
     } catch (const Error& error) {
       optimizer_.zero_grad();
       refuse(entry, error.what());

@@ -41,10 +41,10 @@ class RecordedSteps {
     BatchTensors batch;  // what the recorded step reads
     Tensor loss;
     Tensors statistics;
-    std::vector<int64_t> draws;
+    std::vector<int64_t> draws;  // of the eager runs and of what was recorded
     std::unique_ptr<StepGraph> graph;
   };
-  void record(Entry& entry, const BatchTensors& batch, const std::vector<int64_t>& draws);
+  void record(Entry& entry, const BatchTensors& batch);
   void refuse(Entry& entry, const std::string& reason);
 
   nn::Transformer& model_;

@@ -3,11 +3,14 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <functional>
 #include <optional>
 
+#include "core/step_graph.h"
 #include "experiments/multi30k/evaluation.h"
 #include "experiments/multi30k/training.h"
 #include "experiments/nmse/measure.h"
+#include "nn/positions.h"
 #include "tests/composites_allowed.h"
 #include "tests/cuda/device.h"
 #include "tests/op_cases.h"
@@ -46,7 +49,9 @@ struct Run {
   std::map<std::string, Tensor> state;
 };
 
-Run train(const Multi30kSettings& s) {
+using AfterUpdate = std::function<void(Trainer&, int64_t update)>;
+
+Run train(const Multi30kSettings& s, const AfterUpdate& after = {}) {
   const TranslationData data = load_translation_data(s);
   Trainer trainer(s, data);
   Run run;
@@ -56,6 +61,7 @@ Run train(const Multi30kSettings& s) {
       run.norms.push_back(r.norm);
       run.replays = r.replays;
       run.large_draws = r.large_draws;
+      if (after) after(trainer, r.update);
       return true;
     });
   run.refused = trainer.refused_replays();
@@ -127,6 +133,119 @@ TEST_CASE("cuda training: replayed updates are the eager ones, bit for bit") {
     for (const auto& [name, value] : eager.state)
       CHECK_MESSAGE(difference(replayed.state.at(name), value) == 0, name);
   }
+}
+
+std::vector<nn::RmfaCore*> rmfa_cores(Trainer& trainer) {
+  std::vector<nn::RmfaCore*> cores;
+  for (nn::Module* m : trainer.model().modules())
+    if (auto* core = dynamic_cast<nn::RmfaCore*>(m)) cores.push_back(core);
+  return cores;
+}
+
+// Small batches of two shapes, nearly all of whose updates can be replayed.
+Multi30kSettings two_shapes(const std::string& draws) {
+  Multi30kSettings s = tiny("rmfa", "cuda");
+  s.toy_train_pairs = 24;
+  s.batch_tokens = 96;
+  s.shape_multiple = 8;
+  s.draws = draws;
+  return s;
+}
+
+TEST_CASE("cuda training: shapes are recorded anew when the draws get another place in memory") {
+  const Threads one(1);
+  [[maybe_unused]] const OpenMemory open;
+  for (const std::string draws : {"h01", "optimal"}) {
+    for (const int64_t first : {1, 2, 3, 4, 6}) {
+      CAPTURE(draws);
+      CAPTURE(first);
+      Multi30kSettings s = two_shapes(draws);
+      s.train_logit_scale = true;
+      s.max_updates = first + 9;
+      int64_t places = 0;
+      // While shapes are warmed up, between that and their recording, and after it.
+      const auto grow = [&](Trainer& trainer, int64_t update) {
+        for (nn::RmfaCore* core : rmfa_cores(trainer)) {
+          if (const auto part = core->features.recorded_part(); part) places = part->front();
+          if (update != first) continue;
+          const nn::Parameter& theta = *core->logit_scale.theta;
+          theta.value().fill(theta.value().item() + std::log(1.5));
+        }
+      };
+      s.graph = "off";
+      const Run eager = train(s, grow);
+      CHECK(places > 1);
+      s.graph = "on";
+      const Run replayed = train(s, grow);
+      CHECK(replayed.refused.empty());
+      CHECK(replayed.large_draws == 0);
+      CHECK(replayed.replays >= 3);
+      CHECK(replayed.losses == eager.losses);
+      for (const auto& [name, value] : eager.state)
+        CHECK_MESSAGE(difference(replayed.state.at(name), value) == 0, name);
+    }
+  }
+}
+
+TEST_CASE("cuda training: updates with a draw larger than its place run eagerly and are counted") {
+  const Threads one(1);
+  [[maybe_unused]] const OpenMemory open;
+  Multi30kSettings s = two_shapes("iid");
+  s.features = 1;
+  s.max_updates = 9;
+  // Whether an update from `first` to `last` draws more projections than the bounds.
+  const TranslationData data = load_translation_data(s);
+  Trainer trainer(s, data);
+  const auto exceeds = [&](uint64_t seed, uint32_t first, uint32_t last) {
+    for (nn::RmfaCore* core : rmfa_cores(trainer)) {
+      const nn::FeatureDraw& draw = core->features.training_draw();
+      const auto bounds = nn::draw_bounds(core->features.kernel(), draw.plan);
+      DrawKey key = draw.key;
+      REQUIRE(key.seed == s.common.seed);
+      key.seed = seed;
+      for (key.step = first; key.step <= last; ++key.step)
+        if (nn::draw_features(core->features.kernel(), draw.settings, draw.plan, key)
+                .projections() > bounds.projections)
+          return true;
+    }
+    return false;
+  };
+  for (const auto& [first, last] : {std::pair{1u, 4u}, {7u, 9u}}) {
+    CAPTURE(first);
+    uint64_t seed = 1;
+    while (!exceeds(seed, first, last)) REQUIRE(++seed < 5000);
+    Multi30kSettings seeded = s;
+    seeded.common.seed = seed;
+    seeded.graph = "off";
+    const Run eager = train(seeded);
+    seeded.graph = "on";
+    const Run replayed = train(seeded);
+    CHECK(replayed.refused.empty());
+    CHECK(replayed.replays >= 2);
+    if (first > 4) CHECK(replayed.large_draws > 0);
+    CHECK(replayed.losses == eager.losses);
+    for (const auto& [name, value] : eager.state)
+      CHECK_MESSAGE(difference(replayed.state.at(name), value) == 0, name);
+  }
+}
+
+TEST_CASE("cuda training: a recorded step keeps the position vectors it was recorded with") {
+  const NoGrad no_grad;
+  nn::ModelRandom random(3);
+  const nn::Positions positions(nullptr, "positions", nn::PositionKind::sinusoidal, 0, 16, random);
+  const Variable x(Tensor::full({2, 5, 16}, 0.5, DType::float32, kGpu));
+  const Tensor eager = positions.forward(x).value();
+  (void)positions.forward(x);
+  Variable y;
+  const StepGraph graph(kGpu, [&] { y = positions.forward(x); });
+  graph.replay({});
+  CHECK(difference(y.value(), eager) == 0);
+  // Longer than the vectors there are; then what they would have left is used again.
+  (void)positions.forward(Variable(Tensor::zeros({1, 100, 16}, DType::float32, kGpu)));
+  Tensors others;
+  for (int i = 0; i < 8; ++i) others.push_back(Tensor::full({64, 16}, 7.0, DType::float32, kGpu));
+  graph.replay({});
+  CHECK(difference(y.value(), eager) == 0);
 }
 
 // The CPU runs attention as composites, with scores rounded to bfloat16.
