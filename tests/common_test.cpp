@@ -188,6 +188,43 @@ TEST_CASE("a run's folder never hides earlier results") {
   CHECK(one.path() != two.path());
 }
 
+TEST_CASE("a run's folder belongs to one run at a time") {
+  const Folder folder;
+  const std::string path = folder / "run";
+  {
+    const RunDirectory run(path, "nmse");
+    CHECK(has(error_of([&] { RunDirectory(path, "nmse", Holds::this_run); }),
+              "run: another run is writing there"));
+    const int status = in_child(
+        [&] { return has(error_of([&] { RunDirectory(path, "nmse"); }), "another run") ? 0 : 1; });
+    CHECK(status == 0);
+    CHECK_NOTHROW(RunDirectory(folder.path(), "nmse", Holds::runs));
+    CHECK_NOTHROW(RunDirectory(folder.path(), "nmse", Holds::runs));
+  }
+  CHECK_NOTHROW(RunDirectory(path, "nmse", Holds::this_run));
+}
+
+TEST_CASE("a run that goes on clears what a kill left, and nothing else") {
+  const Folder folder;
+  const pid_t ended = fork();
+  if (ended == 0) _exit(0);
+  waitpid(ended, nullptr, 0);
+  const auto file = [&](const std::string& name) { return folder.write(name, "x"); };
+  const std::vector<std::string> gone{file(fmt::format("metrics.csv.tmp-{}-3", ended)),
+                                      file(fmt::format("c.safetensors.{}.tmp", ended))};
+  const std::vector<std::string> stay{file("notes.tmp-old"),
+                                      file("a.tmp-1-"),
+                                      file(".tmp-1-2"),
+                                      file("x.tmp"),
+                                      file(fmt::format("metrics.csv.tmp-{}-3", getppid())),
+                                      file(fmt::format("c.safetensors.{}.tmp", getppid())),
+                                      file(fmt::format("notes.{}.tmp", ended)),
+                                      file(fmt::format("below/metrics.csv.tmp-{}-3", ended))};
+  const RunDirectory run(folder.path(), "nmse", Holds::this_run);
+  for (const std::string& path : gone) CHECK_MESSAGE(!fs::exists(path), path);
+  for (const std::string& path : stay) CHECK_MESSAGE(fs::exists(path), path);
+}
+
 TEST_CASE("numbers and times as people read them") {
   CHECK(group_digits(0) == "0");
   CHECK(group_digits(999) == "999");

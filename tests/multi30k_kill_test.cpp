@@ -133,7 +133,7 @@ TEST_CASE("multi30k: Ctrl-C saves a checkpoint and says so") {
   REQUIRE(wait_for_file(out + "/checkpoint.safetensors", child));
   kill(child, SIGINT);
   CHECK(wait_for(child) == 128 + SIGINT);
-  CHECK(text_of(log).find("Interrupted: checkpoint after update") != std::string::npos);
+  CHECK(text_of(log).find("The last checkpoint stays in " + out) != std::string::npos);
   CHECK(read_json(out + "/settings.json").at("state") == "interrupted");
   CHECK(read_json(out + "/settings.json").at("updates") ==
         updates_of(out + "/checkpoint.safetensors"));

@@ -15,6 +15,7 @@
 #include "experiments/multi30k/presets.h"
 #include "experiments/multi30k/resume.h"
 #include "experiments/multi30k/run.h"
+#include "experiments/multi30k/run_files.h"
 #include "experiments/multi30k/seeds.h"
 #include "experiments/multi30k/training.h"
 #include "tests/multi30k_settings.h"
@@ -114,6 +115,60 @@ TEST_CASE("multi30k: 20 updates are 7 and 13 after a resume, bit for bit") {
   }
 }
 
+TEST_CASE("multi30k: accumulated batches, subwords, two draws and early stopping resume alike") {
+  const OneThread one_thread;
+  const Folder folder;
+  Multi30kSettings straight = with_dropout("rmfa", "step");
+  straight.subwords = "bpe";
+  straight.vocabulary_size = 320;
+  straight.accumulate = 3;
+  straight.eval_draws = 2;
+  straight.patience = 3;
+  straight.max_updates = 9;
+  straight.common.out = folder / "straight";
+  REQUIRE(run_multi30k(straight) == 0);
+  Multi30kSettings halves = straight;
+  halves.common.out = folder / "halves";
+  for (const int64_t updates : {4, 9}) {
+    halves.max_updates = updates;
+    REQUIRE(run_multi30k(halves, updates == 4 ? Start::fresh : Start::resume) == 0);
+  }
+  check_same_checkpoints(folder / "straight/checkpoint.safetensors",
+                         folder / "halves/checkpoint.safetensors");
+  CHECK(read_json(folder / "straight/results.json").at("scores") ==
+        read_json(folder / "halves/results.json").at("scores"));
+}
+
+TEST_CASE("multi30k: a finished run without epochs cannot be averaged afterwards") {
+  const OneThread one_thread;
+  const Folder folder;
+  Multi30kSettings s = tiny();
+  s.epochs = 1;
+  s.common.out = folder / "run";
+  folder.write("run/epochs/epoch-9.safetensors", "of a run before");
+  folder.write("run/epochs/notes.txt", "mine");
+  REQUIRE(run_multi30k(s) == 0);
+  CHECK_FALSE(fs::exists(folder / "run/epochs/epoch-9.safetensors"));
+  CHECK(fs::exists(folder / "run/epochs/notes.txt"));
+  s.average = 2;
+  CHECK(says(message_of([&] { run_multi30k(s, Start::resume); }), "leave --average out"));
+  // What is trained on the way can be.
+  s.epochs = 2;
+  REQUIRE(run_multi30k(s, Start::resume) == 0);
+  CHECK(read_json(folder / "run/results.json").at("model").at("epochs") == Json({2}));
+}
+
+TEST_CASE("multi30k: a run whose curves cannot be drawn keeps its results") {
+  const OneThread one_thread;
+  const Folder folder;
+  Multi30kSettings s = tiny();
+  s.epochs = 1;
+  s.common.out = folder / "run";
+  folder.write("run/curves.gp/in-the-way", "");
+  CHECK(run_multi30k(s) == 0);
+  CHECK(fs::exists(folder / "run/results.json"));
+}
+
 TEST_CASE("multi30k: every loss after a resume is that of the straight run") {
   const OneThread one_thread;
   const Folder folder;
@@ -159,6 +214,19 @@ TEST_CASE("multi30k: the state of a run in JSON, with numbers that are not finit
   CHECK(std::isnan(read.epochs[0].bleu));
   CHECK(read.epochs[1].train_loss == INFINITY);
   CHECK(read.best_epoch == 1);
+  const auto refused = [&](const char* name, const Json& value) {
+    Json json = to_json(state);
+    json[name] = value;
+    return message_of([&] { run_state_from_json(json); });
+  };
+  CHECK(says(refused("updates", -1), "updates is -1, out of range"));
+  CHECK(says(refused("updates", 4), "more updates in an epoch"));
+  CHECK(says(refused("epoch", 0), "counted from 1"));
+  CHECK(says(refused("epoch", 1e300), "not a whole number"));
+  CHECK(says(refused("epoch", 1), "epochs out of order"));
+  CHECK(says(refused("skipped_in_a_row", 3), "skipped"));
+  CHECK(says(refused("best_epoch", 4), "best epoch"));
+  CHECK(says(refused("wall_seconds", -1.0), "negative time"));
   RunState fresh;
   CHECK(run_state_from_json(to_json(fresh)).best_loss == INFINITY);
   CHECK_FALSE(fresh.add({1, 3.0, NAN}));
@@ -381,6 +449,18 @@ TEST_CASE("multi30k: several seeds, their mean, and none run twice") {
   REQUIRE(run_seeds(s, {3, 5, 7}) == 0);
   CHECK(fs::last_write_time(folder / "runs/seed-3/results.json") == written);
   CHECK(read_json(folder / "runs/summary.json").at("seeds") == Json({3, 5, 7}));
+  // A seed that diverges is listed and stops no other.
+  Multi30kSettings wild = s;
+  wild.lr = 1e30;
+  wild.warmup = 0;
+  wild.clip = 0;
+  wild.common.out = folder / "wild";
+  CHECK(run_seeds(wild, {3, 5}) == 1);
+  const Json failed = read_json(folder / "wild/summary.json").at("failed");
+  REQUIRE(failed.size() == 2);
+  CHECK(failed[1].at("seed") == 5);
+  CHECK(says(failed[1].at("reason"), "lower --lr"));
+
   s.lr = 0.1;
   CHECK_THROWS_WITH_AS(run_seeds(s, {3}), doctest::Contains("--lr"), Error);
   CHECK_THROWS_WITH_AS(run_seeds(s, {3, 3}), doctest::Contains("twice"), Error);

@@ -6,6 +6,7 @@
 #include <iterator>
 
 #include "experiments/common/csv.h"
+#include "experiments/multi30k/commands.h"
 #include "experiments/multi30k/study.h"
 #include "tests/multi30k_settings.h"
 #include "tests/temporary_folder.h"
@@ -71,17 +72,79 @@ TEST_CASE("multi30k study: runs what is missing and compares") {
   const CsvTable table = read_csv(folder / "study/study.csv");
   const std::vector<double> loss = table.numbers("valid_loss");
   REQUIRE(loss.size() == 3);
+  const std::string page = contents(folder / "study/study.md");
   for (const double x : loss) CHECK((x > 0.5 && x < 6));
   CHECK(loss[0] == read_json(folder / "study/softmax/results.json")
                        .at("scores")
                        .at("val")
                        .at("loss")
                        .get<double>());
-  const std::string page = contents(folder / "study/study.md");
   CHECK(page.find("| `rmfa` |") != std::string::npos);
-  CHECK(page.find("10 updates") != std::string::npos);
+  CHECK(page.find("| 10 |") != std::string::npos);
   CHECK(fs::exists(folder / "study/figure3.gp"));
   CHECK(fs::exists(folder / "study/curves.gp"));
+}
+
+TEST_CASE("multi30k study: --only trains, the tables hold every complete row of the budget") {
+  const Folder folder;
+  Multi30kSettings s = testing::tiny();
+  s.epochs = 1;
+  s.max_updates = 3;
+  s.common.out = folder / "study";
+  REQUIRE(run_study(s, {"softmax"}) == 0);
+  // A loss that was not finite is null in JSON.
+  const std::string path = folder / "study/softmax/results.json";
+  Json results = read_json(path);
+  results["scores"]["val"]["loss"] = nullptr;
+  write_json(path, results);
+  REQUIRE(run_study(s, {"softmax-ppsbn"}) == 0);
+  CsvTable table = read_csv(folder / "study/study.csv");
+  REQUIRE(table.rows.size() == 2);
+  CHECK(table.rows[0][0] == "softmax");
+  CHECK(table.rows[0][3].empty());
+  CHECK(table.rows[0][4].empty());
+  CHECK_FALSE(table.rows[1][3].empty());
+  s.max_updates = 4;
+  REQUIRE(run_study(s, {"softmax"}) == 0);
+  table = read_csv(folder / "study/study.csv");
+  REQUIRE(table.rows.size() == 1);
+  CHECK(table.rows[0][2] == "4");
+  s.max_updates = 2;
+  CHECK_THROWS_WITH_AS(run_study(s, {"softmax"}), doctest::Contains("beyond --max-updates 2"),
+                       Error);
+}
+
+TEST_CASE("multi30k study: a folder that was moved is not run again") {
+  const Folder folder;
+  Multi30kSettings s = testing::tiny();
+  s.epochs = 1;
+  s.max_updates = 3;
+  s.common.out = folder / "study";
+  REQUIRE(run_study(s, {"softmax"}) == 0);
+  const auto written = fs::last_write_time(folder / "study/softmax/results.json");
+  fs::rename(folder / "study", folder / "moved");
+  s.common.out = folder / "moved";
+  s.checkpoint_minutes = 7;
+  REQUIRE(run_study(s, {"softmax"}) == 0);
+  CHECK(fs::last_write_time(folder / "moved/softmax/results.json") == written);
+}
+
+TEST_CASE("multi30k study: the command takes --toy, and no option that a row sets") {
+  const Folder folder;
+  const std::string out = folder / "study";
+  const auto command = [&](std::vector<const char*> words) {
+    words.insert(words.begin(), {"study", "--toy", "--only", "softmax", "--max-updates", "2",
+                                 "--threads", "1", "--out", out.c_str()});
+    return study_command(static_cast<int>(words.size()), words.data());
+  };
+  for (const std::vector<const char*>& words : std::vector<std::vector<const char*>>{
+           {"--attention", "rmfa"}, {"--ppsbn"}, {"--train-logit-scale"}, {"--preset", "quick"}}) {
+    CAPTURE(words[0]);
+    CHECK(command(words) == 2);
+    CHECK_FALSE(fs::exists(out));
+  }
+  CHECK(command({"--epochs", "1", "--beam", "1"}) == 0);
+  CHECK(read_csv(out + "/study.csv").rows.size() == 1);
 }
 
 TEST_CASE("multi30k study: a run that diverges is a row, not the end") {

@@ -98,8 +98,25 @@ TEST_CASE("multi30k: options that do not go together say what to do") {
   CHECK(says(parse_error("--dropout 1"), "--dropout"));
   CHECK(says(parse_error("--precision tf32"), "known: float32, float64, bf16"));
   CHECK(says(parse_error("--beam 0"), "--beam"));
+  CHECK(says(parse_error("--beam 1 --length-penalty 2"), "--beam 2 or more"));
   CHECK(says(parse_error("--length-penalty -1"), "--length-penalty"));
   CHECK(says(check_error([](Multi30kSettings& s) { s.lr = INFINITY; }), "--lr"));
+}
+
+TEST_CASE("multi30k: commands") {
+  const char* bogus[] = {"multi30k", "bogus"};
+  CHECK(multi30k_command(2, bogus) == 2);
+  const char* idle[] = {"multi30k", "translate", "--checkpoint",     "none",
+                        "--beam",   "1",         "--length-penalty", "2"};
+  CHECK(multi30k_command(8, idle) == 2);
+  const char* help[] = {"multi30k", "--help"};
+  CHECK(multi30k_command(2, help) == 0);
+  Multi30kSettings s;
+  s.test = {"test_2016_flickr"};
+  CLI::App app;
+  declare_options(app, s);
+  app.parse("--test none");
+  CHECK(s.test.empty());
 }
 
 TEST_CASE("multi30k: defaults of --toy and settings in JSON") {

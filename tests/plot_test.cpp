@@ -99,6 +99,10 @@ TEST_CASE("plot: runs are found in folders and grouped by what differs") {
   // What softmax does not read makes no other configuration.
   write_run(folder, "a/soft-3", kMetrics, {{"features", 64}, {"kernel", "inv"}});
   folder.write("a/notes/readme", "no run");
+  // What is done with the trained model makes none either; what its metrics measure does.
+  write_run(folder, "deep/b/seed-1", kMetrics, {{"beam", 5}, {"test", {"x"}}, {"preset", "quick"}});
+  write_run(folder, "deep/b/seed-2", kMetrics, {{"valid_bleu_sentences", 7}});
+  CHECK(read_runs(folder / "deep").size() == 2);
   const std::string sbn = write_run(folder, "sbn", kMetrics, {{"ppsbn", true}});
   const std::string few = write_run(folder, "few", kMetrics,
                                     {{"attention", "rmfa"}, {"ppsbn", true}, {"features", 64}});
@@ -116,6 +120,8 @@ TEST_CASE("plot: runs are found in folders and grouped by what differs") {
   CHECK(groups[2].name == "rmfa + ppSBN, features 64");
   CHECK(groups[3].name == "rmfa + ppSBN, features 128");
   CHECK(groups[0].runs[0]->title == "Multi30K de-en (tok)");
+
+  CHECK(group_runs(read_all({soft, folder / "deep"})).size() == 2);
 
   // Alone, a configuration is named by its attention.
   const std::vector<RecordedRun> one = read_all({few});

@@ -10,14 +10,16 @@
 #include <cstdlib>
 #include <fstream>
 #include <functional>
+#include <memory>
 #include <sstream>
 
 #include "core/safetensors.h"
+#include "experiments/common/csv.h"
 #include "experiments/common/output_files.h"
 #include "experiments/common/shuffle.h"
 #include "experiments/common/text_codec.h"
 #include "experiments/common/text_files.h"
-#include "experiments/multi30k/settings.h"
+#include "experiments/multi30k/checkpoint.h"
 #include "tests/temporary_folder.h"
 
 // Sanitizers reserve terabytes of addresses, so there no limit can be set.
@@ -90,6 +92,13 @@ std::vector<Reader> readers() {
   };
   Multi30kSettings toy;
   make_toy(toy);
+  toy.d_model = toy.ffn = 8;
+  toy.heads = 2;
+  const auto model = std::make_shared<nn::Transformer>(transformer_settings(toy, 12, 12));
+  const auto adam = std::make_shared<nn::Adam>(nn::decay_groups(*model, 0.0));
+  RunState state;
+  state.place = {2, 9, {4, 300, 12.5, 0.5}, 1, 0};
+  state.add({1, 3.0, 2.5, 7.5, 1.0, 100, 5});
   return {
       {"text.txt", text, [](const std::string& path) { read_lines(path); }},
       {"text.gz", written([&](const std::string& path) {
@@ -113,6 +122,18 @@ std::vector<Reader> readers() {
              {{"format", "macgrad"}, {"settings", to_json(toy).dump()}});
        }),
        [](const std::string& path) { load_safetensors(path); }},
+      {"run.safetensors", written([&](const std::string& path) {
+         save_checkpoint(path, *model, *adam, state, toy, {{"train", "00"}});
+       }),
+       [model, adam](const std::string& path) {
+         check_settings(checkpoint_settings(path));
+         load_checkpoint(path, *model, *adam, {{"train", "00"}});
+       }},
+      {"metrics.csv", written([&](const std::string& path) {
+         CsvWriter csv(path, {"epoch", "loss, \"nats\"", "note"});
+         for (int64_t i = 0; i < 20; ++i) csv.row({i, 1.0 / static_cast<double>(i + 1), "a, b"});
+       }),
+       [](const std::string& path) { read_csv(path).numbers("epoch"); }},
       {"settings.json", written([&](const std::string& path) { write_json(path, to_json(toy)); }),
        [](const std::string& path) { check_settings(settings_from_json(read_json(path))); }},
   };

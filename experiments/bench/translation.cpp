@@ -36,27 +36,12 @@ EncodedPairs caption_pairs(int64_t count) {
   return pairs;
 }
 
-Tensor ids_of(const PaddedIds& block) {
-  return Tensor::from_vector(block.ids, Shape{block.rows, block.width});
-}
-
-Tensor valid_of(const PaddedIds& block) {
-  std::vector<bool> valid;
-  for (const int64_t id : block.ids) valid.push_back(id != Vocabulary::kPad);
-  return Tensor::from_vector(valid, Shape{block.rows, block.width});
-}
-
 std::vector<int64_t> lengths_of(const PaddedIds& block) {
   std::vector<int64_t> lengths(static_cast<size_t>(block.rows));
   for (size_t i = 0; i < block.ids.size(); ++i)
     lengths[i / static_cast<size_t>(block.width)] += block.ids[i] != Vocabulary::kPad;
   return lengths;
 }
-
-struct Prepared {
-  Tensor source, source_valid, input, input_valid, output;
-  int64_t tokens;
-};
 
 nn::TransformerSettings tiny_settings() {
   nn::TransformerSettings s;
@@ -76,14 +61,12 @@ void bench_translation(BenchTable& table) {
   const std::string name = "training transformer-tiny softmax";
   if (table.place().device.type != DeviceType::cpu || !table.wants(name)) return;
   BenchRow row{.name = name};
-  std::vector<Prepared> batches;
+  std::vector<BatchTensors> batches;
   int64_t tokens = 0;
   for (const Batch& batch :
        ordered_batches(caption_pairs(table.place().sizes.translation_pairs), {kTokens, 1})) {
     row.batches.push_back({lengths_of(batch.source), lengths_of(batch.target_input)});
-    batches.push_back({ids_of(batch.source), valid_of(batch.source), ids_of(batch.target_input),
-                       valid_of(batch.target_input), ids_of(batch.target_output),
-                       batch.target_tokens});
+    batches.push_back(to_tensors(batch, kCpu));
     tokens += batch.target_tokens;
   }
   nn::Transformer model(tiny_settings());
@@ -92,7 +75,7 @@ void bench_translation(BenchTable& table) {
   const BenchRow* measured = table.run(
       std::move(row),
       [&] {
-        for (const Prepared& b : batches) {
+        for (const BatchTensors& b : batches) {
           model.begin_step(++step, 0);
           adam.zero_grad();
           nn::Accumulation sum;

@@ -136,4 +136,23 @@ std::vector<Batch> ordered_batches(const EncodedPairs& pairs, const BatchOptions
   return fill(pairs, cut(pairs, order, options), options);
 }
 
+Tensor ids_of(const PaddedIds& block, Device device) {
+  return Tensor::from_vector(block.ids, Shape{block.rows, block.width}, device);
+}
+
+Tensor valid_of(const PaddedIds& block, Device device) {
+  std::vector<bool> valid;
+  valid.reserve(block.ids.size());
+  for (const int64_t id : block.ids) valid.push_back(id != Vocabulary::kPad);
+  return Tensor::from_vector(valid, Shape{block.rows, block.width}, device);
+}
+
+BatchTensors to_tensors(const Batch& batch, Device device) {
+  const auto& wanted = batch.target_output.ids;
+  const auto padding = std::count(wanted.begin(), wanted.end(), Vocabulary::kPad);
+  return {ids_of(batch.source, device),        valid_of(batch.source, device),
+          ids_of(batch.target_input, device),  valid_of(batch.target_input, device),
+          ids_of(batch.target_output, device), static_cast<int64_t>(wanted.size()) - padding};
+}
+
 }  // namespace macgrad::experiments

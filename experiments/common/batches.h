@@ -1,11 +1,13 @@
 // Sentence pairs as padded batches. Pairs of like length share a batch, so that little of it is
-// padding; which pairs, and the order of the batches, is a pure function of (seed, epoch).
+// padding; which pairs, and the order of the batches, is a pure function of (seed, epoch). Last the
+// batches as tensors.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
+#include "core/tensor.h"
 #include "experiments/common/text_codec.h"
 #include "experiments/common/text_files.h"
 
@@ -48,5 +50,18 @@ std::vector<Batch> shuffled_batches(const EncodedPairs& pairs, const BatchOption
 
 /// The same in a fixed order (by length, then by number), for validation and translation.
 std::vector<Batch> ordered_batches(const EncodedPairs& pairs, const BatchOptions& options);
+
+/// (rows, width), and true where a token stands.
+Tensor ids_of(const PaddedIds& block, Device device);
+Tensor valid_of(const PaddedIds& block, Device device);
+
+/// A batch on a device. Masks are true at tokens.
+struct BatchTensors {
+  Tensor source, source_valid;  // (B, S)
+  Tensor input, input_valid;    // (B, T), what the decoder reads
+  Tensor output;                // (B, T), what it must predict
+  int64_t tokens = 0;           // of output that are no padding
+};
+BatchTensors to_tensors(const Batch& batch, Device device);
 
 }  // namespace macgrad::experiments

@@ -12,11 +12,19 @@ namespace {
 
 constexpr std::uint32_t kStream = 0x626F6F74;  // "boot"
 
+}  // namespace
+
 double mean_of(const std::vector<double>& values) {
   return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
 }
 
-}  // namespace
+double sample_deviation(const std::vector<double>& values) {
+  if (values.size() < 2) return NAN;
+  const double mean = mean_of(values);
+  double squares = 0;
+  for (const double value : values) squares += (value - mean) * (value - mean);
+  return std::sqrt(squares / static_cast<double>(values.size() - 1));
+}
 
 std::vector<double> bootstrap_scores(std::size_t sentences, const ResampledScore& score,
                                      std::int64_t samples, std::uint64_t seed) {

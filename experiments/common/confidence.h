@@ -1,6 +1,6 @@
-// How sure a corpus score is: bootstrap over sentences (Koehn 2004), as sacreBLEU reports it.
-// Sentences are drawn with replacement by Philox, so the same seed gives the same interval on every
-// machine, but not the resamples of numpy.
+// How sure a score is: the spread of several, and of a corpus score the bootstrap over sentences
+// (Koehn 2004), as sacreBLEU reports it. Sentences are drawn with replacement by Philox, so the
+// same seed gives the same interval on every machine, but not the resamples of numpy.
 #pragma once
 
 #include <cstddef>
@@ -10,6 +10,11 @@
 #include <vector>
 
 namespace macgrad::experiments {
+
+/// NaN without values.
+double mean_of(const std::vector<double>& values);
+/// Standard deviation of a sample (n - 1); NaN of fewer than two values.
+double sample_deviation(const std::vector<double>& values);
 
 /// The score of a corpus made of these sentences, which may repeat.
 using ResampledScore = std::function<double(std::span<const std::size_t> sentences)>;

@@ -3,12 +3,15 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <signal.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <charconv>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -64,17 +67,49 @@ class TemporaryFile {
   std::string path_;
 };
 
-// Files of the names that TemporaryFile and save_safetensors give, left by a killed process.
-void remove_temporary_files(const std::string& folder) {
-  std::vector<fs::path> left;
-  for (const auto& entry : fs::recursive_directory_iterator(folder)) {
-    const std::string name = entry.path().filename().string();
-    if (name.find(".tmp-") != std::string::npos ||
-        (name.ends_with(".tmp") && name.find(".safetensors.") != std::string::npos))
-      left.push_back(entry.path());
+// The digits at the end of `text` as a number, and their removal; -1 without any.
+int64_t take_number(std::string_view& text) {
+  const size_t begin = text.find_last_not_of("0123456789") + 1;
+  int64_t number = -1;
+  const auto parsed = std::from_chars(text.data() + begin, text.data() + text.size(), number);
+  if (parsed.ec != std::errc()) return -1;
+  text = text.substr(0, begin);
+  return number;
+}
+
+bool take_suffix(std::string_view& text, std::string_view suffix) {
+  if (!text.ends_with(suffix)) return false;
+  text.remove_suffix(suffix.size());
+  return true;
+}
+
+// The process that made a temporary file: NAME.tmp-PID-SERIAL (TemporaryFile) or
+// NAME.safetensors.PID.tmp (save_safetensors); -1 for other names.
+int64_t maker_of(std::string_view name) {
+  std::string_view rest = name;
+  if (take_suffix(rest, ".tmp")) {
+    const int64_t process = take_number(rest);
+    return process > 0 && rest.ends_with(".safetensors.") ? process : -1;
   }
-  std::error_code ignored;
-  for (const fs::path& path : left) fs::remove(path, ignored);
+  if (take_number(rest) < 0 || !take_suffix(rest, "-")) return -1;
+  const int64_t process = take_number(rest);
+  return process > 0 && take_suffix(rest, ".tmp-") && !rest.empty() ? process : -1;
+}
+
+// This process has nothing under way when it asks: a file of its number is that of an earlier one,
+// as after the restart of a container.
+bool has_ended(int64_t process) {
+  const auto id = static_cast<pid_t>(process);
+  return id != process || id == ::getpid() || (::kill(id, 0) != 0 && errno == ESRCH);
+}
+
+// Holds the folder until the result is gone; a process that ends lets go of it, however it ends.
+std::shared_ptr<const void> lock_folder(const std::string& path) {
+  auto folder = std::make_shared<Descriptor>(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  // File systems without locks refuse otherwise, and then nothing is held.
+  require(::flock(folder->get(), LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK,
+          "{}: another run is writing there; wait for its end, or pass another --out", path);
+  return folder;
 }
 
 [[noreturn]] void fail(const std::string& path, const char* action, int error) {
@@ -142,6 +177,22 @@ void write_file_atomically(const std::string& path, std::string_view contents) {
   });
 }
 
+void write_lines(const std::string& path, const std::vector<std::string>& lines) {
+  std::string text;
+  for (const std::string& line : lines) text += line + "\n";
+  write_file_atomically(path, std::string_view(text));
+}
+
+void remove_abandoned_files(const std::string& folder) {
+  std::vector<fs::path> left;
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    const int64_t maker = maker_of(entry.path().filename().string());
+    if (maker > 0 && has_ended(maker) && entry.is_regular_file()) left.push_back(entry.path());
+  }
+  std::error_code ignored;
+  for (const fs::path& path : left) fs::remove(path, ignored);
+}
+
 void write_json(const std::string& path, const Json& json) {
   // Text from outside (a host name, a path) may not be UTF-8: replaced rather than lost with the
   // run.
@@ -184,7 +235,7 @@ void CsvWriter::row(const std::vector<CsvValue>& values) {
   write_file_atomically(path_, std::string_view(text_));
 }
 
-RunDirectory::RunDirectory(const std::string& requested, std::string_view program, bool goes_on) {
+RunDirectory::RunDirectory(const std::string& requested, std::string_view program, Holds holds) {
   std::error_code error;
   if (!requested.empty()) {
     path_ = requested;
@@ -210,12 +261,13 @@ RunDirectory::RunDirectory(const std::string& requested, std::string_view progra
   if (::access(path_.c_str(), W_OK | X_OK) != 0) {
     throw Error("{}: cannot write there: {}; pass --out DIR", path_, std::strerror(errno));
   }
-  if (goes_on) remove_temporary_files(path_);
+  if (holds != Holds::runs) lock_ = lock_folder(path_);
+  if (holds != Holds::other_results) remove_abandoned_files(path_);
   for (const auto& entry : fs::directory_iterator(path_)) {
     if (entry.is_regular_file()) earlier_.push_back(entry.path().filename().string());
   }
   std::sort(earlier_.begin(), earlier_.end());
-  if (!earlier_.empty() && !goes_on) {
+  if (!earlier_.empty() && holds == Holds::other_results) {
     fmt::print(stderr, "note: {} holds earlier results; files of the same name are replaced: {}\n",
                path_, fmt::join(earlier_, ", "));
   }

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
@@ -24,6 +25,13 @@ void write_file_atomically(const std::string& path, std::string_view contents);
 /// given.
 void write_file_atomically(const std::string& path,
                            const std::function<void(const std::string& temporary)>& write);
+
+/// A line feed after each line.
+void write_lines(const std::string& path, const std::vector<std::string>& lines);
+
+/// Removes from `folder`, not from those below it, the temporary files of write_file_atomically and
+/// save_safetensors whose process has ended.
+void remove_abandoned_files(const std::string& folder);
 
 /// Indented JSON with a newline at its end; NaN and infinities become null.
 void write_json(const std::string& path, const Json& json);
@@ -55,14 +63,23 @@ class CsvWriter {
   std::string text_;
 };
 
+/// What a run's folder may hold when it is opened.
+enum class Holds {
+  other_results,  // files there are named on stderr
+  this_run,       // which goes on
+  runs            // several runs, each in a folder of its own that it opens itself
+};
+
 /// The folder of one run. Earlier results are never replaced in silence: without a requested name a
-/// new folder is made, with one the files that already lie there are named on stderr.
+/// new folder is made, with one the files that already lie there are named on stderr. While the
+/// object lives the folder is locked, unless it holds runs: a second run there is an Error.
 class RunDirectory {
  public:
   /// `requested` (the value of --out) or, if empty, a new `runs/<program>-<date>-<time>`. Creates
-  /// the folder with its parents and tries that it can be written to. With `goes_on` the files
-  /// there are of the same run: none is named, and temporary files that a kill left are removed.
-  RunDirectory(const std::string& requested, std::string_view program, bool goes_on = false);
+  /// the folder with its parents and tries that it can be written to. A run that goes on loses the
+  /// temporary files that a kill left.
+  RunDirectory(const std::string& requested, std::string_view program,
+               Holds holds = Holds::other_results);
 
   const std::string& path() const { return path_; }
   std::string file(std::string_view name) const;
@@ -72,6 +89,7 @@ class RunDirectory {
 
  private:
   std::string path_;
+  std::shared_ptr<const void> lock_;
   std::vector<std::string> earlier_;
 };
 

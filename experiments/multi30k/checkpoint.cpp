@@ -116,6 +116,12 @@ Multi30kSettings checkpoint_settings(const std::string& path) {
   return read_metadata(header.metadata, path, "settings", settings_from_json);
 }
 
+RunState checkpoint_state(const std::string& path) {
+  const SafetensorsHeader header = list_safetensors(path);
+  check_format(header.metadata, path);
+  return read_metadata(header.metadata, path, "state", run_state_from_json);
+}
+
 void average_models(const std::vector<std::string>& paths, const std::string& result,
                     nn::Transformer& model, const Multi30kSettings& settings) {
   require(!paths.empty(), "{}: there are no epochs to average", result);

@@ -32,6 +32,9 @@ void load_model(const std::string& path, nn::Transformer& model);
 /// The settings that a file of either kind was made with; reads its header alone.
 Multi30kSettings checkpoint_settings(const std::string& path);
 
+/// Where the run of a training checkpoint stands; reads its header alone.
+RunState checkpoint_state(const std::string& path);
+
 /// Writes the mean of the parameters of several model files, computed in float64; buffers are those
 /// of the last. An Error when the files hold different models.
 void average_models(const std::vector<std::string>& paths, const std::string& result,

@@ -8,6 +8,7 @@
 #include "experiments/multi30k/presets.h"
 #include "experiments/multi30k/resume.h"
 #include "experiments/multi30k/run.h"
+#include "experiments/multi30k/run_files.h"
 #include "experiments/multi30k/seeds.h"
 
 namespace macgrad::experiments {
@@ -81,21 +82,42 @@ class TrainCommand {
   std::vector<int64_t> seeds_;
 };
 
+struct Command {
+  std::string_view name;
+  int (*run)(int argc, const char* const* argv);
+};
+constexpr Command kCommands[] = {
+    {"train", train_command}, {"translate", translate_command}, {"score", score_command},
+    {"plot", plot_command},   {"study", study_command},
+};
+
+std::string command_names() {
+  std::vector<std::string_view> names;
+  for (const Command& command : kCommands) names.push_back(command.name);
+  return fmt::format("{}", fmt::join(names, ", "));
+}
+
 }  // namespace
 
-std::span<const Command> multi30k_commands() {
-  static constexpr Command commands[] = {
-      {"train", train_command}, {"translate", translate_command}, {"score", score_command},
-      {"plot", plot_command},   {"study", study_command},
-  };
-  return commands;
+int multi30k_command(int argc, const char* const* argv) {
+  if (argc < 2 || argv[1][0] == '-') return train_command(argc, argv);
+  for (const Command& command : kCommands)
+    if (command.name == argv[1]) return command.run(argc - 1, argv + 1);
+  fmt::print(stderr, "multi30k: error: unknown command \"{}\"; known: {}\n", argv[1],
+             command_names());
+  return 2;
 }
 
 int train_command(int argc, const char* const* argv) {
   TrainCommand command(argc, argv);
   return run_program(
       argc, argv, "multi30k", "Trains a Transformer to translate (Multi30K, or --toy).",
-      [&](CLI::App& app) { command.declare(app); }, [&] { return command.run(); });
+      [&](CLI::App& app) {
+        app.footer(fmt::format("Commands: {} (without one: train); multi30k COMMAND --help",
+                               command_names()));
+        command.declare(app);
+      },
+      [&] { return command.run(); });
 }
 
 }  // namespace macgrad::experiments

@@ -2,9 +2,6 @@
 // its own arguments (argv[0] is the command's name) and returns the program's exit code.
 #pragma once
 
-#include <span>
-#include <string_view>
-
 namespace macgrad::experiments {
 
 int train_command(int argc, const char* const* argv);
@@ -13,10 +10,7 @@ int score_command(int argc, const char* const* argv);
 int plot_command(int argc, const char* const* argv);
 int study_command(int argc, const char* const* argv);
 
-struct Command {
-  std::string_view name;
-  int (*run)(int argc, const char* const* argv);
-};
-std::span<const Command> multi30k_commands();
+/// The command that argv[1] names, or training; an unknown name is an error that lists them.
+int multi30k_command(int argc, const char* const* argv);
 
 }  // namespace macgrad::experiments

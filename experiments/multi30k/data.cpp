@@ -14,10 +14,6 @@
 namespace macgrad::experiments {
 namespace {
 
-bool is_raw(const Multi30kSettings& s) {
-  return !s.toy && s.text == "raw";
-}
-
 // CRC-32 of the lines, each with a line feed: that of the file, decompressed.
 std::string checksum(const std::vector<std::string>& lines) {
   uLong crc = crc32(0, nullptr, 0);
@@ -80,7 +76,7 @@ size_t drop_empty_pairs(ParallelText& text) {
 ParallelText read_split(const Multi30kSettings& s, std::string_view split) {
   if (!s.toy)
     return load_multi30k(find_multi30k(s.data), split, s.source, s.target,
-                         is_raw(s) ? Multi30kForm::raw : Multi30kForm::tokenized);
+                         s.raw_text() ? Multi30kForm::raw : Multi30kForm::tokenized);
   require(split == "train" || split == "val",
           "--toy has no split \"{}\"; its corpus has train and val", split);
   ToyCorpus corpus = make_toy_corpus(s.common.seed, static_cast<size_t>(s.toy_train_pairs),
@@ -91,7 +87,7 @@ ParallelText read_split(const Multi30kSettings& s, std::string_view split) {
 TextCodec learn_codec(const Multi30kSettings& s, const std::vector<std::string>& lines,
                       std::string_view what) {
   if (s.subwords == "word") {
-    if (!is_raw(s)) return TextCodec(Vocabulary::build(lines, s.min_frequency));
+    if (!s.raw_text()) return TextCodec(Vocabulary::build(lines, s.min_frequency));
     std::vector<std::string> words;
     for (const std::string& line : lines) words.push_back(tokenize_13a(line));
     return TextCodec(Vocabulary::build(words, s.min_frequency), true);
@@ -125,7 +121,7 @@ TextCodec load_codec(const Multi30kSettings& s, const std::string& path) {
   require(std::filesystem::exists(path),
           "{}: missing; a run leaves it beside its checkpoint: keep the two together", path);
   if (s.subwords == "bpe") return TextCodec(Subwords::load(path));
-  return TextCodec(Vocabulary::load(path), is_raw(s));
+  return TextCodec(Vocabulary::load(path), s.raw_text());
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Batches as tensors, and the two evaluations, which return nothing when the run is stopped between
+// The two evaluations, which return nothing when the run is stopped between
 // batches. The validation loss averages over the evaluation draws of RMFA.
 #include "experiments/multi30k/evaluation.h"
 
@@ -8,10 +8,6 @@
 
 namespace macgrad::experiments {
 namespace {
-
-Tensor ids_of(const PaddedIds& block, Device device) {
-  return Tensor::from_vector(block.ids, Shape{block.rows, block.width}, device);
-}
 
 // Words a translation of each source may have.
 std::vector<int64_t> length_limits(const PaddedIds& source) {
@@ -24,29 +20,13 @@ std::vector<int64_t> length_limits(const PaddedIds& source) {
   return limits;
 }
 
-Tensor valid_of(const PaddedIds& block, Device device) {
-  std::vector<bool> valid;
-  valid.reserve(block.ids.size());
-  for (const int64_t id : block.ids) valid.push_back(id != Vocabulary::kPad);
-  return Tensor::from_vector(valid, Shape{block.rows, block.width}, device);
-}
-
 }  // namespace
-
-BatchTensors to_tensors(const Batch& batch, Device device) {
-  const auto& wanted = batch.target_output.ids;
-  const auto padding = std::count(wanted.begin(), wanted.end(), Vocabulary::kPad);
-  return {ids_of(batch.source, device),        valid_of(batch.source, device),
-          ids_of(batch.target_input, device),  valid_of(batch.target_input, device),
-          ids_of(batch.target_output, device), static_cast<int64_t>(wanted.size()) - padding};
-}
 
 std::optional<double> validation_loss(nn::Transformer& model, const std::vector<Batch>& batches,
                                       Device device, const Stop& stop) {
   const NoGrad no_grad;
   const nn::EvalScope evaluation(model);
-  const nn::AttentionSettings& attention = model.settings().layer.attention;
-  const int draws = attention.kind == nn::AttentionKind::rmfa ? attention.eval_draws : 1;
+  const int draws = model.eval_draws();
   double sum = 0.0;
   int64_t tokens = 0;
   for (const Batch& batch : batches) {

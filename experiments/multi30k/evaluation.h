@@ -14,15 +14,6 @@ namespace macgrad::experiments {
 /// Asked between batches; true ends the work early.
 using Stop = std::function<bool()>;
 
-/// A batch on the model's device. Masks are true at tokens.
-struct BatchTensors {
-  Tensor source, source_valid;  // (B, S)
-  Tensor input, input_valid;    // (B, T), what the decoder reads
-  Tensor output;                // (B, T), what it must predict
-  int64_t tokens = 0;           // of output that are no padding
-};
-BatchTensors to_tensors(const Batch& batch, Device device);
-
 /// Cross entropy a target token in nats, <eos> counted, without label smoothing; with several
 /// evaluation draws that of the averaged log-probabilities. Nothing when stopped.
 std::optional<double> validation_loss(nn::Transformer& model, const std::vector<Batch>& batches,

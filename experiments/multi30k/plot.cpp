@@ -9,6 +9,7 @@
 
 #include "core/error.h"
 #include "experiments/common/arguments.h"
+#include "experiments/common/confidence.h"
 #include "experiments/multi30k/commands.h"
 
 namespace macgrad::experiments {
@@ -17,7 +18,8 @@ namespace {
 
 // What may differ between runs of one configuration.
 const std::set<std::string> kNoConfiguration = {
-    "seed", "seeds", "threads", "out", "data", "resume", "valid_bleu_sentences"};
+    "seed", "seeds", "threads",        "out",    "data", "resume", "checkpoint_minutes", "keep",
+    "test", "beam",  "length_penalty", "preset", "graph"};
 
 // Settings below the object `json`, by their name; those of nested objects too.
 void collect(const Json& json, std::map<std::string, std::string>& settings) {
@@ -66,6 +68,18 @@ bool has_metrics(const fs::path& folder) {
   return fs::is_regular_file(folder / "metrics.csv", ignored);
 }
 
+// Folders with a run in `folder`, at most `depth` levels down; none below another.
+void find_runs(const fs::path& folder, int depth, std::vector<std::string>& found) {
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+    if (!entry.is_directory()) continue;
+    if (has_metrics(entry.path())) {
+      found.push_back(entry.path().string());
+    } else if (depth > 1) {
+      find_runs(entry.path(), depth - 1, found);
+    }
+  }
+}
+
 std::string shown(const std::string& setting, const std::string& value) {
   std::string name = setting;
   std::replace(name.begin(), name.end(), '_', ' ');
@@ -96,10 +110,10 @@ std::vector<RecordedRun> read_runs(const std::string& folder) {
           folder);
   if (has_metrics(folder)) return {read_run(folder)};
   std::vector<std::string> below;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder))
-    if (entry.is_directory() && has_metrics(entry.path())) below.push_back(entry.path().string());
+  find_runs(folder, 2, below);
   require(!below.empty(),
-          "{}: no metrics.csv in it or in a folder of it; give folders that multi30k left", folder);
+          "{}: no metrics.csv in it or up to two folders down; give folders that multi30k left",
+          folder);
   std::sort(below.begin(), below.end());
   std::vector<RecordedRun> runs;
   for (const std::string& path : below) runs.push_back(read_run(path));
@@ -154,15 +168,11 @@ Curve mean_curve(const Configuration& configuration, const std::string& column, 
   const size_t runs = configuration.runs.size();
   for (const auto& [epoch, values] : by_epoch) {
     if (values.size() != runs) continue;
-    const auto n = static_cast<double>(runs);
-    double mean = 0;
-    for (const double v : values) mean += v / n;
+    const double mean = mean_of(values);
     curve.x.push_back(epoch);
     curve.y.push_back(mean);
     if (runs < 2) continue;
-    double squares = 0;
-    for (const double v : values) squares += (v - mean) * (v - mean);
-    const double deviation = std::sqrt(squares / (n - 1));
+    const double deviation = sample_deviation(values);
     const auto [low, high] = std::minmax_element(values.begin(), values.end());
     curve.low.push_back(band == Band::range ? *low : mean - deviation);
     curve.high.push_back(band == Band::range ? *high : mean + deviation);

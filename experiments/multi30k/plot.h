@@ -22,8 +22,9 @@ struct RecordedRun {
   std::map<std::string, std::string> settings;
 };
 
-/// A folder that holds metrics.csv, or whose sub-folders do (all of those, sorted by name). Throws
-/// naming the folder, or the file and line that is damaged.
+/// A folder that holds metrics.csv, or the folders one and two levels down that do (all of those,
+/// sorted by name: runs/softmax, runs/quick/seed-1). Throws naming the folder, or the file and line
+/// that is damaged.
 std::vector<RecordedRun> read_runs(const std::string& folder);
 
 /// Runs of equal settings.

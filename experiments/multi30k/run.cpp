@@ -109,17 +109,16 @@ class Run {
                  state_.place.epoch);
     std::fflush(stdout);
     const std::string ended_by = train();
-    if (!state_.epochs.empty())
-      draw_runs({files_.out().path()}, Band::range, files_.out().file("curves"));
     const bool complete = !guard_.interrupted() && save_results(ended_by);
     save_settings(complete ? "complete" : "interrupted");
     if (complete) {
       print_samples();
       fmt::print("Results: {}\n", files_.out().path());
     } else {
-      fmt::print(stderr, "Interrupted: checkpoint after update {} and metrics are in {}\n",
-                 trainer_.updates(), files_.out().path());
+      fmt::print(stderr, "Interrupted after update {}. {}\n", trainer_.updates(),
+                 files_.what_stays());
     }
+    if (!state_.epochs.empty()) draw();
     return guard_.exit_code();
   }
 
@@ -242,6 +241,15 @@ class Run {
     write_json(files_.out().file("settings.json"), json);
   }
 
+  // What cannot be drawn costs no result.
+  void draw() const {
+    try {
+      draw_runs({files_.out().path()}, Band::range, files_.out().file("curves"));
+    } catch (const std::exception& error) {
+      fmt::print(stderr, "warning: the curves are not drawn: {}\n", error.what());
+    }
+  }
+
   void print_samples() const {
     for (size_t i = 0; i < std::min<size_t>(3, translations_.size()); ++i)
       fmt::print("source      {}\nreference   {}\ntranslation {}\n\n", data_.valid_source[i],
@@ -277,6 +285,7 @@ int run_multi30k(Multi30kSettings& settings, Start start) {
       start == Start::resume || settings.common.out.empty() || !std::filesystem::exists(checkpoint),
       "--out {} holds a run with its {}; continue it with --resume {}, or choose another --out",
       settings.common.out, checkpoint, settings.common.out);
+  if (start == Start::resume) check_average(settings);
   return Run(settings, start).run();
 }
 

@@ -15,7 +15,4 @@ enum class Start {
 /// is saved then too).
 int run_multi30k(Multi30kSettings& settings, Start start = Start::fresh);
 
-/// The checkpoint that a run in folder `out` goes on from.
-std::string checkpoint_path(const std::string& out);
-
 }  // namespace macgrad::experiments

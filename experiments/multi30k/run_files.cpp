@@ -1,8 +1,7 @@
 #include "experiments/multi30k/run_files.h"
 
+#include <charconv>
 #include <filesystem>
-
-#include "experiments/multi30k/run.h"
 
 namespace macgrad::experiments {
 namespace fs = std::filesystem;
@@ -11,13 +10,57 @@ std::string checkpoint_path(const std::string& out) {
   return (fs::path(out) / "checkpoint.safetensors").string();
 }
 
+namespace {
+
+constexpr char kNoEpochs[] = "{}: this run kept no epochs; leave --average out";
+
+// N of "epoch-N.safetensors"; 0 for other names.
+int64_t epoch_of(std::string_view name) {
+  constexpr std::string_view begin = "epoch-", end = ".safetensors";
+  if (!name.starts_with(begin) || !name.ends_with(end)) return 0;
+  int64_t epoch = 0;
+  const char* last = name.data() + name.size() - end.size();
+  const auto parsed = std::from_chars(name.data() + begin.size(), last, epoch);
+  return parsed.ec == std::errc() && parsed.ptr == last ? epoch : 0;
+}
+
+// Epochs on disk.
+std::vector<fs::path> epoch_files(const fs::path& folder) {
+  std::vector<fs::path> files;
+  if (!fs::is_directory(folder)) return files;
+  for (const auto& entry : fs::directory_iterator(folder))
+    if (epoch_of(entry.path().filename().string()) > 0) files.push_back(entry.path());
+  return files;
+}
+
+}  // namespace
+
+void check_average(const Multi30kSettings& settings) {
+  const std::string& out = settings.common.out;
+  if (settings.average == 0 || !epoch_files(fs::path(out) / "epochs").empty()) return;
+  const std::string path = checkpoint_path(out);
+  const RunState state = checkpoint_state(path);
+  if (state.epochs.empty()) return;
+  const int64_t updates = state.place.updates, limit = checkpoint_settings(path).max_updates;
+  // A run that --max-updates ended may stand within an epoch, which then goes on.
+  const bool epoch_ended = limit == 0 || updates < limit;
+  const bool last =
+      state.epochs.back().epoch >= settings.epochs ||
+      (settings.patience > 0 && state.epochs_without_improvement() >= settings.patience);
+  require(!(epoch_ended && last) && (settings.max_updates == 0 || updates < settings.max_updates),
+          kNoEpochs, out);
+}
+
 RunFiles::RunFiles(const Multi30kSettings& settings, const TranslationData& data, bool resume)
     : settings_(settings),
       data_(data.facts.at("crc32")),
-      out_(settings.common.out, "multi30k", resume) {
+      out_(settings.common.out, "multi30k", resume ? Holds::this_run : Holds::other_results) {
+  const std::string epochs = out_.file("epochs");
+  if (fs::is_directory(epochs)) remove_abandoned_files(epochs);
+  if (resume) return;
   // Epochs of an earlier run that never saved a checkpoint.
-  if (!resume) fs::remove_all(out_.file("epochs"));
-  if (!resume) save_codecs(settings, data.codecs(), out_.path());
+  for (const fs::path& file : epoch_files(epochs)) fs::remove(file);
+  save_codecs(settings, data.codecs(), out_.path());
 }
 
 void RunFiles::save(nn::Transformer& model, const nn::Adam& optimizer, const RunState& state) {
@@ -60,6 +103,10 @@ Json RunFiles::load_final(nn::Transformer& model, const RunState& state) {
     files.push_back(epoch_file(e));
     epochs.push_back(e);
   }
+  require(!files.empty(), kNoEpochs, out_.path());
+  if (static_cast<int64_t>(files.size()) < settings_.average)
+    fmt::print(stderr, "note: --average {}: {} of the last epochs are there; the mean is theirs\n",
+               settings_.average, files.size());
   average_models(files, averaged, model, settings_);
   load_model(averaged, model);
   return {{"file", "averaged.safetensors"}, {"epochs", epochs}};

@@ -12,6 +12,12 @@
 
 namespace macgrad::experiments {
 
+/// The checkpoint that a run in folder `out` goes on from.
+std::string checkpoint_path(const std::string& out);
+
+/// Throws when the run in --out has ended and its epochs, which --average needs, are not there.
+void check_average(const Multi30kSettings& settings);
+
 class RunFiles {
  public:
   /// Opens --out and saves the vocabularies there. `resume`: it holds this run's files.

@@ -6,24 +6,54 @@
 #include "experiments/multi30k/checkpoint.h"
 #include "experiments/multi30k/resume.h"
 #include "experiments/multi30k/run.h"
+#include "experiments/multi30k/run_files.h"
 
 namespace macgrad::experiments {
 namespace fs = std::filesystem;
 
-std::string results_path(const std::string& out) {
-  return (fs::path(out) / "results.json").string();
+namespace {
+
+// Settings as results depend on them: where a run lies and what it keeps make no other run.
+Json of_results(Json settings) {
+  for (const char* name : {"data", "checkpoint_minutes", "keep"}) settings.erase(name);
+  for (const char* name : {"out", "device", "threads"}) settings.at("common").erase(name);
+  return settings;
+}
+
+// Training cannot be taken back.
+void check_budget(const RunState& state, const Multi30kSettings& s, const std::string& label) {
+  const auto check = [&](int64_t done, int64_t limit, const char* what, const char* option) {
+    require(limit == 0 || done <= limit,
+            "{}: the run in {} has come to {} {}, beyond {} {}; give {} or more, or another --out",
+            label, s.common.out, what, done, option, limit, done);
+  };
+  check(state.place.updates, s.max_updates, "update", "--max-updates");
+  check(state.place.epoch, s.epochs, "epoch", "--epochs");
+}
+
+}  // namespace
+
+std::optional<Json> complete_results(const Multi30kSettings& settings) {
+  const std::string& out = settings.common.out;
+  const std::string path = (fs::path(out) / "results.json").string();
+  if (!fs::exists(path) || !fs::exists(checkpoint_path(out))) return std::nullopt;
+  Json results = read_json(path);
+  try {
+    if (of_results(results.at("settings")) != of_results(to_json(settings))) return std::nullopt;
+  } catch (const nlohmann::json::exception& error) {
+    throw Error("{}: not the results of a run: {}", path, error.what());
+  }
+  return results;
 }
 
 int run_to_end(const Multi30kSettings& settings, const std::string& label) {
   const std::string& out = settings.common.out;
-  const std::string checkpoint = checkpoint_path(out), results = results_path(out);
+  const std::string checkpoint = checkpoint_path(out);
   const bool begun = fs::exists(checkpoint);
-  if (begun) check_same_run(checkpoint_settings(checkpoint), settings, out);
-  if (begun && fs::exists(results)) {
-    Json wanted = to_json(settings), had = read_json(results).at("settings");
-    // Resolved by the run: 0 means the CPUs at hand.
-    had["common"]["threads"] = wanted["common"]["threads"];
-    if (had == wanted) {
+  if (begun) {
+    check_same_run(checkpoint_settings(checkpoint), settings, out);
+    check_budget(checkpoint_state(checkpoint), settings, label);
+    if (complete_results(settings)) {
       fmt::print("{}: complete\n", label);
       return 0;
     }

@@ -16,12 +16,6 @@ std::optional<SplitScore> score_translations(nn::Transformer& model, const Trans
   return SplitScore{*lines, corpus_bleu(*lines, {references}, settings.bleu()).score};
 }
 
-void write_lines(const std::string& path, const std::vector<std::string>& lines) {
-  std::string text;
-  for (const std::string& line : lines) text += line + "\n";
-  write_file_atomically(path, std::string_view(text));
-}
-
 std::vector<std::pair<std::string, TranslationSplit>> load_tests(const Multi30kSettings& settings,
                                                                  const TranslationData& data) {
   std::vector<std::pair<std::string, TranslationSplit>> tests;

@@ -22,8 +22,6 @@ std::optional<SplitScore> score_translations(nn::Transformer& model, const Trans
                                              const Multi30kSettings& settings,
                                              const nn::SearchSettings& search, const Stop& stop);
 
-void write_lines(const std::string& path, const std::vector<std::string>& lines);
-
 /// The splits of --test by name, read before training so that a wrong name costs no run.
 std::vector<std::pair<std::string, TranslationSplit>> load_tests(const Multi30kSettings& settings,
                                                                  const TranslationData& data);

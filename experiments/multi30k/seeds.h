@@ -10,7 +10,8 @@ namespace macgrad::experiments {
 
 /// Runs in OUT/seed-1 …, then writes OUT/summary.json and summary.csv: mean and standard deviation
 /// (of a sample, n - 1) of every final score. A seed that is complete with the same settings is not
-/// run again, one that has a checkpoint goes on from it. Returns the exit code.
+/// run again, one that has a checkpoint goes on from it, one whose loss is no longer finite is
+/// listed in the summary as failed. Returns the exit code, 1 when every seed failed.
 int run_seeds(const Multi30kSettings& settings, const std::vector<int64_t>& seeds);
 
 }  // namespace macgrad::experiments

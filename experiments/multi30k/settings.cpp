@@ -30,6 +30,11 @@ nn::AttentionSettings attention_settings(const Multi30kSettings& s) {
   return a;
 }
 
+void refuse_idle_search_options(const CLI::App& app, const Multi30kSettings& s) {
+  if (s.beam == 1 && app.count("--length-penalty") > 0)
+    throw CLI::ValidationError("--length-penalty", "has no effect without --beam 2 or more");
+}
+
 // Options that only some attentions, or only the real corpus, read.
 void refuse_idle_options(const CLI::App& app, const Multi30kSettings& s) {
   const auto refuse = [&](bool idle, std::initializer_list<const char*> options,
@@ -56,7 +61,7 @@ void refuse_idle_options(const CLI::App& app, const Multi30kSettings& s) {
          "with --toy, which makes its own corpus; leave one of the two out");
   refuse(s.toy, {"--preset", "--test"},
          "with --toy, which brings settings of its own and has no test splits");
-  refuse(s.beam == 1, {"--length-penalty"}, "without --beam 2 or more");
+  refuse_idle_search_options(app, s);
 }
 
 }  // namespace
@@ -73,13 +78,17 @@ Device Multi30kSettings::device() const {
   return device_of(common);
 }
 
+bool Multi30kSettings::raw_text() const {
+  return text == "raw" && !toy;
+}
+
 BleuOptions Multi30kSettings::bleu() const {
-  const bool raw = text == "raw" && !toy;
-  return {raw ? BleuTokenizer::mteval13a : BleuTokenizer::none, BleuSmoothing::exponential};
+  return {raw_text() ? BleuTokenizer::mteval13a : BleuTokenizer::none, BleuSmoothing::exponential};
 }
 
 void make_toy(Multi30kSettings& s) {
   s.toy = true;
+  s.test.clear();
   s.subwords = "word";
   s.min_frequency = 1;
   s.layers = 1;
@@ -207,11 +216,15 @@ void declare_options(CLI::App& app, Multi30kSettings& s) {
         "Validation sentences to translate after an epoch; 0: all");
   whole("--bleu-every", s.bleu_every, 1, "Epochs from one translation to the next");
   declare_search_options(app, s);
-  app.add_option("--test", s.test, "Splits that the final model translates: test_2016_flickr,...")
+  app.add_option("--test", s.test,
+                 "Splits that the final model translates: test_2016_flickr,... or none")
       ->delimiter(',')
       ->type_name("LIST")
       ->default_str(fmt::format("{}", fmt::join(s.test, ",")));
-  app.parse_complete_callback([&] { refuse_idle_options(app, s); });
+  app.parse_complete_callback([&] {
+    refuse_idle_options(app, s);
+    if (s.test == std::vector<std::string>{"none"}) s.test.clear();
+  });
 }
 
 void declare_search_options(CLI::App& app, Multi30kSettings& s) {
@@ -223,6 +236,7 @@ void declare_search_options(CLI::App& app, Multi30kSettings& s) {
                  "Scores of the beam search are divided by length^penalty")
       ->check(CLI::Validator(CLI::Range(0.0, 10.0)).description(""))
       ->capture_default_str();
+  app.parse_complete_callback([&] { refuse_idle_search_options(app, s); });
 }
 
 void check_settings(const Multi30kSettings& s) {

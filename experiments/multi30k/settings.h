@@ -85,6 +85,8 @@ struct Multi30kSettings {
   int64_t kept_epochs() const { return keep > 0 ? keep : average; }
   /// Source and target are coded alike; auto: with subwords.
   bool shared_vocabulary() const;
+  /// Sentences as written; the toy corpus is tokenised.
+  bool raw_text() const;
   Device device() const;
   /// Whether updates are recorded and replayed: on a device that can, one batch an update.
   bool replays() const;
@@ -99,7 +101,8 @@ void make_toy(Multi30kSettings& settings);
 /// would ignore, saying what they need. `settings` must outlive the app.
 void declare_options(CLI::App& app, Multi30kSettings& settings);
 
-/// --beam and --length-penalty alone, for commands that only translate.
+/// --beam and --length-penalty alone, for commands that only translate; parsing refuses a length
+/// penalty that nothing reads.
 void declare_search_options(CLI::App& app, Multi30kSettings& settings);
 
 /// Throws an Error that says what to change for values that do not go together (a kernel of finite

@@ -48,7 +48,7 @@ void trained_scale(Settings& s) {
 }
 
 constexpr StudyRun kRuns[] = {
-    {"softmax", "the anchor's model at this budget", [](Settings&) {}},
+    {"softmax", "transformer-tiny (Wu et al. 2021) at this budget", [](Settings&) {}},
     {"softmax-ppsbn", "Figure 3: ppSBN around softmax", [](Settings& s) { s.ppsbn = true; }},
     {"rmfa", "RMFA exp, D 128, optimal, redrawn every step", rmfa},
     {"exact", "the same kernel without random features",
@@ -90,6 +90,11 @@ constexpr StudyRun kRuns[] = {
      }},
 };
 
+// What rows differ in, or stand for as a whole: given to all of them, their names would lie.
+constexpr const char* kRowOptions[] = {"--preset",   "--attention",   "--kernel",
+                                       "--features", "--draws",       "--redraw",
+                                       "--ppsbn",    "--logit-scale", "--train-logit-scale"};
+
 const StudyRun& study_run(const std::string& name) {
   std::string names;
   for (const StudyRun& run : kRuns) {
@@ -102,13 +107,21 @@ const StudyRun& study_run(const std::string& name) {
 // One row of the tables: what a complete run measured, or why there is nothing.
 struct Row {
   const StudyRun* run;
+  Settings settings;
+  bool asked;  // to be trained, if it is not complete
   std::optional<Json> results;
   std::string failure;
 };
 
+// NaN where there is none; JSON writes what is not finite as null.
 double score(const Json& results, const std::string& split, const char* name) {
   const Json& scores = results.at("scores");
-  return scores.contains(split) ? scores.at(split).at(name).get<double>() : NAN;
+  if (!scores.contains(split) || !scores.at(split).at(name).is_number()) return NAN;
+  return scores.at(split).at(name).get<double>();
+}
+
+CsvValue cell(double value) {
+  return std::isnan(value) ? CsvValue{} : CsvValue{value};
 }
 
 std::string shown(double value, int digits) {
@@ -122,18 +135,19 @@ void write_tables(const RunDirectory& out, const Settings& settings, const std::
   for (const std::string& split : settings.test) columns.push_back(split + "_bleu");
   std::vector<std::vector<CsvValue>> cells;
   std::string page = fmt::format(
-      "Every run: {}, {} updates of at most {} tokens, warm-up {}, seed {}; the mean of the last "
-      "{} epochs, beam {}.\n\n| run | | validation loss | perplexity | BLEU: val |",
+      "Every run: {}, updates of at most {} tokens, warm-up {}, seed {}; the mean of the last {} "
+      "epochs, beam {}.\n\n| run | | updates | validation loss | perplexity | BLEU: val |",
       settings.toy ? "toy" : fmt::format("{}-{}", settings.source, settings.target),
-      group_digits(settings.max_updates), group_digits(settings.batch_tokens), settings.warmup,
-      settings.common.seed, settings.average, settings.beam);
-  std::string rule = "\n|---|---|---|---|---|";
+      group_digits(settings.batch_tokens), settings.warmup, settings.common.seed, settings.average,
+      settings.beam);
+  std::string rule = "\n|---|---|---|---|---|---|";
   for (const std::string& split : settings.test) {
     page += fmt::format(" {} |", split);
     rule += "---|";
   }
   page += rule + "\n";
   for (const Row& row : rows) {
+    if (!row.results && row.failure.empty()) continue;
     std::vector<CsvValue> line{std::string(row.run->name), std::string(row.run->question)};
     if (!row.results) {
       line.resize(7);
@@ -143,13 +157,15 @@ void write_tables(const RunDirectory& out, const Settings& settings, const std::
     } else {
       const Json& r = *row.results;
       const double loss = score(r, "val", "loss"), bleu = score(r, "val", "bleu");
-      line.insert(line.end(), {r.at("updates").get<int64_t>(), loss, std::exp(loss), bleu,
+      const auto updates = r.at("updates").get<int64_t>();
+      line.insert(line.end(), {updates, cell(loss), cell(std::exp(loss)), cell(bleu),
                                r.at("wall_seconds").get<double>(), CsvValue{}});
-      page += fmt::format("| `{}` | {} | {} | {} | {} |", row.run->name, row.run->question,
-                          shown(loss, 3), shown(std::exp(loss), 2), shown(bleu, 2));
+      page += fmt::format("| `{}` | {} | {} | {} | {} | {} |", row.run->name, row.run->question,
+                          group_digits(updates), shown(loss, 3), shown(std::exp(loss), 2),
+                          shown(bleu, 2));
       for (const std::string& split : settings.test) {
         const double test = score(r, split, "bleu");
-        line.emplace_back(test);
+        line.push_back(cell(test));
         page += fmt::format(" {} |", shown(test, 2));
       }
       page += "\n";
@@ -190,27 +206,30 @@ Multi30kSettings study_settings() {
 }
 
 int run_study(const Multi30kSettings& settings, const std::vector<std::string>& only) {
-  std::vector<Row> rows;
-  for (const std::string& name : only) rows.push_back({&study_run(name), {}, ""});
-  if (only.empty())
-    for (const StudyRun& run : kRuns) rows.push_back({&run, {}, ""});
-  const RunDirectory out(settings.common.out, "multi30k-study", /*goes_on=*/true);
+  std::vector<const StudyRun*> asked;
+  for (const std::string& name : only) asked.push_back(&study_run(name));
+  const RunDirectory out(settings.common.out, "multi30k-study", Holds::runs);
   // Every row's settings are checked before the first one runs for half an hour.
-  std::vector<Settings> all;
-  for (const Row& row : rows) {
-    Settings& s = all.emplace_back(settings);
-    row.run->change(s);
-    s.common.out = out.file(row.run->name);
-    check_settings(s);
+  std::vector<Row> rows;
+  for (const StudyRun& run : kRuns) {
+    const bool wanted = only.empty() || std::find(asked.begin(), asked.end(), &run) != asked.end();
+    Row& row = rows.emplace_back(Row{&run, settings, wanted, {}, ""});
+    run.change(row.settings);
+    row.settings.common.out = out.file(run.name);
+    if (wanted) check_settings(row.settings);
   }
-  for (size_t i = 0; i < rows.size(); ++i) {
+  for (Row& row : rows) {
     try {
-      if (const int code = run_to_end(all[i], std::string(rows[i].run->name)); code != 0)
-        return code;
-      rows[i].results = read_json(results_path(all[i].common.out));
+      if (row.asked)
+        if (const int code = run_to_end(row.settings, std::string(row.run->name)); code != 0)
+          return code;
+      row.results = complete_results(row.settings);
+      if (!row.results && fs::exists(row.settings.common.out))
+        fmt::print(stderr, "note: {}: incomplete or of other settings, and so not in the tables\n",
+                   row.settings.common.out);
     } catch (const NotFinite& error) {
-      rows[i].failure = error.what();
-      fmt::print(stderr, "{}: {}\n", rows[i].run->name, error.what());
+      row.failure = error.what();
+      fmt::print(stderr, "{}: {}\n", row.run->name, error.what());
     }
   }
   write_tables(out, settings, rows);
@@ -229,7 +248,14 @@ int study_command(int argc, const char* const* argv) {
       "Trains a table of models, one factor at a time, and compares them; --out goes on with it.",
       [&](CLI::App& app) {
         declare_options(app, settings);
-        app.add_option("--only", only, "Rows to run (default: all)")
+        for (const char* option : kRowOptions)
+          app.get_option(option)->group("")->check(CLI::Validator(
+              [](std::string&) -> std::string {
+                return "the rows of the study set it; leave it out, and choose rows with --only";
+              },
+              ""));
+        app.add_option("--only", only,
+                       "Rows to train (default: all); the tables hold every complete one")
             ->delimiter(',')
             ->type_name("LIST");
         app.add_flag("--list", list, "Print the rows and end");

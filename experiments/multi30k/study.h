@@ -25,9 +25,9 @@ std::span<const StudyRun> study_runs();
 Multi30kSettings study_settings();
 
 /// Runs the table (or the rows that `only` names) in OUT/NAME, each started, continued or left
-/// alone as it needs, then writes OUT/study.csv, study.md and the curves. A run whose loss is no
-/// longer finite is a row that says so. Returns the exit code of the run that was interrupted, or
-/// 0.
+/// alone as it needs, then writes OUT/study.csv, study.md and the curves of all rows there that are
+/// complete with these settings. A run whose loss is no longer finite is a row that says so.
+/// Returns the exit code of the run that was interrupted, or 0.
 int run_study(const Multi30kSettings& settings, const std::vector<std::string>& only);
 
 }  // namespace macgrad::experiments

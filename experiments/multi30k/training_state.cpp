@@ -2,6 +2,8 @@
 // what is not finite has no number in JSON and is written as a word.
 #include "experiments/multi30k/training_state.h"
 
+#include <limits>
+
 #include "core/error.h"
 
 namespace macgrad::experiments {
@@ -50,13 +52,44 @@ auto writer(Json& json) {
   };
 }
 
+// No such number in a state is negative.
+int64_t whole(const Json& json, const char* name) {
+  const Json& value = json.at(name);
+  require(value.is_number_integer(), "{} is {}, not a whole number", name, value.dump());
+  require(value >= 0 && value <= std::numeric_limits<int64_t>::max(), "{} is {}, out of range",
+          name, value.dump());
+  return value.get<int64_t>();
+}
+
 auto reader(const Json& json) {
   return [&json](const char* name, auto& value) {
     if constexpr (std::is_same_v<std::decay_t<decltype(value)>, double>)
       value = number_from_json(json.at(name));
     else
-      json.at(name).get_to(value);
+      value = whole(json, name);
   };
+}
+
+// What a run cannot have come to.
+void check_state(const RunState& s) {
+  const TrainingPlace& p = s.place;
+  const auto check = [](bool holds, const char* what) { require(holds, "impossible: {}", what); };
+  check(p.epoch >= 1, "the epoch under way is not counted from 1");
+  check(p.done.updates <= p.updates, "more updates in an epoch than in the run");
+  check(p.skipped_in_a_row <= p.skipped && p.skipped <= p.updates,
+        "more updates skipped than made");
+  check(p.done.seconds >= 0 && s.wall_seconds >= 0, "a negative time");
+  check(s.best_epoch <= p.epoch, "the best epoch has not been");
+  check(!std::isnan(s.best_loss), "the lowest loss is no number");
+  const Metrics* before = nullptr;
+  for (const Metrics& m : s.epochs) {
+    check(m.epoch > (before != nullptr ? before->epoch : 0) && m.epoch <= p.epoch,
+          "epochs out of order");
+    check(m.updates >= (before != nullptr ? before->updates : 0) && m.updates <= p.updates,
+          "updates out of order");
+    check(m.seconds >= 0, "a negative time");
+    before = &m;
+  }
 }
 
 }  // namespace
@@ -94,11 +127,11 @@ Json to_json(const RunState& state) {
 
 RunState run_state_from_json(const Json& json) {
   RunState state;
-  json.at("epoch").get_to(state.place.epoch);
-  json.at("updates").get_to(state.place.updates);
-  json.at("skipped").get_to(state.place.skipped);
-  json.at("skipped_in_a_row").get_to(state.place.skipped_in_a_row);
-  json.at("best_epoch").get_to(state.best_epoch);
+  state.place.epoch = whole(json, "epoch");
+  state.place.updates = whole(json, "updates");
+  state.place.skipped = whole(json, "skipped");
+  state.place.skipped_in_a_row = whole(json, "skipped_in_a_row");
+  state.best_epoch = whole(json, "best_epoch");
   state.best_loss = number_from_json(json.at("best_loss"));
   state.wall_seconds = number_from_json(json.at("wall_seconds"));
   each_field(state.place.done, reader(json.at("done")));
@@ -107,6 +140,7 @@ RunState run_state_from_json(const Json& json) {
     each_metric(m, reader(row));
     state.epochs.push_back(m);
   }
+  check_state(state);
   return state;
 }
 

@@ -62,7 +62,8 @@ struct RunState {
 };
 
 Json to_json(const RunState& state);
-/// What to_json wrote, bit for bit; throws nlohmann's exceptions.
+/// What to_json wrote, bit for bit; throws nlohmann's exceptions, and an Error for numbers that no
+/// run comes to.
 RunState run_state_from_json(const Json& json);
 
 }  // namespace macgrad::experiments
