@@ -138,17 +138,12 @@ const float* copy_padded(const float* x, int64_t rows, int64_t columns, int64_t 
 // A row times a small matrix, or a small outer product, costs less than the library's call:
 // decoding has thousands of them a step. False: neither.
 constexpr int64_t kSmallProduct = 1 << 14;
-// Each element is added up term by term, which loses accuracy with their number, and few columns
-// gain nothing. From 16 columns on kSmallProduct keeps the number of terms to 1024.
-constexpr int64_t kChainColumns = 16;
-constexpr int64_t kLongestChain = 512;
 
 template <class T>
 bool vector_product(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, T alpha,
                     const T* a, int64_t lda, const T* b, int64_t ldb, T beta, T* c, int64_t ldc) {
   const bool outer = k == 1, row = m == 1 && !transpose_b;
   if ((!outer && !row) || k == 0 || m * n * k > kSmallProduct) return false;
-  if (row && n < kChainColumns && k > kLongestChain) return false;
   // Strides of a along its only long dimension, and of b along n.
   const int64_t step_a = outer ? (transpose_a ? 1 : lda) : (transpose_a ? lda : 1);
   const int64_t step_b = transpose_b ? ldb : 1;

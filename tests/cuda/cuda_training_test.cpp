@@ -155,35 +155,32 @@ Multi30kSettings two_shapes(const std::string& draws) {
 TEST_CASE("cuda training: shapes are recorded anew when the draws get another place in memory") {
   const Threads one(1);
   [[maybe_unused]] const OpenMemory open;
-  for (const std::string draws : {"h01", "optimal"}) {
-    for (const int64_t first : {1, 2, 3, 4, 6}) {
-      CAPTURE(draws);
-      CAPTURE(first);
-      Multi30kSettings s = two_shapes(draws);
-      s.train_logit_scale = true;
-      s.max_updates = first + 9;
-      int64_t places = 0;
-      // While shapes are warmed up, between that and their recording, and after it.
-      const auto grow = [&](Trainer& trainer, int64_t update) {
-        for (nn::RmfaCore* core : rmfa_cores(trainer)) {
-          if (const auto part = core->features.recorded_part(); part) places = part->front();
-          if (update != first) continue;
-          const nn::Parameter& theta = *core->logit_scale.theta;
-          theta.value().fill(theta.value().item() + std::log(1.5));
-        }
-      };
-      s.graph = "off";
-      const Run eager = train(s, grow);
-      CHECK(places > 1);
-      s.graph = "on";
-      const Run replayed = train(s, grow);
-      CHECK(replayed.refused.empty());
-      CHECK(replayed.large_draws == 0);
-      CHECK(replayed.replays >= 3);
-      CHECK(replayed.losses == eager.losses);
-      for (const auto& [name, value] : eager.state)
-        CHECK_MESSAGE(difference(replayed.state.at(name), value) == 0, name);
-    }
+  for (const int64_t first : {4, 6}) {
+    CAPTURE(first);
+    Multi30kSettings s = two_shapes("h01");
+    s.train_logit_scale = true;
+    s.max_updates = first + 9;
+    int64_t places = 0;
+    // Between the warm-up of shapes and their recording, and after it.
+    const auto grow = [&](Trainer& trainer, int64_t update) {
+      for (nn::RmfaCore* core : rmfa_cores(trainer)) {
+        if (const auto part = core->features.recorded_part(); part) places = part->front();
+        if (update != first) continue;
+        const nn::Parameter& theta = *core->logit_scale.theta;
+        theta.value().fill(theta.value().item() + std::log(2.0));
+      }
+    };
+    s.graph = "off";
+    const Run eager = train(s, grow);
+    CHECK(places > 1);
+    s.graph = "on";
+    const Run replayed = train(s, grow);
+    CHECK(replayed.refused.empty());
+    CHECK(replayed.large_draws == 0);
+    CHECK(replayed.replays >= 3);
+    CHECK(replayed.losses == eager.losses);
+    for (const auto& [name, value] : eager.state)
+      CHECK_MESSAGE(difference(replayed.state.at(name), value) == 0, name);
   }
 }
 
