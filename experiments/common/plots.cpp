@@ -103,11 +103,14 @@ bool draw(const std::string& body, const std::string& base, const std::string& g
   const std::string plain = base + ".gp";
   write_file_atomically(plain, std::string_view(script_for(name + ".svg", name + ".png")));
 
-  const std::string stem = fmt::format("{}.tmp-{}", base, ::getpid());
-  const std::string svg = stem + ".svg";
-  const std::string png = stem + ".png";
-  const std::string script = stem + ".gp";
-  const std::string log = stem + ".log";
+  // Named as write_file_atomically does, so that what a killed program leaves is cleared likewise.
+  const auto temporary = [&](const char* suffix) {
+    return fmt::format("{}{}.tmp-{}-0", base, suffix, ::getpid());
+  };
+  const std::string svg = temporary(".svg");
+  const std::string png = temporary(".png");
+  const std::string script = temporary(".run.gp");
+  const std::string log = temporary(".log");
   write_file_atomically(script, std::string_view(script_for(svg, png)));
   const int status = run_gnuplot(gnuplot, script, log);
   std::error_code error;
