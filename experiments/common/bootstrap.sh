@@ -185,6 +185,15 @@ macgrad_compile() {
   fi
 }
 
+# macgrad_tests FOLDER [CTEST ARGUMENTS]: side by side, with threads that sleep at barriers, because
+# spinning ones would hold the processors that the other programs need.
+macgrad_tests() {
+  macgrad_folder=$1
+  shift
+  OMP_WAIT_POLICY=passive ctest --test-dir "$macgrad_folder" -j "$(macgrad_jobs)" \
+    --output-on-failure "$@"
+}
+
 # macgrad_bootstrap [TARGET...]: all of it, for the build folder.
 macgrad_bootstrap() {
   macgrad_install_missing && macgrad_configure && macgrad_compile "$macgrad_build" "$@"
