@@ -13,9 +13,9 @@ struct TokenLoss {
   Variable mean() const;
 };
 
-/// Cross entropy with label smoothing (Szegedy et al. 2016): logits (B, T, V), targets (B, T)
-/// int64. Places whose target is `pad` count nothing. `tokens`: how many targets are not `pad`, for
-/// callers that know; -1 counts them, which waits for the device.
+/// Cross entropy with label smoothing (Szegedy et al. 2016): logits (B, T, V) and targets (B, T)
+/// int64, or (P, V) and (P). Places whose target is `pad` count nothing. `tokens`: how many targets
+/// are not `pad`, for callers that know; -1 counts them, which waits for the device.
 TokenLoss token_loss(const Variable& logits, const Tensor& targets, int64_t pad,
                      double smoothing = 0.0, int64_t tokens = -1);
 

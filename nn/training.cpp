@@ -17,10 +17,12 @@ Variable TokenLoss::mean() const {
 
 TokenLoss token_loss(const Variable& logits, const Tensor& targets, int64_t pad, double smoothing,
                      int64_t tokens) {
-  check(logits.rank() == 3 && targets.rank() == 2 && logits.size(0) == targets.size(0) &&
-            logits.size(1) == targets.size(1),
-        "[token_loss] needs logits (B, T, V) and targets (B, T), got {} and {}", logits.shape(),
-        targets.shape());
+  const bool flat = logits.rank() == 2 && targets.rank() == 1;
+  check(
+      (flat || (logits.rank() == 3 && targets.rank() == 2 && logits.size(1) == targets.size(1))) &&
+          logits.size(0) == targets.size(0),
+      "[token_loss] needs logits (B, T, V) and targets (B, T), or (P, V) and (P), got {} and {}",
+      logits.shape(), targets.shape());
   TokenLoss loss;
   loss.tokens = tokens;
   if (tokens < 0) {
@@ -28,7 +30,7 @@ TokenLoss token_loss(const Variable& logits, const Tensor& targets, int64_t pad,
     for (const int64_t t : targets.to_vector<int64_t>()) loss.tokens += t != pad;
   }
   const int64_t rows = targets.numel();
-  loss.sum = cross_entropy(reshape(logits, Shape{rows, logits.size(2)}),
+  loss.sum = cross_entropy(reshape(logits, Shape{rows, logits.size(-1)}),
                            targets.reshape(Shape{rows}), smoothing, pad, Reduction::sum);
   return loss;
 }

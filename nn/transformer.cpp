@@ -58,17 +58,28 @@ Variable Transformer::project(const Variable& x) const {
   return output ? output->forward(x) : target_table().project(x);
 }
 
+Variable Transformer::decode_hidden(const Tensor& target, const Tensor& target_valid,
+                                    const Variable& memory, const Tensor& source_valid,
+                                    std::vector<LayerState>* states) {
+  const int64_t start = states && !states->empty() ? states->front().self.length() : 0;
+  const Variable x = embed(target_table(), target_positions, target_dropout, target, start);
+  return decoder.forward(x, target_valid, memory, source_valid, states);
+}
+
 Variable Transformer::decode(const Tensor& target, const Tensor& target_valid,
                              const Variable& memory, const Tensor& source_valid,
                              std::vector<LayerState>* states) {
-  const int64_t start = states && !states->empty() ? states->front().self.length() : 0;
-  const Variable x = embed(target_table(), target_positions, target_dropout, target, start);
-  return project(decoder.forward(x, target_valid, memory, source_valid, states));
+  return project(decode_hidden(target, target_valid, memory, source_valid, states));
 }
 
 Variable Transformer::forward(const Tensor& source, const Tensor& source_valid,
-                              const Tensor& target, const Tensor& target_valid) {
-  return decode(target, target_valid, encode(source, source_valid), source_valid);
+                              const Tensor& target, const Tensor& target_valid,
+                              const Tensor& places) {
+  Variable x =
+      decode_hidden(target, target_valid, encode(source, source_valid), source_valid, nullptr);
+  if (places.defined())
+    x = embedding(reshape(x, Shape{target.numel(), settings_.layer.width}), places);
+  return project(x);
 }
 
 int Transformer::eval_draws() const {

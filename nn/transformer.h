@@ -137,9 +137,10 @@ class Transformer : public Module {
   explicit Transformer(const TransformerSettings& settings);
 
   /// source (B,S), target (B,T) int64 ids -> logits (B,T,V). target is the decoder's input (begin
-  /// token first); place t predicts token t+1.
+  /// token first); place t predicts token t+1. With `places` (P) int64, each b*T + t, only those
+  /// get logits, (P,V): padding need not be projected to the vocabulary.
   Variable forward(const Tensor& source, const Tensor& source_valid, const Tensor& target,
-                   const Tensor& target_valid);
+                   const Tensor& target_valid, const Tensor& places = Tensor());
   /// source -> (B,S,C).
   Variable encode(const Tensor& source, const Tensor& source_valid);
   /// target and the encoder's output -> logits (B,T,V). With states (none decoded yet: one empty
@@ -162,6 +163,8 @@ class Transformer : public Module {
  private:
   Variable embed(const Embedding& table, const Positions& positions, const Dropout& dropout,
                  const Tensor& ids, int64_t start) const;
+  Variable decode_hidden(const Tensor& target, const Tensor& target_valid, const Variable& memory,
+                         const Tensor& source_valid, std::vector<LayerState>* states);
   Variable project(const Variable& x) const;
   const Embedding& target_table() const;
 

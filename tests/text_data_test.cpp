@@ -423,6 +423,21 @@ TEST_CASE("batches by length hold little padding, and the epochs differ in compa
   }
 }
 
+TEST_CASE("a batch as tensors: what must be predicted, and where") {
+  const EncodedPairs pairs{{{4}, {5, 6}}, {{7, 8}, {9}}};
+  const Batch batch = ordered_batches(pairs, {}).at(0);
+  const BatchTensors b = to_tensors(batch, kCpu);
+  CHECK(b.tokens == batch.target_tokens);
+  const auto places = b.places.to_vector<std::int64_t>();
+  const auto tokens = b.output.to_vector<std::int64_t>();
+  REQUIRE(tokens.size() == 5);  // 7 8 <eos>, 9 <eos>
+  REQUIRE(places.size() == tokens.size());
+  std::vector<std::int64_t> padded(batch.target_output.ids.size(), Vocabulary::kPad);
+  for (std::size_t i = 0; i < places.size(); ++i)
+    padded.at(static_cast<std::size_t>(places[i])) = tokens[i];
+  CHECK(padded == batch.target_output.ids);
+}
+
 TEST_CASE("batches of odd inputs") {
   CHECK(shuffled_batches({}, {}, 1, 0).empty());
   CHECK_THROWS_AS(ordered_batches({}, {0, 1}), Error);

@@ -196,6 +196,45 @@ TEST_CASE("padding and company change no logit") {
   }
 }
 
+TEST_CASE("logits of chosen places are those of all places, and padding may be left out") {
+  for (const auto& [name, attention] : kinds()) {
+    CAPTURE(name);
+    Transformer model(tiny(attention));
+    model.to(DType::float64);
+    model.begin_step(1, 0);
+    const Batch b = make_batch(4, 6, 2);
+    const auto forward = [&](const Tensor& places) {
+      return model.forward(b.source, b.source_valid, b.input, b.input_valid, places);
+    };
+    const Tensor chosen = Tensor::from_vector(std::vector<int64_t>{9, 0, 4}, Shape{3});
+    const Tensor all = forward(Tensor()).value().reshape(Shape{b.target.numel(), kVocabulary});
+    const Tensor some = forward(chosen).value();
+    for (int64_t p = 0; p < 3; ++p)
+      check_near(some.select(0, p), all.select(0, chosen.at({p})), 1e-12);
+
+    std::vector<int64_t> places, tokens;
+    const auto target = b.target.to_vector<int64_t>();
+    for (size_t i = 0; i < target.size(); ++i)
+      if (target[i] != kPad) {
+        places.push_back(static_cast<int64_t>(i));
+        tokens.push_back(target[i]);
+      }
+    REQUIRE(tokens.size() < target.size());
+    const Shape shape{static_cast<int64_t>(tokens.size())};
+    const TokenLoss whole = loss_of(model, b, 0.1);
+    const TokenLoss packed = token_loss(forward(Tensor::from_vector(places, shape)),
+                                        Tensor::from_vector(tokens, shape), kPad, 0.1);
+    CHECK(packed.tokens == whole.tokens);
+    CHECK(packed.sum.item() == doctest::Approx(whole.sum.item()).epsilon(1e-12));
+    std::vector<Variable> parameters;
+    for (const auto& [path, parameter] : model.named_parameters()) parameters.push_back(*parameter);
+    const auto expected = grad({whole.sum}, parameters);
+    const auto found = grad({packed.sum}, parameters);
+    for (size_t i = 0; i < parameters.size(); ++i)
+      check_near(found[i].value(), expected[i].value(), 1e-10);
+  }
+}
+
 TEST_CASE("accumulated micro-batches make the large batch's step, with one draw for all") {
   for (const auto& [name, attention] : kinds()) {
     if (attention.ppsbn && attention.kind == AttentionKind::exact) continue;  // batch statistics

@@ -79,8 +79,9 @@ void bench_translation(BenchTable& table) {
           model.begin_step(++step, 0);
           adam.zero_grad();
           nn::Accumulation sum;
-          sum.add(nn::token_loss(model.forward(b.source, b.source_valid, b.input, b.input_valid),
-                                 b.output, Vocabulary::kPad, 0.1, b.tokens));
+          sum.add(nn::token_loss(
+              model.forward(b.source, b.source_valid, b.input, b.input_valid, b.places), b.output,
+              Vocabulary::kPad, 0.1, b.tokens));
           adam.step(1e-4, {.grad_scale = sum.grad_scale(), .clip_norm = 1.0});
         }
       },

@@ -148,11 +148,28 @@ Tensor valid_of(const PaddedIds& block, Device device) {
 }
 
 BatchTensors to_tensors(const Batch& batch, Device device) {
+  std::vector<int64_t> places, tokens;
   const auto& wanted = batch.target_output.ids;
-  const auto padding = std::count(wanted.begin(), wanted.end(), Vocabulary::kPad);
-  return {ids_of(batch.source, device),        valid_of(batch.source, device),
-          ids_of(batch.target_input, device),  valid_of(batch.target_input, device),
-          ids_of(batch.target_output, device), static_cast<int64_t>(wanted.size()) - padding};
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    if (wanted[i] == Vocabulary::kPad) continue;
+    places.push_back(static_cast<int64_t>(i));
+    tokens.push_back(wanted[i]);
+  }
+  BatchTensors result{ids_of(batch.source, device),
+                      valid_of(batch.source, device),
+                      ids_of(batch.target_input, device),
+                      valid_of(batch.target_input, device),
+                      Tensor(),
+                      Tensor(),
+                      static_cast<int64_t>(tokens.size())};
+  if (device.type == DeviceType::cpu) {
+    const Shape shape{result.tokens};
+    result.places = Tensor::from_vector(places, shape);
+    result.output = Tensor::from_vector(tokens, shape);
+  } else {
+    result.output = ids_of(batch.target_output, device);
+  }
+  return result;
 }
 
 }  // namespace macgrad::experiments

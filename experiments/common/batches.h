@@ -59,9 +59,12 @@ Tensor valid_of(const PaddedIds& block, Device device);
 struct BatchTensors {
   Tensor source, source_valid;  // (B, S)
   Tensor input, input_valid;    // (B, T), what the decoder reads
-  Tensor output;                // (B, T), what it must predict
+  Tensor places;                // (P), b*T + t of each token it must predict; undefined: all places
+  Tensor output;                // (P), those tokens; without places (B, T) with padding
   int64_t tokens = 0;           // of output that are no padding
 };
+/// With places on the CPU, where padding then costs no logits; without on other devices, where
+/// steps of one batch shape are recorded once.
 BatchTensors to_tensors(const Batch& batch, Device device);
 
 }  // namespace macgrad::experiments

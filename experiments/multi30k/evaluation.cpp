@@ -35,7 +35,8 @@ std::optional<double> validation_loss(nn::Transformer& model, const std::vector<
     // The loss is linear in log-probabilities: their average has the average of the losses.
     for (int e = 0; e < draws; ++e) {
       model.use_eval_draw(e);
-      const Variable logits = model.forward(b.source, b.source_valid, b.input, b.input_valid);
+      const Variable logits =
+          model.forward(b.source, b.source_valid, b.input, b.input_valid, b.places);
       sum += nn::token_loss(logits, b.output, Vocabulary::kPad).sum.item() / draws;
     }
     tokens += batch.target_tokens;

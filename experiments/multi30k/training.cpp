@@ -109,9 +109,9 @@ void Trainer::update(const std::vector<Batch>& batches, size_t first, size_t las
   nn::Accumulation accumulated;
   for (size_t i = first; i < last; ++i) {
     const BatchTensors b = tensors(batches[i]);
-    accumulated.add(nn::token_loss(model_.forward(b.source, b.source_valid, b.input, b.input_valid),
-                                   b.output, Vocabulary::kPad, settings_.label_smoothing,
-                                   b.tokens));
+    accumulated.add(
+        nn::token_loss(model_.forward(b.source, b.source_valid, b.input, b.input_valid, b.places),
+                       b.output, Vocabulary::kPad, settings_.label_smoothing, b.tokens));
   }
   r.loss = accumulated.loss();
   r.tokens = accumulated.tokens();
