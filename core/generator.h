@@ -3,7 +3,7 @@
 // a draw can be replayed by keeping its key (dropout masks, feature draws).
 #pragma once
 
-#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -86,26 +86,50 @@ class Generator {
   uint32_t next_draw_ = 0;
 };
 
-/// Reads the numbers of one draw one after the other, on the host.
+/// Reads the numbers of one draw one after the other, from number `first` on.
 class DrawReader {
  public:
-  explicit DrawReader(const DrawKey& key) : key_(key) {}
-  uint32_t bits() { return random_bits(key_, next_++); }
+  MACGRAD_HD explicit DrawReader(const DrawKey& key, uint64_t first = 0)
+      : key_(key), next_(first) {}
+  MACGRAD_HD uint32_t bits() { return random_bits(key_, next_++); }
   /// Uniform in [0, 1), 53 bits.
-  double uniform() {
+  MACGRAD_HD double uniform() {
     const uint32_t high = bits();
     return uniform_from_bits(high, bits());
   }
   /// -1 or +1.
-  double sign() { return (bits() >> 31) ? 1.0 : -1.0; }
+  MACGRAD_HD double sign() { return (bits() >> 31) ? 1.0 : -1.0; }
   /// Uniform integer in [0, n), without modulo bias.
-  uint64_t below(uint64_t n);
+  MACGRAD_HD uint64_t below(uint64_t n) {
+    // Rejects the incomplete last interval of 2^64.
+    const uint64_t largest = ~uint64_t{0};
+    const uint64_t limit = largest - largest % n;
+    while (true) {
+      const uint64_t high = bits();
+      const uint64_t value = (high << 32) | bits();
+      if (value < limit) return value % n;
+    }
+  }
   /// A random order of 0 … n-1 (Fisher-Yates).
-  std::vector<int64_t> permutation(int64_t n);
+  template <class Integer>
+  MACGRAD_HD void permutation(Integer* order, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) order[i] = static_cast<Integer>(i);
+    for (int64_t i = n - 1; i > 0; --i) {
+      const auto j = static_cast<int64_t>(below(static_cast<uint64_t>(i) + 1));
+      const Integer one = order[i];
+      order[i] = order[j];
+      order[j] = one;
+    }
+  }
+  std::vector<int64_t> permutation(int64_t n) {
+    std::vector<int64_t> order(static_cast<size_t>(n));
+    permutation(order.data(), n);
+    return order;
+  }
 
  private:
   DrawKey key_;
-  uint64_t next_ = 0;
+  uint64_t next_;
 };
 
 }  // namespace macgrad

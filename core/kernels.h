@@ -46,6 +46,22 @@ struct RmfaArgs {
   Tensor layout{};              // (kRmfaLayout) float64 on the operands' device, or absent
 };
 
+/// Signs of random features are independent, rows of fresh Hadamard blocks, or rows of Hadamard
+/// blocks of which those of one degree are shifted against each other, so that no combination of
+/// rows comes twice.
+enum class SignDesign : uint8_t { independent, blocks, shifted_blocks };
+
+/// What a draw of features (nn/allocation.h) has beside its law.
+struct FeatureDrawArgs {
+  DrawKey key{};
+  int64_t head_dim = 1;    // d
+  int64_t tail_from = 0;   // degrees of the tail's features are >= it
+  int64_t tail_count = 0;  // features of the tail
+  double constant = 0.0, linear = 0.0, logit_scale = 1.0;  // exact parts; the weights' scale
+  SignDesign design = SignDesign::independent;
+  bool systematic = false;  // degrees of the tail equally spaced in its law, else independent
+};
+
 /// preSBN: statistics over batch and valid positions (batch), given ones (fixed), or a row (row).
 enum class SbnStatistics { batch, fixed, row };
 
@@ -183,6 +199,16 @@ inline constinit Kernel<void(In, In, In, In, In, In, In, const RmfaArgs&, Out, O
 inline constinit Kernel<void(In, In, In, In, In, In, In, In, In, In, const RmfaArgs&, Out, Out, Out,
                              Scratch)>
     rmfa_backward{"rmfa_backward", {cpu::rmfa_backward, nullptr, cpu::rmfa_backward_scratch}};
+
+/// Draws of the features of many maps at once, one entry of each list a map. laws: float64 vectors,
+/// how many features each degree 0 … kRmfaLayoutLevels has besides the tail, then the weight of a
+/// feature of each of these degrees (negative: it has no projection; of degree 0: what it adds to
+/// constant), then P[degree >= tail_from + i] of the tail. Written are omega (d, P') or (H, d, P'),
+/// weight (M') of omega's dtype and layout (kRmfaLayout) float64, as in RmfaArgs; P' and M' are at
+/// least the draw's, with zeros beyond. No feature's degree may be above kRmfaLayoutLevels.
+inline constinit Kernel<void(InList, InOutList, InOutList, InOutList,
+                             const std::vector<FeatureDrawArgs>&)>
+    draw_features{"draw_features", {cpu::draw_features}};
 
 /// Parameters, masters, gradients, first and second moments: every tensor contiguous, one entry of
 /// each list a parameter. Without masters (an empty list) moments have the parameter's dtype. With

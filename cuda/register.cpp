@@ -85,6 +85,7 @@ int register_cuda_kernels() {
   MACGRAD_FILL(pre_sbn_backward)
   MACGRAD_FILL(post_sbn_forward)
   MACGRAD_FILL(post_sbn_backward)
+  MACGRAD_FILL(draw_features)
   MACGRAD_FILL(adam)
   MACGRAD_FILL(sum_of_squares)
 #undef MACGRAD_FILL

@@ -131,6 +131,9 @@ Tensors pending_statistics(Module& model);
 /// recorded_part() of every feature map of a model in training, one after the other; nothing when
 /// one has none. Draws that are elsewhere are first put where the model's parameters are.
 std::optional<std::vector<int64_t>> recorded_draws(Module& model);
+/// In a recorded step, before the forward call: each replay begins with the feature draws of its
+/// step, in one kernel, where RandomMaclaurinFeatures::live_draw allows it.
+void record_feature_draws(Module& model);
 
 /// preSBN with its running statistics (Macformer, Algorithm 1, steps 1 and 2).
 class PreSbn : public Module {

@@ -125,7 +125,9 @@ void RandomMaclaurinFeatures::take(FeatureDraw draw, Device device) const {
   const Tensor layout = layout_of(draw_);
   if (!place_.omega.defined() || !(place_.bounds == bounds) ||
       place_.omega.dtype() != omega.dtype() || !(place_.omega.device() == device)) {
-    place_ = {place_.number + 1, bounds, omega.to(device), weight.to(device), layout.to(device)};
+    place_ = {place_.number + 1, bounds,
+              omega.to(device),  weight.to(device),
+              layout.to(device), feature_law(kernel_, draw_.settings, draw_.plan).to(device)};
   } else {
     place_.omega.copy_from(omega);
     place_.weight.copy_from(weight);
@@ -137,6 +139,8 @@ void RandomMaclaurinFeatures::take(FeatureDraw draw, Device device) const {
 }
 
 const FeatureDraw& RandomMaclaurinFeatures::current(DType dtype, Device device) const {
+  // Each replay of the step that is being recorded makes its own.
+  if (!StepGraph::recording()) make_draw();
   // A model trained on one draw alone fits that draw, and fails on others.
   if (training() || redraw_.kind == RedrawPolicy::Kind::never) {
     if (draw_.omega.dtype() != dtype) {
@@ -163,7 +167,8 @@ const FeatureDraw& RandomMaclaurinFeatures::current(DType dtype, Device device) 
 }
 
 void RandomMaclaurinFeatures::redraw(const FeatureSettings& settings, const FeaturePlan& plan,
-                                     uint32_t number) {
+                                     uint32_t number) const {
+  put_off_.reset();
   if (settings.logit_scale != draw_.settings.logit_scale) eval_.clear();
   DrawKey key = draw_.key;
   key.step = number;
@@ -175,10 +180,28 @@ void RandomMaclaurinFeatures::redraw(const FeatureSettings& settings, const Feat
 
 std::optional<std::vector<int64_t>> RandomMaclaurinFeatures::recorded_part() const {
   if (!draw_.layout.defined()) return std::nullopt;
-  return std::vector<int64_t>{place_.number, draw_.linear > 0.0};
+  return std::vector<int64_t>{place_.number, draw_.linear > 0.0, drawn_in_replays()};
+}
+
+// The law is that of the plan and scale for which the place was made.
+bool RandomMaclaurinFeatures::drawn_in_replays() const {
+  return redraw_.kind == RedrawPolicy::Kind::step && !scale_changes_ && draw_.layout.defined();
+}
+
+std::optional<RandomMaclaurinFeatures::LiveDraw> RandomMaclaurinFeatures::live_draw() const {
+  if (!drawn_in_replays()) return std::nullopt;
+  DrawKey key = draw_.key;
+  key.step = kLiveStep;
+  return LiveDraw{place_.law, place_.omega, place_.weight, place_.layout,
+                  feature_draw_args(kernel_, draw_.settings, draw_.plan, key)};
+}
+
+void RandomMaclaurinFeatures::make_draw() const {
+  if (put_off_) redraw(draw_.settings, FeaturePlan(draw_.plan), *put_off_);
 }
 
 void RandomMaclaurinFeatures::set_logit_scale(double scale) {
+  scale_changes_ = true;
   next_scale_ = scale;
   if (std::abs(scale / draw_.plan.logit_scale - 1.0) <= kScaleTolerance) return;
   FeatureSettings settings = draw_.settings;
@@ -188,7 +211,15 @@ void RandomMaclaurinFeatures::set_logit_scale(double scale) {
 
 void RandomMaclaurinFeatures::on_begin_step(uint32_t step, int64_t epoch) {
   const auto number = static_cast<uint32_t>(redraw_.draw_number(step, epoch));
-  if (number == draw_.key.step) return;
+  if (number == put_off_.value_or(draw_.key.step)) return;
+  if (drawn_in_replays()) {
+    DrawKey key = draw_.key;
+    key.step = number;
+    if (draw_fits(kernel_, draw_.plan, place_.bounds, key)) {
+      put_off_ = number;
+      return;
+    }
+  }
   FeatureSettings settings = draw_.settings;
   settings.logit_scale = next_scale_;
   redraw(settings, FeaturePlan(draw_.plan), number);
@@ -202,6 +233,7 @@ void RandomMaclaurinFeatures::on_eval_draw(int index) {
 
 void RandomMaclaurinFeatures::on_load() {
   const Device device = draw_.omega.device();
+  put_off_.reset();
   take(from_record(kernel_, record_.value().to_vector<int64_t>(), draw_.omega.dtype()), device);
   next_scale_ = draw_.settings.logit_scale;
   eval_.clear();

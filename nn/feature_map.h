@@ -41,8 +41,16 @@ class RandomMaclaurinFeatures : public Module {
   /// eval_draws that the seed fixes (with policy never: the training draw). Its
   /// settings.logit_scale is the τ it stands for.
   const FeatureDraw& current(DType dtype = DType::float32, Device device = kCpu) const;
+  /// Puts the training draw of this type on `device`, unless it is there.
+  void move_draw(DType dtype, Device device) const {
+    if (draw_.omega.dtype() != dtype || !(draw_.omega.device() == device) || !put_off_)
+      (void)current(dtype, device);
+  }
   /// The training draw, where and as it was last used.
-  const FeatureDraw& training_draw() const { return draw_; }
+  const FeatureDraw& training_draw() const {
+    make_draw();
+    return draw_;
+  }
   /// Tells the τ of the step about to begin, before begin_step: the next draw is made for it. When
   /// it is more than 5 % from the one that the columns were allocated for, they are allocated and
   /// drawn anew at once (a host search for `optimal`).
@@ -50,18 +58,30 @@ class RandomMaclaurinFeatures : public Module {
 
   /// What a recorded step (core/step_graph.h) keeps of the training draw: replays are true while
   /// this is equal. On a device that records steps, training draws are written to one place in
-  /// memory, of the size of draw_bounds, together with their layout; the place and whether there is
-  /// a linear block is all that is kept. Nothing while the draw is larger than that place, or not
-  /// on such a device: then it lies by itself and must not be recorded.
+  /// memory, of the size of draw_bounds, together with their layout; the place, whether there is a
+  /// linear block and who draws is all that is kept. Nothing while the draw is larger than that
+  /// place, or not on such a device: then it lies by itself and must not be recorded.
   std::optional<std::vector<int64_t>> recorded_part() const;
+  /// The operands of kernels::draw_features that renew the draw in its place at each replay, whose
+  /// step its key reads (kLiveStep). Nothing where begin_step itself draws: another policy than
+  /// `step`, a trained scale, no place.
+  struct LiveDraw {
+    Tensor law, omega, weight, layout;
+    FeatureDrawArgs args;
+  };
+  std::optional<LiveDraw> live_draw() const;
 
  protected:
   void on_begin_step(uint32_t step, int64_t epoch) override;
   void on_eval_draw(int index) override;
   void on_load() override;
+  void on_read() override { make_draw(); }
 
  private:
-  void redraw(const FeatureSettings& settings, const FeaturePlan& plan, uint32_t number);
+  void redraw(const FeatureSettings& settings, const FeaturePlan& plan, uint32_t number) const;
+  // Makes the draw that begin_step put off.
+  void make_draw() const;
+  bool drawn_in_replays() const;
   // Makes `draw`, exact and on the CPU, the training draw on `device`.
   void take(FeatureDraw draw, Device device) const;
 
@@ -70,6 +90,7 @@ class RandomMaclaurinFeatures : public Module {
     int64_t number = 0;  // counts the places there have been
     DrawBounds bounds;
     Tensor omega, weight, layout;
+    Tensor law;  // of kernels::draw_features
   };
 
   DotProductKernel kernel_;
@@ -77,7 +98,10 @@ class RandomMaclaurinFeatures : public Module {
   int eval_draws_;
   int eval_index_ = 0;
   double next_scale_;
+  bool scale_changes_ = false;
   mutable FeatureDraw draw_;  // of training
+  // The draw of a step that may be a replay, which makes it itself: made here when it is asked for.
+  mutable std::optional<uint32_t> put_off_;
   mutable Place place_;
   mutable std::vector<FeatureDraw> eval_;  // each made when first asked for
   Buffer record_;  // int64 (kRecordHeader + D): the training draw, of the same shape whatever it is

@@ -9,54 +9,22 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/feature_draw.h"
 
 namespace macgrad::nn {
 
 namespace {
 
-/// Reads signs 32 to a number.
-class SignReader {
- public:
-  explicit SignReader(DrawReader& reader) : reader_(reader) {}
-  double next() {
-    if (left_ == 0) {
-      bits_ = reader_.bits();
-      left_ = 32;
-    }
-    const double sign = (bits_ >> 31) != 0 ? 1.0 : -1.0;
-    bits_ <<= 1;
-    --left_;
-    return sign;
-  }
-
- private:
-  DrawReader& reader_;
-  uint32_t bits_ = 0;
-  int left_ = 0;
-};
-
-class DrawnSource final : public HadamardSource {
- public:
-  DrawnSource(DrawReader& reader, SignReader& sign_reader)
-      : reader_(reader), sign_reader_(sign_reader) {}
-  std::vector<double> signs(int64_t n) override {
-    std::vector<double> s(static_cast<size_t>(n));
-    for (double& sign : s) sign = sign_reader_.next();
-    return s;
-  }
-  std::vector<int64_t> permutation(int64_t n) override { return reader_.permutation(n); }
-
- private:
-  DrawReader& reader_;
-  SignReader& sign_reader_;
-};
+bool has_projection(const DotProductKernel& kernel, int64_t degree) {
+  return degree > 0 && kernel.coefficient(degree) > 0.0;
+}
 
 /// Degrees of the features that have a projection, descending.
 std::vector<int64_t> projected_degrees(const DotProductKernel& kernel,
                                        const std::vector<int64_t>& random_degrees) {
   std::vector<int64_t> degrees;
   for (int64_t n : random_degrees)
-    if (n > 0 && kernel.coefficient(n) > 0.0) degrees.push_back(n);
+    if (has_projection(kernel, n)) degrees.push_back(n);
   return degrees;
 }
 
@@ -73,53 +41,57 @@ std::vector<int64_t> random_part(const FeaturePlan& plan, int64_t head_dim,
   return part;
 }
 
-/// Fills omega (H, d, P) or (d, P) from what `reader` still holds.
-Tensor draw_signs(const FeatureDraw& draw, const std::vector<int64_t>& degrees, DrawReader& reader,
-                  DType dtype) {
-  const int64_t d = draw.settings.head_dim;
-  const int64_t heads = draw.settings.heads;
+/// Omega (H, d, P) or (d, P), from the numbers of the draw after those of its degrees.
+Tensor signs_of(const FeatureDraw& draw, const std::vector<int64_t>& degrees, DType dtype) {
+  const FeatureSettings& s = draw.settings;
   const int64_t P = draw.projections();
-  std::vector<int64_t> first_column;
-  int64_t column = 0;
-  for (int64_t count : draw.levels) {
-    first_column.push_back(column);
-    column += count;
-  }
-  std::vector<double> omega(static_cast<size_t>(heads * d * P));
-  SignReader signs(reader);
-  DrawnSource source(reader, signs);
-  for (int64_t h = 0; h < heads; ++h) {
-    auto put = [&](size_t feature, int64_t factor, int64_t i, double sign) {
-      const int64_t at = first_column[static_cast<size_t>(factor)] + static_cast<int64_t>(feature);
-      omega[static_cast<size_t>((h * d + i) * P + at)] = sign;
-    };
-    for (size_t m = 0; m < degrees.size();) {
-      const int64_t n = degrees[m];
-      size_t end = m;
-      while (end < degrees.size() && degrees[end] == n) ++end;
-      if (draw.plan.design == SignDesign::independent) {
-        for (; m < end; ++m)
-          for (int64_t j = 0; j < n; ++j)
-            for (int64_t i = 0; i < d; ++i) put(m, j, i, signs.next());
-        continue;
-      }
-      const auto rows =
-          hadamard_signs(d, n, static_cast<int64_t>(end - m), draw.plan.design, source);
-      for (size_t f = 0; f < rows.size(); ++f)
-        for (int64_t j = 0; j < n; ++j)
-          for (int64_t i = 0; i < d; ++i) put(m + f, j, i, rows[f][static_cast<size_t>(j * d + i)]);
-      m = end;
-    }
-  }
-  return Tensor::from_values(omega, heads > 1 ? Shape{heads, d, P} : Shape{d, P}, dtype);
+  const size_t n = degrees.empty() ? 1 : static_cast<size_t>(degrees.front()) + 1;
+  std::vector<int64_t> room(4 * n, 0);
+  const DegreeGroups groups{static_cast<int64_t>(n) - 1, room.data(), room.data() + n,
+                            room.data() + 2 * n, room.data() + 3 * n};
+  for (int64_t degree : degrees) ++groups.count[degree];
+  groups.complete();
+  const auto size = static_cast<size_t>(hadamard_size(s.head_dim));
+  std::vector<int8_t> signs(size);
+  std::vector<int32_t> order(size);
+  const Tensor omega =
+      Tensor::empty(s.heads > 1 ? Shape{s.heads, s.head_dim, P} : Shape{s.head_dim, P}, dtype);
+  dispatch_floating(dtype, "draw_features", [&]<class T>() {
+    draw_omega(s.head_dim, s.heads, draw.plan.design, groups, draw.key,
+               tail_numbers(draw.plan.systematic, draw.plan.tail_count),
+               {signs.data(), order.data()}, Alone{}, omega.data<T>(), P);
+  });
+  return omega;
 }
 
 FeatureDraw finish(FeatureDraw draw, const DotProductKernel& kernel,
-                   const std::vector<int64_t>& random_degrees, const DrawKey& key,
-                   DrawReader& reader, DType dtype) {
+                   const std::vector<int64_t>& random_degrees, const DrawKey& key, DType dtype) {
   draw.key = key;
-  draw.omega = draw_signs(draw, projected_degrees(kernel, random_degrees), reader, dtype);
+  draw.omega = signs_of(draw, projected_degrees(kernel, random_degrees), dtype);
   return draw;
+}
+
+/// P[N >= tail_from + i] of the tail's law, unnormalised: [0] is the sum.
+std::vector<double> survival_of(const FeaturePlan& plan) {
+  std::vector<double> survival(plan.tail_law.size());
+  double sum = 0.0;
+  for (size_t i = survival.size(); i-- > 0;) survival[i] = sum += plan.tail_law[i];
+  return survival;
+}
+
+/// Square of the weight of a feature of degree n.
+double square_weight(const DotProductKernel& kernel, const FeaturePlan& plan, double scale,
+                     int64_t n) {
+  // The number of features of this degree, or its mean when the degree is random.
+  const double count = n < plan.tail_from
+                           ? static_cast<double>(plan.counts[static_cast<size_t>(n)])
+                           : static_cast<double>(plan.tail_count) *
+                                 plan.tail_law[static_cast<size_t>(n - plan.tail_from)];
+  return kernel.coefficient(n) * std::pow(scale, static_cast<double>(n)) / count;
+}
+
+double scale_of(const FeatureSettings& settings) {
+  return settings.logit_scale / std::sqrt(static_cast<double>(settings.head_dim));
 }
 
 }  // namespace
@@ -128,23 +100,13 @@ int64_t FeatureDraw::projections() const {
   return std::accumulate(levels.begin(), levels.end(), int64_t{0});
 }
 
-std::vector<int64_t> draw_degrees(const FeaturePlan& plan, DrawReader& reader) {
+std::vector<int64_t> draw_degrees(const FeaturePlan& plan, const DrawKey& key) {
   std::vector<int64_t> degrees;
-  // survival[i] = P[N >= tail_from + i]; N is the largest degree whose survival reaches v in (0,
-  // 1].
-  std::vector<double> survival(plan.tail_law.size());
-  double sum = 0.0;
-  for (size_t i = survival.size(); i-- > 0;) survival[i] = sum += plan.tail_law[i];
-  const auto tail = static_cast<double>(plan.tail_count);
-  double start = 0.0;
-  if (plan.tail_count > 0 && plan.systematic) start = 1.0 - reader.uniform();
-  for (int64_t k = 0; k < plan.tail_count; ++k) {
-    const double v =
-        plan.systematic ? (static_cast<double>(k) + start) / tail : 1.0 - reader.uniform();
-    const auto at = std::partition_point(survival.begin(), survival.end(),
-                                         [&](double s) { return s / sum >= v; });
-    degrees.push_back(plan.tail_from + std::max<int64_t>(at - survival.begin() - 1, 0));
-  }
+  const std::vector<double> survival = survival_of(plan);
+  for (int64_t k = 0; k < plan.tail_count; ++k)
+    degrees.push_back(plan.tail_from +
+                      tail_degree(survival.data(), std::ssize(survival),
+                                  tail_level(key, plan.systematic, k, plan.tail_count)));
   for (size_t n = 0; n < plan.counts.size(); ++n)
     degrees.insert(degrees.end(), static_cast<size_t>(plan.counts[n]), static_cast<int64_t>(n));
   std::sort(degrees.begin(), degrees.end(), std::greater<>());
@@ -152,10 +114,9 @@ std::vector<int64_t> draw_degrees(const FeaturePlan& plan, DrawReader& reader) {
 }
 
 DrawBounds draw_bounds(const DotProductKernel& kernel, const FeaturePlan& plan) {
-  const auto has_projection = [&](int64_t n) { return n > 0 && kernel.coefficient(n) > 0.0; };
   DrawBounds fixed;
   for (int64_t n = 0; n < std::ssize(plan.counts); ++n) {
-    if (!has_projection(n)) continue;
+    if (!has_projection(kernel, n)) continue;
     fixed.features += plan.counts[static_cast<size_t>(n)];
     fixed.projections += n * plan.counts[static_cast<size_t>(n)];
   }
@@ -177,7 +138,7 @@ DrawBounds draw_bounds(const DotProductKernel& kernel, const FeaturePlan& plan) 
   } feature, degree;
   for (size_t i = 0; i < plan.tail_law.size(); ++i) {
     const int64_t n = plan.tail_from + static_cast<int64_t>(i);
-    if (plan.tail_law[i] <= 0.0 || !has_projection(n)) continue;
+    if (plan.tail_law[i] <= 0.0 || !has_projection(kernel, n)) continue;
     feature.add(plan.tail_law[i], 1.0);
     degree.add(plan.tail_law[i], static_cast<double>(n));
   }
@@ -191,20 +152,14 @@ FeatureDraw weigh_features(const DotProductKernel& kernel, const FeatureSettings
   FeatureDraw draw;
   draw.settings = settings;
   draw.plan = plan;
-  const int64_t d = settings.head_dim;
-  const double scale = settings.logit_scale / std::sqrt(static_cast<double>(d));
+  const double scale = scale_of(settings);
   draw.constant = plan.exact_constant ? kernel.coefficient(0) : 0.0;
   draw.linear = plan.exact_linear ? kernel.coefficient(1) * scale : 0.0;
   std::vector<double> weight;
   for (int64_t n : random_degrees) {
-    // The number of features of this degree, or its mean when the degree is random.
-    const double count = n < plan.tail_from
-                             ? static_cast<double>(plan.counts[static_cast<size_t>(n)])
-                             : static_cast<double>(plan.tail_count) *
-                                   plan.tail_law[static_cast<size_t>(n - plan.tail_from)];
-    const double square = kernel.coefficient(n) * std::pow(scale, static_cast<double>(n)) / count;
+    const double square = square_weight(kernel, plan, scale, n);
     if (n == 0) draw.constant += square;
-    if (n > 0 && kernel.coefficient(n) > 0.0) weight.push_back(std::sqrt(square));
+    if (has_projection(kernel, n)) weight.push_back(std::sqrt(square));
   }
   const auto projected = projected_degrees(kernel, random_degrees);
   for (int64_t n : projected) {
@@ -212,7 +167,8 @@ FeatureDraw weigh_features(const DotProductKernel& kernel, const FeatureSettings
     for (int64_t l = 0; l < n; ++l) ++draw.levels[static_cast<size_t>(l)];
   }
   draw.degrees = random_degrees;
-  if (plan.exact_linear) draw.degrees.insert(draw.degrees.end(), static_cast<size_t>(d), 1);
+  if (plan.exact_linear)
+    draw.degrees.insert(draw.degrees.end(), static_cast<size_t>(settings.head_dim), 1);
   draw.degrees.resize(static_cast<size_t>(settings.features), 0);
   std::sort(draw.degrees.begin(), draw.degrees.end(), std::greater<>());
   draw.weight = Tensor::from_values(weight, Shape{static_cast<int64_t>(weight.size())}, dtype);
@@ -222,10 +178,9 @@ FeatureDraw weigh_features(const DotProductKernel& kernel, const FeatureSettings
 FeatureDraw draw_features(const DotProductKernel& kernel, const FeatureSettings& settings,
                           const FeaturePlan& plan, const DrawKey& key, DType dtype) {
   check_domain(kernel, settings.logit_scale, settings.head_dim);
-  DrawReader reader(key);
-  const std::vector<int64_t> degrees = draw_degrees(plan, reader);
+  const std::vector<int64_t> degrees = draw_degrees(plan, key);
   return finish(weigh_features(kernel, settings, plan, degrees, dtype), kernel, degrees, key,
-                reader, dtype);
+                dtype);
 }
 
 FeatureDraw draw_features(const DotProductKernel& kernel, const FeatureSettings& settings,
@@ -233,34 +188,58 @@ FeatureDraw draw_features(const DotProductKernel& kernel, const FeatureSettings&
   return draw_features(kernel, settings, feature_plan(kernel, settings), key, dtype);
 }
 
-std::vector<std::vector<double>> hadamard_signs(int64_t d, int64_t degree, int64_t count,
-                                                SignDesign design, HadamardSource& source) {
-  const int64_t size = hadamard_size(d);
-  // The first factor is never shifted: for degree 1 every block is a set.
-  const int64_t blocks_in_set = design == SignDesign::shifted_blocks && degree > 1 ? size : 1;
-  const int64_t set = blocks_in_set * size;
-  std::vector<std::vector<double>> rows(static_cast<size_t>(count));
-  for (auto& row : rows) row.resize(static_cast<size_t>(degree * d));
-  for (int64_t begin = 0; begin < count; begin += set) {
-    const int64_t end = std::min(begin + set, count);
-    for (int64_t j = 0; j < degree; ++j) {
-      const std::vector<double> signs = source.signs(d);
-      // A single row needs no order: its signs alone make it uniform.
-      std::vector<int64_t> order{0};
-      if (end - begin > 1) order = source.permutation(size);
-      for (int64_t f = begin; f < end; ++f) {
-        const int64_t block = (f - begin) / size;
-        const int64_t within = ((f - begin) % size + j * block) % size;
-        const auto r = static_cast<uint64_t>(order[static_cast<size_t>(within)]);
-        double* out = rows[static_cast<size_t>(f)].data() + j * d;
-        for (int64_t i = 0; i < d; ++i) {
-          const bool minus = std::popcount(r & static_cast<uint64_t>(i)) % 2 != 0;
-          out[i] = minus ? -signs[static_cast<size_t>(i)] : signs[static_cast<size_t>(i)];
-        }
-      }
+FeatureDrawArgs feature_draw_args(const DotProductKernel& kernel, const FeatureSettings& settings,
+                                  const FeaturePlan& plan, const DrawKey& key) {
+  FeatureDrawArgs args;
+  args.key = key;
+  args.head_dim = settings.head_dim;
+  args.tail_from = plan.tail_from;
+  args.tail_count = plan.tail_count;
+  const FeatureDraw exact = weigh_features(kernel, settings, plan, {});
+  args.constant = exact.constant;
+  args.linear = exact.linear;
+  args.logit_scale = settings.logit_scale;
+  args.design = plan.design;
+  args.systematic = plan.systematic;
+  return args;
+}
+
+Tensor feature_law(const DotProductKernel& kernel, const FeatureSettings& settings,
+                   const FeaturePlan& plan) {
+  std::vector<double> law(static_cast<size_t>(kLawTail), 0.0);
+  const auto tail_end = plan.tail_from + std::ssize(plan.tail_law);
+  for (int64_t n = 0; n < kLawDegrees; ++n) {
+    double& weight = law[static_cast<size_t>(kLawWeights + n)];
+    weight = -1.0;
+    if (n < plan.tail_from) {
+      if (n < std::ssize(plan.counts))
+        law[static_cast<size_t>(n)] = static_cast<double>(plan.counts[static_cast<size_t>(n)]);
+      if (law[static_cast<size_t>(n)] == 0.0) continue;
+    } else if (plan.tail_count == 0 || n >= tail_end ||
+               plan.tail_law[static_cast<size_t>(n - plan.tail_from)] == 0.0) {
+      continue;
     }
+    const double square = square_weight(kernel, plan, scale_of(settings), n);
+    if (n == 0) weight = square;
+    if (has_projection(kernel, n)) weight = std::sqrt(square);
   }
-  return rows;
+  if (plan.tail_count > 0) {
+    const std::vector<double> survival = survival_of(plan);
+    law.insert(law.end(), survival.begin(), survival.end());
+  }
+  return Tensor::from_vector(law);
+}
+
+bool draw_fits(const DotProductKernel& kernel, const FeaturePlan& plan, const DrawBounds& bounds,
+               const DrawKey& key) {
+  DrawBounds drawn;
+  for (const int64_t n : draw_degrees(plan, key)) {
+    if (!has_projection(kernel, n)) continue;
+    if (n > kRmfaLayoutLevels) return false;
+    ++drawn.features;
+    drawn.projections += n;
+  }
+  return drawn.features <= bounds.features && drawn.projections <= bounds.projections;
 }
 
 std::vector<double> reference_features(const FeatureDraw& draw, std::span<const double> x,
@@ -368,11 +347,8 @@ FeatureDraw from_record(const DotProductKernel& kernel, std::span<const int64_t>
   for (int64_t n : random_degrees)
     n < plan.tail_from ? ++plan.counts[static_cast<size_t>(n)] : ++tail;
   if (tail != plan.tail_count) fail("the degrees do not fit the plan");
-  // The degrees are stored; their numbers are read again so that the signs start where they did.
-  DrawReader reader(key);
-  draw_degrees(plan, reader);
   return finish(weigh_features(kernel, s, plan, random_degrees, dtype), kernel, random_degrees, key,
-                reader, dtype);
+                dtype);
 }
 
 }  // namespace macgrad::nn

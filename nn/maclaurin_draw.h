@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "core/generator.h"
+#include "core/kernels.h"
 #include "core/tensor.h"
 #include "nn/allocation.h"
 
@@ -54,8 +55,8 @@ struct DrawBounds {
 };
 DrawBounds draw_bounds(const DotProductKernel& kernel, const FeaturePlan& plan);
 
-/// Degrees of the random features under a plan, descending, from the numbers of `reader`.
-std::vector<int64_t> draw_degrees(const FeaturePlan& plan, DrawReader& reader);
+/// Degrees of the random features under a plan, descending.
+std::vector<int64_t> draw_degrees(const FeaturePlan& plan, const DrawKey& key);
 
 /// A draw with given degrees of its random features, without signs: levels, weights, constant and
 /// linear are set, omega is undefined.
@@ -63,22 +64,15 @@ FeatureDraw weigh_features(const DotProductKernel& kernel, const FeatureSettings
                            const FeaturePlan& plan, const std::vector<int64_t>& random_degrees,
                            DType dtype = DType::float64);
 
-/// Where Hadamard rows get their chance from; a draw reads its key, a test enumerates.
-class HadamardSource {
- public:
-  virtual ~HadamardSource() = default;
-  /// n signs.
-  virtual std::vector<double> signs(int64_t n) = 0;
-  /// A random order of 0 … n-1.
-  virtual std::vector<int64_t> permutation(int64_t n) = 0;
-};
-
-/// Sign vectors of `count` features of one degree from Hadamard blocks of hadamard_size(d) rows,
-/// cut to d entries: result[feature][factor·d + i]. Every factor and every set of blocks has signs
-/// and a permutation of its own. Fresh blocks: a set is one block. Shifted blocks: a set is
-/// hadamard_size(d) blocks, and block b shifts factor j by j·b rows.
-std::vector<std::vector<double>> hadamard_signs(int64_t d, int64_t degree, int64_t count,
-                                                SignDesign design, HadamardSource& source);
+/// What kernels::draw_features needs to make draw_features(kernel, settings, plan, key): arguments,
+/// and the law that does not change from draw to draw.
+FeatureDrawArgs feature_draw_args(const DotProductKernel& kernel, const FeatureSettings& settings,
+                                  const FeaturePlan& plan, const DrawKey& key);
+Tensor feature_law(const DotProductKernel& kernel, const FeatureSettings& settings,
+                   const FeaturePlan& plan);
+/// Whether that kernel can make this draw into tensors of these sizes.
+bool draw_fits(const DotProductKernel& kernel, const FeaturePlan& plan, const DrawBounds& bounds,
+               const DrawKey& key);
 
 /// φ(x) in double, for tests: [√constant if any, √linear·x if any, M features].
 std::vector<double> reference_features(const FeatureDraw& draw, std::span<const double> x,

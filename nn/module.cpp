@@ -73,6 +73,7 @@ void Module::collect(const std::string& prefix,
 }
 
 void Module::collect(const std::string& prefix, std::vector<Entry>& entries) {
+  on_read();
   for (size_t i = 0; i < parameters_.size(); ++i)
     entries.push_back({join(prefix, parameter_names_[i]), parameters_[i]->value()});
   for (size_t i = 0; i < buffers_.size(); ++i)

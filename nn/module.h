@@ -134,6 +134,8 @@ class Module {
   virtual void on_begin_step(uint32_t /*step*/, int64_t /*epoch*/) {}
   virtual void on_eval_draw(int /*index*/) {}
   virtual void on_load() {}
+  /// Called before buffers are listed by state_dict: what was put off is written to them now.
+  virtual void on_read() {}
 
   /// Opened by forward functions: what is recorded while it lives carries this module's path.
   class ForwardScope {

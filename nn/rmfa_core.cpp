@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "core/kernels.h"
 #include "nn/attention_core.h"
 
 namespace macgrad::nn {
@@ -115,12 +116,28 @@ std::optional<std::vector<int64_t>> recorded_draws(Module& model) {
     const auto* core = dynamic_cast<const RmfaCore*>(m);
     if (!core) continue;
     if (!parameters.empty())
-      (void)core->features.current(parameters[0]->dtype(), parameters[0]->device());
+      core->features.move_draw(parameters[0]->dtype(), parameters[0]->device());
     const auto part = core->features.recorded_part();
     if (!part) return std::nullopt;
     all.insert(all.end(), part->begin(), part->end());
   }
   return all;
+}
+
+void record_feature_draws(Module& model) {
+  Tensors laws, omegas, weights, layouts;
+  std::vector<FeatureDrawArgs> args;
+  for (Module* m : model.modules()) {
+    const auto* features = dynamic_cast<const RandomMaclaurinFeatures*>(m);
+    const auto live = features ? features->live_draw() : std::nullopt;
+    if (!live) continue;
+    laws.push_back(live->law);
+    omegas.push_back(live->omega);
+    weights.push_back(live->weight);
+    layouts.push_back(live->layout);
+    args.push_back(live->args);
+  }
+  if (!args.empty()) kernels::draw_features(laws, omegas, weights, layouts, args);
 }
 
 RmfaStatistics rmfa_statistics(Module& model) {

@@ -182,9 +182,9 @@ class Transformer : public Module {
   Decoder decoder;
   std::optional<Linear> output;  // absent when tied
 
-  /// After begin_step, before the forward call of a step that is being recorded
-  /// (core/step_graph.h): dropout then draws for the step of each replay.
-  void record_live_step() { random_.begin_step(kLiveStep); }
+  /// Before the forward call of a step that is being recorded (core/step_graph.h): dropout and
+  /// features are then drawn for the step of each replay.
+  void record_live_step();
 
  protected:
   void on_begin_step(uint32_t step, int64_t epoch) override;

@@ -7,13 +7,9 @@
 #include <cmath>
 #include <numbers>
 
-namespace macgrad::nn {
+#include "core/feature_draw.h"
 
-int64_t hadamard_size(int64_t n) {
-  int64_t size = 1;
-  while (size < n) size *= 2;
-  return size;
-}
+namespace macgrad::nn {
 
 VarianceModel::VarianceModel(int64_t head_dim, double mixture)
     : block_(hadamard_size(head_dim)),

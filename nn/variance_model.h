@@ -8,11 +8,9 @@
 #include <cstdint>
 #include <vector>
 
-namespace macgrad::nn {
+#include "core/kernels.h"
 
-/// Signs are independent, rows of fresh Hadamard blocks, or rows of Hadamard blocks of which those
-/// of one degree are shifted against each other, so that no combination of rows comes twice.
-enum class SignDesign : uint8_t { independent, blocks, shifted_blocks };
+namespace macgrad::nn {
 
 /// Means over a distribution of (q, k), by degree 0 … kModelDegree.
 class VarianceModel {
@@ -41,8 +39,5 @@ class VarianceModel {
   std::vector<double> apart_;   // covariance of two features that share no row
   std::vector<double> shared_;  // … that share the row of one factor
 };
-
-/// Smallest power of two >= n.
-int64_t hadamard_size(int64_t n);
 
 }  // namespace macgrad::nn

@@ -53,6 +53,9 @@ void run_other_slots(DType dtype) {
     for (double v : t.to_vector<double>()) expected += v * v;
   CHECK(total.item() == doctest::Approx(expected).epsilon(step));
 
+  // Values: maclaurin_draw_test.cpp.
+  run_feature_draw(dtype, kCpu);
+
   // Two steps of AdamW by definition.
   const AdamArgs args{.lr = 0.1, .beta1 = 0.5, .beta2 = 0.75, .eps = 1e-3, .weight_decay = 0.25};
   const Tensor p = exact_values({7}, 3, dtype), g = exact_values({7}, 4, dtype);

@@ -8,6 +8,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "core/feature_draw.h"
+#include "core/kernels.h"
 #include "experiments/common/output_files.h"
 
 namespace macgrad::nn {
@@ -211,8 +213,7 @@ TEST_CASE("every method: drawn degrees follow the plan") {
       constexpr int kDraws = 3000;
       std::vector<double> total(12, 0.0);
       for (uint32_t i = 0; i < kDraws; ++i) {
-        DrawReader reader(DrawKey{11, 3, 0, i});
-        const auto degrees = draw_degrees(plan, reader);
+        const auto degrees = draw_degrees(plan, DrawKey{11, 3, 0, i});
         REQUIRE(static_cast<int64_t>(degrees.size()) == plan.random_features());
         for (size_t n = 0; n < total.size(); ++n) {
           const auto count = static_cast<double>(
@@ -266,31 +267,28 @@ TEST_CASE("independent signs: the mean over all sign vectors is the kernel's ter
   }
 }
 
-/// Walks through every outcome of the signs and permutations that hadamard_signs asks for.
-class EnumeratedSource final : public HadamardSource {
+/// Walks through every outcome of the signs and permutations that hadamard_rows asks for.
+class EnumeratedSource {
  public:
-  std::vector<double> signs(int64_t n) override {
+  void signs(int8_t* out, int64_t n) {
     int64_t choice = next(int64_t{1} << n);
-    std::vector<double> s(static_cast<size_t>(n));
-    for (double& sign : s) {
-      sign = choice % 2 == 0 ? 1.0 : -1.0;
+    for (int64_t i = 0; i < n; ++i) {
+      out[i] = choice % 2 == 0 ? 1 : -1;
       choice /= 2;
     }
-    return s;
   }
-  std::vector<int64_t> permutation(int64_t n) override {
+  void permutation(int32_t* out, int64_t n) {
     int64_t orders = 1;
     for (int64_t i = 2; i <= n; ++i) orders *= i;
     int64_t choice = next(orders);
-    std::vector<int64_t> left(static_cast<size_t>(n)), order;
-    std::iota(left.begin(), left.end(), int64_t{0});
-    for (; !left.empty(); orders /= static_cast<int64_t>(left.size() + 1)) {
-      const auto size = static_cast<int64_t>(left.size());
-      order.push_back(left[static_cast<size_t>(choice % size)]);
-      left.erase(left.begin() + choice % size);
-      choice /= size;
+    std::vector<int32_t> left(static_cast<size_t>(n));
+    std::iota(left.begin(), left.end(), 0);
+    while (!left.empty()) {
+      const auto at = choice % std::ssize(left);
+      choice /= std::ssize(left);
+      *out++ = left[static_cast<size_t>(at)];
+      left.erase(left.begin() + at);
     }
-    return order;
   }
   /// Moves to the next outcome; false after the last.
   bool advance() {
@@ -314,6 +312,20 @@ class EnumeratedSource final : public HadamardSource {
   size_t at_ = 0;
 };
 
+/// result[feature][factor·d + i].
+std::vector<Row> signs_of_rows(int64_t d, int64_t degree, int64_t count, SignDesign design,
+                               EnumeratedSource& source) {
+  std::vector<Row> rows(static_cast<size_t>(count), Row(static_cast<size_t>(degree * d), 0.0));
+  std::vector<int8_t> signs(static_cast<size_t>(d));
+  std::vector<int32_t> order(static_cast<size_t>(hadamard_size(d)));
+  hadamard_rows(d, degree, count, design, source, {signs.data(), order.data()}, Alone{},
+                [&](int64_t feature, int64_t factor, int64_t i, bool minus) {
+                  rows[static_cast<size_t>(feature)][static_cast<size_t>(factor * d + i)] =
+                      minus ? -1.0 : 1.0;
+                });
+  return rows;
+}
+
 TEST_CASE("Hadamard rows: the mean over all signs and permutations is t^n for every feature") {
   struct Case {
     int64_t d, degree, count;
@@ -334,7 +346,7 @@ TEST_CASE("Hadamard rows: the mean over all signs and permutations is t^n for ev
     Row mean(static_cast<size_t>(c.count), 0.0);
     int64_t outcomes = 0;
     do {
-      const auto rows = hadamard_signs(c.d, c.degree, c.count, c.design, source);
+      const auto rows = signs_of_rows(c.d, c.degree, c.count, c.design, source);
       for (size_t f = 0; f < rows.size(); ++f) {
         double z = 1.0;
         for (int64_t j = 0; j < c.degree; ++j) {
@@ -365,7 +377,7 @@ TEST_CASE("a complete Hadamard block is exact") {
   EnumeratedSource source;
   do {
     double sum = 0.0;
-    for (const Row& row : hadamard_signs(4, 1, 4, SignDesign::blocks, source))
+    for (const Row& row : signs_of_rows(4, 1, 4, SignDesign::blocks, source))
       sum += dot(row, x) * dot(row, y) / 4.0;
     CHECK(sum == doctest::Approx(dot(x, y)).epsilon(1e-13));
   } while (source.advance());
@@ -584,6 +596,72 @@ TEST_CASE("bounds of a plan: mean and six deviations, and draws keep to them") {
       if (plan.tail_count == 0) CHECK(largest == most.projections);
     }
   }
+}
+
+TEST_CASE("kernels::draw_features makes the draws of draw_features, with zeros beyond") {
+  for (const std::string kernel_name : {"exp", "log", "poly:c=1,k=3"}) {
+    const DotProductKernel kernel = dot_product_kernel(kernel_name);
+    for (const DrawMethod method : all_methods()) {
+      for (const auto& [d, heads] : {std::pair<int64_t, int64_t>{8, 1}, {5, 2}, {40, 1}}) {
+        CAPTURE(kernel_name);
+        CAPTURE(draw_method_name(method));
+        CAPTURE(d);
+        FeatureSettings s = settings_of(method, d + 30, d, 0.8);
+        s.heads = heads;
+        const FeaturePlan plan = feature_plan(kernel, s);
+        const DrawBounds bounds = draw_bounds(kernel, plan);
+        const Tensor law = feature_law(kernel, s, plan);
+        const Shape shape =
+            heads > 1 ? Shape{heads, d, bounds.projections} : Shape{d, bounds.projections};
+        for (const DType dtype : {DType::float32, DType::float64, DType::bfloat16}) {
+          const Tensor omega = Tensor::full(shape, 7.0, dtype),
+                       weight = Tensor::full({bounds.features}, 7.0, dtype),
+                       layout = Tensor::full({kRmfaLayout}, 7.0, DType::float64);
+          int drawn = 0;
+          for (uint32_t step = 1; step < 6; ++step) {
+            const DrawKey key{3, 9, 0, step};
+            if (!draw_fits(kernel, plan, bounds, key)) continue;
+            ++drawn;
+            const FeatureDraw wanted = draw_features(kernel, s, plan, key, dtype);
+            kernels::draw_features(Tensors{law}, Tensors{omega}, Tensors{weight}, Tensors{layout},
+                                   {feature_draw_args(kernel, s, plan, key)});
+            const int64_t P = wanted.projections(), M = wanted.weight.numel();
+            const int last = omega.rank() - 1;
+            CHECK(omega.slice(last, 0, P).contiguous().to_vector<double>() ==
+                  wanted.omega.to_vector<double>());
+            CHECK(weight.slice(0, 0, M).to_vector<double>() == wanted.weight.to_vector<double>());
+            for (const Tensor& beyond : {omega.slice(last, P, bounds.projections).contiguous(),
+                                         weight.slice(0, M, bounds.features)})
+              for (double value : beyond.to_vector<double>()) REQUIRE(value == 0.0);
+            const auto numbers = layout.to_vector<double>();
+            CHECK(numbers[0] == wanted.constant);
+            CHECK(numbers[1] == wanted.linear);
+            CHECK(numbers[kRmfaLayoutScale] == 0.8);
+            std::vector<double> levels(wanted.levels.begin(), wanted.levels.end());
+            levels.resize(static_cast<size_t>(kRmfaLayoutLevels), 0.0);
+            CHECK(std::vector<double>(numbers.begin() + kRmfaLayoutHeader, numbers.end()) ==
+                  levels);
+          }
+          CHECK(drawn > 0);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("kernels::draw_features names the map whose tensors do not go together") {
+  const DotProductKernel kernel = dot_product_kernel("exp");
+  const FeatureSettings s = settings_of(DrawMethod::iid, 8, 4, 1.0);
+  const FeaturePlan plan = feature_plan(kernel, s);
+  const FeatureDrawArgs args = feature_draw_args(kernel, s, plan, DrawKey{});
+  const DrawBounds bounds = draw_bounds(kernel, plan);
+  const Tensor law = feature_law(kernel, s, plan), omega = Tensor::zeros({4, bounds.projections}),
+               weight = Tensor::zeros({bounds.features}),
+               layout = Tensor::zeros({kRmfaLayout}, DType::float64);
+  CHECK_THROWS_WITH_AS(
+      kernels::draw_features(Tensors{law, law}, Tensors{omega, omega.transpose(0, 1).contiguous()},
+                             Tensors{weight, weight}, Tensors{layout, layout}, {args, args}),
+      doctest::Contains("[draw_features] map 1: law float64"), Error);
 }
 
 }  // namespace macgrad::nn

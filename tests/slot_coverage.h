@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/feature_draw.h"
 #include "core/kernels.h"
 
 namespace macgrad::testing {
@@ -57,5 +58,21 @@ class Noted : public KernelObserver {
   std::map<std::string, std::set<std::pair<DeviceType, DType>>> seen_;
   KernelObserver* previous_;
 };
+
+// A draw of three features of degree 1 and a tail of two.
+inline void run_feature_draw(DType dtype, Device device) {
+  std::vector<double> law(static_cast<size_t>(kLawTail), 0.0);
+  law[1] = 3.0;
+  for (int64_t n = 0; n < kLawDegrees; ++n) law[static_cast<size_t>(kLawWeights + n)] = 0.5;
+  law.insert(law.end(), {1.0, 0.25});
+  FeatureDrawArgs args;
+  args.head_dim = 4;
+  args.tail_from = 2;
+  args.tail_count = 2;
+  kernels::draw_features(Tensors{Tensor::from_vector(law).to(device)},
+                         Tensors{Tensor::empty({4, 9}, dtype, device)},
+                         Tensors{Tensor::empty({5}, dtype, device)},
+                         Tensors{Tensor::empty({kRmfaLayout}, DType::float64, device)}, {args});
+}
 
 }  // namespace macgrad::testing

@@ -17,8 +17,8 @@ namespace {
 const std::set<std::string> kFloat32 = {"softmax_attention_forward", "softmax_attention_backward",
                                         "rmfa_forward", "rmfa_backward"};
 
-// Slots that no differentiable op calls; their values are checked in cuda_random_test and
-// cuda_optimizer_test.
+// Slots that no differentiable op calls; their values are checked in cuda_random_test,
+// cuda_feature_map_test and cuda_optimizer_test.
 void run_other_slots(DType dtype) {
   const Tensor y = Tensor::empty({5, 13}, dtype, kGpu);
   const DrawKey key{7, 1, 2, 3};
@@ -27,6 +27,7 @@ void run_other_slots(DType dtype) {
   kernels::random_signs(y, key);
   kernels::fill(y, 0.5);
   kernels::sum_of_squares(Tensors{y}, Tensor::empty({1}, DType::float64, kGpu));
+  run_feature_draw(dtype, kGpu);
   const auto zeros = [&] { return Tensor::zeros({5, 13}, dtype, kGpu); };
   kernels::adam(Tensors{zeros()}, Tensors{}, Tensors{y}, Tensors{zeros()}, Tensors{zeros()},
                 AdamArgs{});

@@ -2,9 +2,12 @@
 // is larger lies by itself.
 #include <doctest/doctest.h>
 
+#include <memory>
+
 #include "autograd/engine.h"
 #include "autograd/ops.h"
 #include "core/kernels.h"
+#include "cuda/step_values.h"
 #include "nn/attention_core.h"
 #include "nn/feature_map.h"
 #include "tests/cuda/device.h"
@@ -121,6 +124,75 @@ TEST_CASE("cuda feature map: a draw above the bounds lies by itself, the next is
   check_draw(gpu.features.current(DType::float32, kGpu), cpu.features.current());
 }
 
+TEST_CASE("cuda feature draws: the kernel makes the host's draws, in one launch for many maps") {
+  std::vector<std::unique_ptr<Map>> maps, twins;
+  for (const DType dtype : {DType::float32, DType::bfloat16, DType::float64})
+    for (const auto& [method, heads] : {std::pair{DrawMethod::iid, 1},
+                                        {DrawMethod::srht, 2},
+                                        {DrawMethod::optimal, 1},
+                                        {DrawMethod::stratified, 1},
+                                        {DrawMethod::h01, 2}}) {
+      // More maps than one launch takes.
+      for (int i = 0; i < (method == DrawMethod::iid ? 40 : 1); ++i) {
+        const FeatureSettings settings = settings_of(method, 48 + i, heads);
+        maps.push_back(std::make_unique<Map>(settings));
+        twins.push_back(std::make_unique<Map>(settings));
+        maps.back()->features.current(dtype, kGpu);
+      }
+    }
+  for (const uint32_t step : {5u, 6u}) {
+    Tensors laws, omegas, weights, layouts;
+    std::vector<FeatureDrawArgs> args;
+    std::vector<size_t> drawn;
+    for (size_t i = 0; i < maps.size(); ++i) {
+      twins[i]->features.begin_step(step, 0);
+      maps[i]->features.begin_step(step, 0);
+      if (!maps[i]->features.recorded_part()) continue;  // above the bounds
+      const auto live = maps[i]->features.live_draw();
+      REQUIRE(live.has_value());
+      CHECK(live->args.key.step == kLiveStep);
+      laws.push_back(live->law);
+      omegas.push_back(live->omega);
+      weights.push_back(live->weight);
+      layouts.push_back(live->layout);
+      args.push_back(live->args);
+      drawn.push_back(i);
+    }
+    CHECK(drawn.size() > maps.size() * 9 / 10);
+    if (step == 5)
+      for (FeatureDrawArgs& a : args) a.key.step = step;
+    cuda::set_step_values({.step = step});
+    kernels::draw_features(laws, omegas, weights, layouts, args);
+    for (size_t i = 0; i < drawn.size(); ++i) {
+      const FeatureDraw& wanted = twins[drawn[i]]->features.current(omegas[i].dtype());
+      FeatureDraw made = wanted;
+      made.omega = omegas[i];
+      made.weight = weights[i];
+      made.layout = layouts[i];
+      check_draw(made, wanted);
+    }
+  }
+}
+
+TEST_CASE("cuda feature map: draws are put off until they are asked for") {
+  Map gpu(settings_of(DrawMethod::optimal, 48)), cpu(settings_of(DrawMethod::optimal, 48));
+  const Tensor place = gpu.features.current(DType::float32, kGpu).omega;
+  const auto before = place.to_vector<float>();
+  gpu.features.begin_step(3, 0);
+  cpu.features.begin_step(3, 0);
+  CHECK(place.to_vector<float>() == before);
+  CHECK(gpu.features.state_dict().at("draw").to_vector<int64_t>() ==
+        cpu.features.state_dict().at("draw").to_vector<int64_t>());
+  CHECK(place.to_vector<float>() != before);
+  check_draw(gpu.features.training_draw(), cpu.features.training_draw());
+  // A scale that is trained: begin_step draws.
+  gpu.features.set_logit_scale(1.01);
+  gpu.features.begin_step(4, 0);
+  CHECK(gpu.features.recorded_part().has_value());
+  CHECK_FALSE(gpu.features.live_draw().has_value());
+  CHECK(gpu.features.training_draw().settings.logit_scale == 1.01);
+}
+
 TEST_CASE("cuda feature map: backward after the next draw is refused by name") {
   ModelRandom random(3);
   AttentionSettings settings;
@@ -134,8 +206,9 @@ TEST_CASE("cuda feature map: backward after the next draw is refused by name") {
   core.begin_step(1, 0);
   const Variable late = loss();
   core.begin_step(2, 0);
+  const Variable next = loss();
   CHECK_THROWS_WITH_AS(backward(late), doctest::Contains("the feature draw"), Error);
-  backward(loss());
+  backward(next);
   CHECK(x.grad().defined());
 }
 
