@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "autograd/derivatives.h"
 #include "core/safetensors.h"
 #include "nn/accumulation.h"
 #include "nn/decoding.h"
@@ -172,6 +173,56 @@ TEST_CASE("a whole micro-Transformer passes gradcheck") {
           [&](const Variables&) { return loss_of(model, b, 0.1).sum; }, parameters, {.atol = 1e-6});
       CHECK_MESSAGE(result.ok, result.message);
     }
+  }
+}
+
+TEST_CASE("Jacobian and Hessian products of a micro-Transformer are central differences") {
+  const OneThread one_thread;
+  for (const auto& [name, attention] : kinds()) {
+    CAPTURE(name);
+    Transformer model(tiny(attention, 4, 6));
+    model.to(DType::float64);
+    model.begin_step(1, 0);
+    const Batch b = make_batch(2, 3, 1);
+    Variables parameters, directions;
+    Tensors start;
+    for (const Parameter* p : model.parameters()) {
+      parameters.push_back(*p);
+      directions.emplace_back(normal_tensor(p->shape(), static_cast<uint32_t>(start.size())));
+      start.push_back(p->value().clone());
+    }
+    const auto move = [&](double t) {
+      for (size_t i = 0; i < start.size(); ++i)
+        parameters[i].value().copy_from((Variable(start[i]) + t * directions[i]).value());
+    };
+    const auto logits = [&] {
+      return model.forward(b.source, b.source_valid, b.input, b.input_valid);
+    };
+    const double h = 1e-5;
+    move(h);
+    const Variable high = logits().detach();
+    const Variables steep = grad({loss_of(model, b).sum}, parameters);
+    move(-h);
+    const Variable low = logits().detach();
+    const Variables flat = grad({loss_of(model, b).sum}, parameters);
+    move(0.0);
+    const Variables product = hvp(loss_of(model, b).sum, parameters, directions);
+    const auto scale_of = [](const Tensor& t) { return 1.0 + std::abs(statistics(t).l2); };
+    const Variable slope = (high - low) * (0.5 / h);
+    check_near(jvp({logits()}, parameters, directions)[0].value(), slope.value(),
+               1e-7 * scale_of(slope.value()));
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      const Variable change = (steep[i] - flat[i]) * (0.5 / h);
+      check_near(product[i].value(), change.value(), 1e-6 * scale_of(change.value()));
+    }
+    // One example alone sees what it sees in company.
+    if (attention.ppsbn && attention.kind == AttentionKind::exact) continue;  // batch statistics
+    const Tensors each = per_example_gradients(
+        2, [&](int64_t e) { return loss_of(model, rows(b, e, e + 1)).sum; }, parameters);
+    const Variables together = grad({loss_of(model, b).sum}, parameters);
+    for (size_t i = 0; i < parameters.size(); ++i)
+      check_near(sum(Variable(each[i]), {0}).value(), together[i].value(),
+                 1e-9 * scale_of(together[i].value()));
   }
 }
 
