@@ -212,7 +212,8 @@ MACGRAD_HD inline DegreeGroups degree_groups(int64_t* room) {
           room + 3 * kLawDegrees};
 }
 
-/// One draw.
+/// One draw. One that is too large for omega and weight is not made: constant is NaN then, and the
+/// levels are 0.
 template <class T, class Team>
 MACGRAD_HD void draw_law(const FeatureDrawOperands<T>& to, const FeatureDrawRoom& room,
                          const Team& team) {
@@ -242,8 +243,13 @@ MACGRAD_HD void draw_law(const FeatureDrawOperands<T>& to, const FeatureDrawRoom
     to.layout[kRmfaLayoutScale] = args.logit_scale;
   }
   team.sync();
+  const bool fits = groups.projections() <= to.width && groups.features() <= to.features;
   for (int64_t l = team.rank(); l < kRmfaLayoutLevels; l += team.size())
-    to.layout[kRmfaLayoutHeader + l] = static_cast<double>(groups.start[l]);
+    to.layout[kRmfaLayoutHeader + l] = fits ? static_cast<double>(groups.start[l]) : 0.0;
+  if (!fits) {
+    if (team.rank() == 0) to.layout[0] = bit_copy<double>(~uint64_t{0});
+    return;
+  }
   for (int64_t m = team.rank(); m < to.features; m += team.size()) {
     int64_t n = groups.largest;
     while (n > 0 && m >= groups.start[n] + groups.count[n]) --n;

@@ -1,6 +1,6 @@
-// Feature draws (core/feature_draw.h): a block a map, all maps of a model in one launch, so that
-// the permutations of one map, which are drawn one number after the other, wait beside those of
-// others. In a captured step the step number comes from device memory (step_values.h).
+// Feature draws (core/feature_draw.h): a block a map, many maps in one launch, so that the
+// permutations of one map, which are drawn one number after the other, wait beside those of others.
+// In a captured step the step number comes from device memory (step_values.h).
 #include <vector>
 
 #include "core/feature_draw.h"

@@ -53,6 +53,7 @@ struct FeaturePlan {
 
   /// Random features: all columns but the exact ones.
   int64_t random_features() const;
+  friend bool operator==(const FeaturePlan&, const FeaturePlan&) = default;
 };
 
 /// The plan of settings.method. Throws an Error when D is too small for the method, p <= 1, or the

@@ -201,6 +201,7 @@ void RandomMaclaurinFeatures::make_draw() const {
 }
 
 void RandomMaclaurinFeatures::set_logit_scale(double scale) {
+  make_draw();
   scale_changes_ = true;
   next_scale_ = scale;
   if (std::abs(scale / draw_.plan.logit_scale - 1.0) <= kScaleTolerance) return;
@@ -217,6 +218,8 @@ void RandomMaclaurinFeatures::on_begin_step(uint32_t step, int64_t epoch) {
     key.step = number;
     if (draw_fits(kernel_, draw_.plan, place_.bounds, key)) {
       put_off_ = number;
+      // A replay writes there unseen: a backward pass of an earlier step must not read it.
+      for (const Tensor& t : {place_.omega, place_.weight, place_.layout}) detail::bump(t);
       return;
     }
   }
@@ -234,7 +237,14 @@ void RandomMaclaurinFeatures::on_eval_draw(int index) {
 void RandomMaclaurinFeatures::on_load() {
   const Device device = draw_.omega.device();
   put_off_.reset();
-  take(from_record(kernel_, record_.value().to_vector<int64_t>(), draw_.omega.dtype()), device);
+  FeatureDraw loaded =
+      from_record(kernel_, record_.value().to_vector<int64_t>(), draw_.omega.dtype());
+  // Draws of another law or stream, which the steps recorded so far would not make.
+  if (!(loaded.plan == draw_.plan) || loaded.key.seed != draw_.key.seed ||
+      loaded.key.stream != draw_.key.stream ||
+      loaded.settings.logit_scale != draw_.settings.logit_scale)
+    place_.omega = Tensor();
+  take(std::move(loaded), device);
   next_scale_ = draw_.settings.logit_scale;
   eval_.clear();
 }

@@ -41,7 +41,7 @@ class RandomMaclaurinFeatures : public Module {
   /// eval_draws that the seed fixes (with policy never: the training draw). Its
   /// settings.logit_scale is the τ it stands for.
   const FeatureDraw& current(DType dtype = DType::float32, Device device = kCpu) const;
-  /// Puts the training draw of this type on `device`, unless it is there.
+  /// In training: puts the training draw of this type on `device`, unless it is there.
   void move_draw(DType dtype, Device device) const {
     if (draw_.omega.dtype() != dtype || !(draw_.omega.device() == device) || !put_off_)
       (void)current(dtype, device);

@@ -1,7 +1,7 @@
 // One draw of a random Maclaurin feature map (Kar & Karnick 2012; Macformer, arXiv 2408.11656):
 //   φ(x) = [√constant, √linear·x, w_m Π_l (x Ω_l)_m],   E[φ(q)·φ(k)] = f(logit_scale·q·k/√d).
-// The scale of the logits is in the weights, so that φ takes raw unit-norm rows. Everything is
-// computed on the host in double and then rounded to the dtype asked for.
+// The scale of the logits is in the weights, so that φ takes raw unit-norm rows. Weights are
+// computed in double and then rounded to the dtype asked for.
 //
 // Shape letters: H heads, d head dimension, D features, M features with a projection, P projections
 // (sum of their degrees). Columns of Ω are level after level: all first factors, then the second

@@ -649,6 +649,30 @@ TEST_CASE("kernels::draw_features makes the draws of draw_features, with zeros b
   }
 }
 
+TEST_CASE("kernels::draw_features leaves a draw that does not fit, and says so") {
+  const DotProductKernel kernel = dot_product_kernel("exp");
+  const FeatureSettings s = settings_of(DrawMethod::srht, 16, 4, 1.0);
+  const FeaturePlan plan = feature_plan(kernel, s);
+  const DrawKey key{3, 9, 0, 1};
+  const FeatureDraw wanted = draw_features(kernel, s, plan, key);
+  const int64_t P = wanted.projections(), M = wanted.weight.numel();
+  const auto constant_in = [&](int64_t width, int64_t features) {
+    // The last row is a guard: nothing may be written behind Ω.
+    const Tensor room = Tensor::full({5, width}, 7.0),
+                 layout = Tensor::zeros({kRmfaLayout}, DType::float64);
+    kernels::draw_features(Tensors{feature_law(kernel, s, plan)}, Tensors{room.slice(0, 0, 4)},
+                           Tensors{Tensor::zeros({features})}, Tensors{layout},
+                           {feature_draw_args(kernel, s, plan, key)});
+    for (double value : room.select(0, 4).to_vector<double>()) CHECK(value == 7.0);
+    const auto numbers = layout.to_vector<double>();
+    CHECK(std::isnan(numbers[0]) == (numbers[kRmfaLayoutHeader] == 0.0));
+    return numbers[0];
+  };
+  CHECK(constant_in(P, M) == wanted.constant);
+  CHECK(std::isnan(constant_in(P - 1, M)));
+  CHECK(std::isnan(constant_in(P, M - 1)));
+}
+
 TEST_CASE("kernels::draw_features names the map whose tensors do not go together") {
   const DotProductKernel kernel = dot_product_kernel("exp");
   const FeatureSettings s = settings_of(DrawMethod::iid, 8, 4, 1.0);
