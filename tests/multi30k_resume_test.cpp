@@ -92,7 +92,7 @@ TEST_CASE("multi30k: 20 updates are 7 and 13 after a resume, bit for bit") {
     straight.common.out = folder / "straight";
     REQUIRE(run_multi30k(straight) == 0);
     const TranslationData data = load_translation_data(straight);
-    const size_t epoch_updates = ordered_batches(data.train, {straight.batch_tokens, 1}).size();
+    const size_t epoch_updates = ordered_batches(data.train, straight.batch_tokens).size();
     Multi30kSettings halves = straight;
     halves.common.out = folder / "halves";
     for (const int64_t updates : {7, 12, 20}) {
@@ -156,6 +156,38 @@ TEST_CASE("multi30k: a finished run without epochs cannot be averaged afterwards
   s.epochs = 2;
   REQUIRE(run_multi30k(s, Start::resume) == 0);
   CHECK(read_json(folder / "run/results.json").at("model").at("epochs") == Json({2}));
+}
+
+TEST_CASE("multi30k: a fresh run does not pass off what an earlier one left as its own") {
+  const OneThread one_thread;
+  const Folder folder;
+  Multi30kSettings s = tiny();
+  s.epochs = 1;
+  s.common.out = folder / "run";
+  REQUIRE(run_multi30k(s) == 0);
+  CHECK_THROWS_WITH_AS(run_multi30k(s), doctest::Contains("continue it with --resume"), Error);
+  const TranslationData data = load_translation_data(s);
+  // Begun by another process since the first look: nothing is touched.
+  CHECK_THROWS_WITH_AS(RunFiles(s, data, false), doctest::Contains("continue it with --resume"),
+                       Error);
+  CHECK(fs::exists(folder / "run/results.json"));
+  fs::remove(folder / "run/checkpoint.safetensors");
+  s.lr = 1e30;
+  s.warmup = 0;
+  s.clip = 0;
+  CHECK_THROWS_AS(run_multi30k(s), NotFinite);
+  CHECK_FALSE(fs::exists(folder / "run/results.json"));
+  CHECK(says(read_json(folder / "run/settings.json").at("failure"), "lower --lr"));
+}
+
+TEST_CASE("multi30k: a folder whose name is not UTF-8") {
+  const OneThread one_thread;
+  const Folder folder;
+  Multi30kSettings s = tiny();
+  s.epochs = 1;
+  s.common.out = folder / "l\xe4ufe";
+  REQUIRE(run_multi30k(s) == 0);
+  CHECK(fs::exists(checkpoint_path(s.common.out)));
 }
 
 TEST_CASE("multi30k: a run whose curves cannot be drawn keeps its results") {
@@ -356,6 +388,8 @@ TEST_CASE("multi30k: early stopping, the best epoch and the mean of the last one
   const auto epoch = [&](int64_t e) {
     return load_safetensors(folder / fmt::format("run/epochs/epoch-{}.safetensors", e)).tensors;
   };
+  CHECK(results.at("scores").at("val").at("crc32").at("source") ==
+        results.at("data").at("crc32").at("valid_source"));
   const auto mean = load_safetensors(folder / "run/averaged.safetensors").tensors;
   const std::string name = "model/encoder.layers.0.feed_forward.linear1.weight";
   const auto a = epoch(epochs - 2).at(name).to_vector<float>(),
@@ -449,6 +483,18 @@ TEST_CASE("multi30k: several seeds, their mean, and none run twice") {
   const auto written = fs::last_write_time(folder / "runs/seed-3/results.json");
   REQUIRE(run_seeds(s, {3, 5, 7}) == 0);
   CHECK(fs::last_write_time(folder / "runs/seed-3/results.json") == written);
+  CHECK(read_json(folder / "runs/summary.json").at("seeds") == Json({3, 5, 7}));
+  // Seeds of earlier commands count, those of other settings do not.
+  REQUIRE(run_seeds(s, {5}) == 0);
+  CHECK(read_json(folder / "runs/summary.json").at("seeds") == Json({3, 5, 7}));
+  fs::create_directory(folder / "runs/seed-x");
+  Multi30kSettings other = s;
+  other.common.out = folder / "other";
+  other.dropout = 0.2;
+  other.common.seed = 9;
+  REQUIRE(run_seeds(other, {9}) == 0);
+  fs::rename(folder / "other/seed-9", folder / "runs/seed-9");
+  REQUIRE(run_seeds(s, {3}) == 0);
   CHECK(read_json(folder / "runs/summary.json").at("seeds") == Json({3, 5, 7}));
   // A seed that diverges is listed and stops no other.
   Multi30kSettings wild = s;

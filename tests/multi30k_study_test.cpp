@@ -143,7 +143,8 @@ TEST_CASE("multi30k study: the command takes --toy, and no option that a row set
     CHECK(command(words) == 2);
     CHECK_FALSE(fs::exists(out));
   }
-  CHECK(command({"--epochs", "1", "--beam", "1"}) == 0);
+  // What only some rows read is not refused.
+  CHECK(command({"--epochs", "1", "--beam", "1", "--eval-draws", "2", "--presbn", "row"}) == 0);
   CHECK(read_csv(out + "/study.csv").rows.size() == 1);
 }
 
@@ -156,8 +157,12 @@ TEST_CASE("multi30k study: a run that diverges is a row, not the end") {
   s.clip = 0;
   s.common.out = folder / "study";
   REQUIRE(run_study(s, {"softmax"}) == 0);
-  const std::string page = contents(folder / "study/study.md");
-  CHECK(page.find("lower --lr") != std::string::npos);
+  CHECK(contents(folder / "study/study.md").find("lower --lr") != std::string::npos);
+  // It stays one when other rows are trained.
+  REQUIRE(run_study(s, {"softmax-ppsbn"}) == 0);
+  const CsvTable table = read_csv(folder / "study/study.csv");
+  CHECK(table.rows.size() == 2);
+  CHECK(contents(folder / "study/study.csv").find("softmax,") != std::string::npos);
 }
 
 }  // namespace macgrad::experiments

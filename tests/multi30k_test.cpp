@@ -101,6 +101,7 @@ TEST_CASE("multi30k: options that do not go together say what to do") {
   CHECK(says(parse_error("--beam 1 --length-penalty 2"), "--beam 2 or more"));
   CHECK(says(parse_error("--length-penalty -1"), "--length-penalty"));
   CHECK(says(check_error([](Multi30kSettings& s) { s.lr = INFINITY; }), "--lr"));
+  CHECK(says(check_error([](Multi30kSettings& s) { s.adam_beta1 = NAN; }), "--adam-beta1"));
 }
 
 TEST_CASE("multi30k: commands") {
@@ -173,7 +174,7 @@ TEST_CASE("multi30k: training lowers both losses, with softmax and with RMFA and
     const Multi30kSettings s = tiny(attention);
     const TranslationData data = load_translation_data(s);
     Trainer trainer(s, data);
-    const auto valid = ordered_batches(data.valid, {s.batch_tokens, 1});
+    const auto valid = ordered_batches(data.valid, s.batch_tokens);
     const double before = *validation_loss(trainer.model(), valid, s.device());
     int64_t reports = 0;
     const auto report = [&](const UpdateReport& r) {
@@ -210,14 +211,13 @@ TEST_CASE("multi30k: validation loss does not depend on how sentences are batche
   const TranslationData data = load_translation_data(s);
   Trainer trainer(s, data);
   const double one =
-      *validation_loss(trainer.model(), ordered_batches(data.valid, {100000, 1}), s.device());
-  const double many =
-      *validation_loss(trainer.model(), ordered_batches(data.valid, {1, 1}), s.device());
+      *validation_loss(trainer.model(), ordered_batches(data.valid, 100000), s.device());
+  const double many = *validation_loss(trainer.model(), ordered_batches(data.valid, 1), s.device());
   CHECK(one == doctest::Approx(many).epsilon(1e-5));
   // Without training every word is about as likely as another.
   CHECK(one == doctest::Approx(std::log(static_cast<double>(data.target.size()))).epsilon(0.3));
   CHECK(trainer.model().training());
-  CHECK_FALSE(validation_loss(trainer.model(), ordered_batches(data.valid, {512, 1}), s.device(),
+  CHECK_FALSE(validation_loss(trainer.model(), ordered_batches(data.valid, 512), s.device(),
                               [] { return true; }));
 }
 
@@ -235,11 +235,10 @@ TEST_CASE("multi30k: translations stand in the order of the corpus") {
   CHECK(pairs.size() == 7);
   const auto alone = [&](size_t i) {
     const EncodedPairs one{{pairs.source[i]}, {pairs.target[i]}};
-    return translate(trainer.model(), data.target, ordered_batches(one, {1, 1}), 1, s.device())
-        ->front();
+    return translate(trainer.model(), data.target, ordered_batches(one, 1), 1, s.device())->front();
   };
   const auto all =
-      translate(trainer.model(), data.target, ordered_batches(pairs, {1, 1}), 7, s.device());
+      translate(trainer.model(), data.target, ordered_batches(pairs, 1), 7, s.device());
   REQUIRE(all);
   // A model that says the same of every sentence would show no order.
   CHECK(std::set<std::string>(all->begin(), all->end()).size() >= 5);
@@ -360,6 +359,10 @@ TEST_CASE("multi30k translate: a saved model translates as the one that was trai
     Multi30kSettings s = tiny(attention);
     s.epochs = 4;
     s.lr = 1e-2;
+    if (attention == "rmfa") {
+      s.subwords = "bpe";
+      s.vocabulary_size = 320;
+    }
     const SavedRun run(s, folder);
     const std::vector<std::string> expected = read_lines(folder / "run/translations.txt");
     std::vector<std::string> lines = load_translation_data(s).valid_source;
@@ -402,6 +405,15 @@ TEST_CASE("multi30k translate: what is missing or does not fit is said") {
   Vocabulary::build({"one two three"}, 1).save(folder / "run/target.vocab");
   CHECK(says(error(), "do the vocabularies beside it belong to it"));
   CHECK(says(error(), "checkpoint.safetensors"));
+  // Before anything is loaded: a file that cannot be written.
+  const std::string lost = folder / "none/out.txt", known = folder.path();
+  for (const std::string& out : {lost, known}) {
+    const std::vector<const char*> arguments = {"translate", "--checkpoint", "none", "--output",
+                                                out.c_str()};
+    CHECK(translate_command(static_cast<int>(arguments.size()), arguments.data()) == 1);
+    CHECK_THROWS_WITH_AS(check_writable(out), doctest::Contains(out.c_str()), Error);
+  }
+  CHECK_NOTHROW(check_writable(folder / "new.txt"));
   std::ofstream(run.checkpoint) << "not a checkpoint";
   CHECK(says(error(), "checkpoint.safetensors"));
   fs::remove(run.checkpoint);

@@ -204,7 +204,7 @@ TEST_CASE("translation data: pairs with an empty side are not trained on, but tr
   CHECK_FALSE(trainer.model().target_embedding);
   CHECK_FALSE(trainer.model().output);
   trainer.train_epoch(1, [](const UpdateReport&) { return true; });
-  const auto batches = ordered_batches(d.valid, {1, 1});
+  const auto batches = ordered_batches(d.valid, 1);
   CHECK(std::isfinite(*validation_loss(trainer.model(), batches, s.device())));
   CHECK(translate(trainer.model(), d.target, batches, 2, s.device())->size() == 2);
 

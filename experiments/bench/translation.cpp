@@ -64,7 +64,7 @@ void bench_translation(BenchTable& table) {
   std::vector<BatchTensors> batches;
   int64_t tokens = 0;
   for (const Batch& batch :
-       ordered_batches(caption_pairs(table.place().sizes.translation_pairs), {kTokens, 1})) {
+       ordered_batches(caption_pairs(table.place().sizes.translation_pairs), kTokens)) {
     row.batches.push_back({lengths_of(batch.source), lengths_of(batch.target_input)});
     batches.push_back(to_tensors(batch, kCpu));
     tokens += batch.target_tokens;

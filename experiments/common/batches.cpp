@@ -12,14 +12,9 @@
 namespace macgrad::experiments {
 namespace {
 
-std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
-
 // Both sides carry one special word more than their words.
-std::int64_t padded_width(const EncodedPairs& pairs, std::size_t i, const BatchOptions& options) {
-  const std::size_t longest = std::max(pairs.source[i].size(), pairs.target[i].size()) + 1;
-  return round_up(static_cast<std::int64_t>(longest), options.width_multiple);
+std::int64_t padded_width(const EncodedPairs& pairs, std::size_t i) {
+  return static_cast<std::int64_t>(std::max(pairs.source[i].size(), pairs.target[i].size())) + 1;
 }
 
 PaddedIds empty_block(std::size_t rows, std::int64_t width) {
@@ -30,20 +25,16 @@ PaddedIds empty_block(std::size_t rows, std::int64_t width) {
   return block;
 }
 
-Batch make_batch(const EncodedPairs& pairs, std::vector<std::size_t> indices,
-                 const BatchOptions& options) {
+Batch make_batch(const EncodedPairs& pairs, std::vector<std::size_t> indices) {
   std::size_t source_length = 0;
   std::size_t target_length = 0;
   for (std::size_t i : indices) {
     source_length = std::max(source_length, pairs.source[i].size() + 1);
     target_length = std::max(target_length, pairs.target[i].size() + 1);
   }
-  const auto width = [&](std::size_t length) {
-    return round_up(static_cast<std::int64_t>(length), options.width_multiple);
-  };
   Batch batch;
-  batch.source = empty_block(indices.size(), width(source_length));
-  batch.target_input = empty_block(indices.size(), width(target_length));
+  batch.source = empty_block(indices.size(), static_cast<std::int64_t>(source_length));
+  batch.target_input = empty_block(indices.size(), static_cast<std::int64_t>(target_length));
   batch.target_output = batch.target_input;
   for (std::size_t row = 0; row < indices.size(); ++row) {
     const auto& source = pairs.source[indices[row]];
@@ -55,7 +46,6 @@ Batch make_batch(const EncodedPairs& pairs, std::vector<std::size_t> indices,
     *start(batch.target_input) = Vocabulary::kBos;
     std::copy(target.begin(), target.end(), start(batch.target_input) + 1);
     *std::copy(target.begin(), target.end(), start(batch.target_output)) = Vocabulary::kEos;
-    batch.source_tokens += static_cast<std::int64_t>(source.size()) + 1;
     batch.target_tokens += static_cast<std::int64_t>(target.size()) + 1;
   }
   batch.indices = std::move(indices);
@@ -65,23 +55,20 @@ Batch make_batch(const EncodedPairs& pairs, std::vector<std::size_t> indices,
 // Cuts `order`, sorted by rising length, greedily into batches within the budget.
 std::vector<std::vector<std::size_t>> cut(const EncodedPairs& pairs,
                                           const std::vector<std::size_t>& order,
-                                          const BatchOptions& options) {
+                                          std::int64_t tokens) {
   std::vector<std::vector<std::size_t>> plan;
   for (std::size_t i : order) {
-    const std::int64_t width = padded_width(pairs, i, options);
-    const bool fits = !plan.empty() &&
-                      (static_cast<std::int64_t>(plan.back().size()) + 1) * width <= options.tokens;
+    const std::int64_t width = padded_width(pairs, i);
+    const bool fits =
+        !plan.empty() && (static_cast<std::int64_t>(plan.back().size()) + 1) * width <= tokens;
     if (!fits) plan.emplace_back();
     plan.back().push_back(i);
   }
   return plan;
 }
 
-std::vector<std::size_t> numbered(const EncodedPairs& pairs, const BatchOptions& options) {
-  if (options.tokens < 1 || options.width_multiple < 1) {
-    throw Error("batches: tokens {} and width_multiple {} must be positive", options.tokens,
-                options.width_multiple);
-  }
+std::vector<std::size_t> numbered(const EncodedPairs& pairs, std::int64_t tokens) {
+  require(tokens >= 1, "batches: {} tokens must be positive", tokens);
   if (pairs.source.size() != pairs.target.size()) {
     throw Error("batches: {} source sentences, {} target sentences", pairs.source.size(),
                 pairs.target.size());
@@ -101,11 +88,10 @@ void sort_by_length(const EncodedPairs& pairs, std::vector<std::size_t>& order) 
                    [&](std::size_t a, std::size_t b) { return longest(a) < longest(b); });
 }
 
-std::vector<Batch> fill(const EncodedPairs& pairs, std::vector<std::vector<std::size_t>> plan,
-                        const BatchOptions& options) {
+std::vector<Batch> fill(const EncodedPairs& pairs, std::vector<std::vector<std::size_t>> plan) {
   std::vector<Batch> batches;
   batches.reserve(plan.size());
-  for (auto& indices : plan) batches.push_back(make_batch(pairs, std::move(indices), options));
+  for (auto& indices : plan) batches.push_back(make_batch(pairs, std::move(indices)));
   return batches;
 }
 
@@ -119,21 +105,21 @@ EncodedPairs encode_pairs(const ParallelText& text, const TextCodec& source,
   return pairs;
 }
 
-std::vector<Batch> shuffled_batches(const EncodedPairs& pairs, const BatchOptions& options,
+std::vector<Batch> shuffled_batches(const EncodedPairs& pairs, std::int64_t tokens,
                                     std::uint64_t seed, std::uint64_t epoch) {
-  std::vector<std::size_t> order = numbered(pairs, options);
+  std::vector<std::size_t> order = numbered(pairs, tokens);
   SplitMix random(seed, epoch);
   shuffle(order, random);
   sort_by_length(pairs, order);
-  std::vector<std::vector<std::size_t>> plan = cut(pairs, order, options);
+  std::vector<std::vector<std::size_t>> plan = cut(pairs, order, tokens);
   shuffle(plan, random);
-  return fill(pairs, std::move(plan), options);
+  return fill(pairs, std::move(plan));
 }
 
-std::vector<Batch> ordered_batches(const EncodedPairs& pairs, const BatchOptions& options) {
-  std::vector<std::size_t> order = numbered(pairs, options);
+std::vector<Batch> ordered_batches(const EncodedPairs& pairs, std::int64_t tokens) {
+  std::vector<std::size_t> order = numbered(pairs, tokens);
   sort_by_length(pairs, order);
-  return fill(pairs, cut(pairs, order, options), options);
+  return fill(pairs, cut(pairs, order, tokens));
 }
 
 Tensor ids_of(const PaddedIds& block, Device device) {

@@ -34,22 +34,17 @@ struct Batch {
   PaddedIds target_input;            // (B, T): <bos>, words: what the decoder reads
   PaddedIds target_output;           // (B, T): words, <eos>: what it must predict
   std::vector<std::size_t> indices;  // the pairs' numbers, one a row
-  std::int64_t source_tokens = 0;    // without padding
   std::int64_t target_tokens = 0;    // without padding
 };
 
-struct BatchOptions {
-  std::int64_t tokens = 4096;       // rows * max(S, T), padding included, is at most this
-  std::int64_t width_multiple = 1;  // widths are rounded up to it, for few distinct shapes
-};
-
-/// Every pair exactly once. A pair that is longer than the budget is a batch of its own. Throws if
-/// an option is not positive or the two sides differ in size.
-std::vector<Batch> shuffled_batches(const EncodedPairs& pairs, const BatchOptions& options,
+/// Every pair exactly once; rows * max(S, T), padding included, is at most `tokens`, and a pair
+/// that is longer is a batch of its own. Throws if `tokens` is not positive or the two sides differ
+/// in size.
+std::vector<Batch> shuffled_batches(const EncodedPairs& pairs, std::int64_t tokens,
                                     std::uint64_t seed, std::uint64_t epoch);
 
 /// The same in a fixed order (by length, then by number), for validation and translation.
-std::vector<Batch> ordered_batches(const EncodedPairs& pairs, const BatchOptions& options);
+std::vector<Batch> ordered_batches(const EncodedPairs& pairs, std::int64_t tokens);
 
 /// (rows, width), and true where a token stands.
 Tensor ids_of(const PaddedIds& block, Device device);

@@ -163,7 +163,8 @@ void write_file_atomically(const std::string& path,
 
 void write_file_atomically(const std::string& path, std::string_view contents) {
   write_file_atomically(path, [&](const std::string& temporary) {
-    Descriptor file(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC);
+    // The name is this process's own; a file there was left by an earlier one of its number.
+    Descriptor file(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC);
     if (file.get() < 0) fail(path, "create", errno);
     std::string_view rest = contents;
     while (!rest.empty()) {
@@ -175,6 +176,12 @@ void write_file_atomically(const std::string& path, std::string_view contents) {
     if (::fsync(file.get()) != 0) fail(path, "flush to the disk", errno);
     if (!file.close()) fail(path, "write", errno);
   });
+}
+
+void check_writable(const std::string& path) {
+  const std::string folder = folder_of(path);
+  if (::access(folder.c_str(), W_OK | X_OK) != 0) fail(path, "create", errno);
+  require(!fs::exists(path) || fs::is_regular_file(path), "{}: exists and is not a file", path);
 }
 
 void write_lines(const std::string& path, const std::vector<std::string>& lines) {

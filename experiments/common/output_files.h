@@ -26,6 +26,10 @@ void write_file_atomically(const std::string& path, std::string_view contents);
 void write_file_atomically(const std::string& path,
                            const std::function<void(const std::string& temporary)>& write);
 
+/// Throws unless write_file_atomically can be expected to replace `path`: for programs that would
+/// find out after long work.
+void check_writable(const std::string& path);
+
 /// A line feed after each line.
 void write_lines(const std::string& path, const std::vector<std::string>& lines);
 

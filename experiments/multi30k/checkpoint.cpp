@@ -60,10 +60,15 @@ void fitting(const std::string& path, const Load& load) {
   }
 }
 
+// A path in the settings may not be UTF-8, which must not cost the model.
+std::string text_of(const Json& json) {
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
 void save_state(const std::string& path, const State& model, const Multi30kSettings& settings) {
   State tensors;
   add(tensors, kModel, model);
-  save_safetensors(path, tensors, {{"format", kFormat}, {"settings", to_json(settings).dump()}});
+  save_safetensors(path, tensors, {{"format", kFormat}, {"settings", text_of(to_json(settings))}});
 }
 
 }  // namespace
@@ -75,9 +80,9 @@ void save_checkpoint(const std::string& path, nn::Transformer& model, const nn::
   add(tensors, kOptimizer, optimizer.state_dict());
   save_safetensors(path, tensors,
                    {{"format", kFormat},
-                    {"settings", to_json(settings).dump()},
-                    {"state", to_json(state).dump()},
-                    {"data", data.dump()}});
+                    {"settings", text_of(to_json(settings))},
+                    {"state", text_of(to_json(state))},
+                    {"data", text_of(data)}});
 }
 
 void save_model(const std::string& path, nn::Transformer& model, const Multi30kSettings& settings) {

@@ -18,8 +18,8 @@ namespace {
 
 // What may differ between runs of one configuration.
 const std::set<std::string> kNoConfiguration = {
-    "seed", "seeds", "threads",        "out",    "data", "resume", "checkpoint_minutes", "keep",
-    "test", "beam",  "length_penalty", "preset", "graph"};
+    "seed", "threads",        "out",    "data", "checkpoint_minutes", "keep", "average", "test",
+    "beam", "length_penalty", "preset", "graph"};
 
 // Settings below the object `json`, by their name; those of nested objects too.
 void collect(const Json& json, std::map<std::string, std::string>& settings) {

@@ -3,7 +3,6 @@
 // alone become one curve with a band.
 #pragma once
 
-#include <cstdint>
 #include <map>
 #include <string>
 #include <vector>

@@ -86,7 +86,7 @@ class Run {
         tests_(load_tests(settings, data_)),
         trainer_(settings, data_),
         files_(settings, data_, start == Start::resume),
-        valid_batches_(ordered_batches(data_.valid, {settings.batch_tokens, 1})),
+        valid_batches_(ordered_batches(data_.valid, settings.batch_tokens)),
         scored_(first_pairs(data_.valid, settings.valid_bleu_sentences)),
         references_(data_.references.begin(),
                     data_.references.begin() + static_cast<std::ptrdiff_t>(scored_.size())) {
@@ -162,8 +162,9 @@ class Run {
       });
     } catch (const NotFinite& error) {
       progress.finish();
-      save_settings("failed");
-      throw NotFinite("{}. {}", error.what(), files_.what_stays());
+      const std::string reason = fmt::format("{}. {}", error.what(), files_.what_stays());
+      save_settings("failed", reason);
+      throw NotFinite("{}", reason);
     }
     Metrics m;
     m.epoch = epoch;
@@ -226,7 +227,7 @@ class Run {
     return true;
   }
 
-  void save_settings(const std::string& state) {
+  void save_settings(const std::string& state, const std::string& failure = "") {
     Json json{{"settings", to_json(settings_)},
               {"state", state},
               {"data", data_.facts},
@@ -237,6 +238,7 @@ class Run {
               {"total_updates", trainer_.total_updates()},
               {"updates", trainer_.updates()},
               {"skipped_updates", trainer_.place().skipped}};
+    if (!failure.empty()) json["failure"] = failure;
     json.update(provenance());
     write_json(files_.out().file("settings.json"), json);
   }
@@ -280,12 +282,11 @@ class Run {
 int run_multi30k(Multi30kSettings& settings, Start start) {
   apply_common_options(settings.common);
   check_settings(settings);
-  const std::string checkpoint = checkpoint_path(settings.common.out);
-  require(
-      start == Start::resume || settings.common.out.empty() || !std::filesystem::exists(checkpoint),
-      "--out {} holds a run with its {}; continue it with --resume {}, or choose another --out",
-      settings.common.out, checkpoint, settings.common.out);
-  if (start == Start::resume) check_average(settings);
+  if (start == Start::resume) {
+    check_average(settings);
+  } else {
+    check_no_run(settings.common.out);
+  }
   return Run(settings, start).run();
 }
 

@@ -35,6 +35,13 @@ std::vector<fs::path> epoch_files(const fs::path& folder) {
 
 }  // namespace
 
+void check_no_run(const std::string& out) {
+  const std::string checkpoint = checkpoint_path(out);
+  require(out.empty() || !fs::exists(checkpoint),
+          "--out {} holds a run with its {}; continue it with --resume {}, or choose another --out",
+          out, checkpoint, out);
+}
+
 void check_average(const Multi30kSettings& settings) {
   const std::string& out = settings.common.out;
   if (settings.average == 0 || !epoch_files(fs::path(out) / "epochs").empty()) return;
@@ -58,8 +65,11 @@ RunFiles::RunFiles(const Multi30kSettings& settings, const TranslationData& data
   const std::string epochs = out_.file("epochs");
   if (fs::is_directory(epochs)) remove_abandoned_files(epochs);
   if (resume) return;
-  // Epochs of an earlier run that never saved a checkpoint.
+  // Another run may have begun there while this one read its data.
+  check_no_run(settings.common.out);
+  // What an earlier run without a checkpoint left, which would pass for this one's.
   for (const fs::path& file : epoch_files(epochs)) fs::remove(file);
+  fs::remove(out_.file("results.json"));
   save_codecs(settings, data.codecs(), out_.path());
 }
 

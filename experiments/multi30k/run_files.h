@@ -15,6 +15,9 @@ namespace macgrad::experiments {
 /// The checkpoint that a run in folder `out` goes on from.
 std::string checkpoint_path(const std::string& out);
 
+/// Throws when a run of its own is in folder `out`.
+void check_no_run(const std::string& out);
+
 /// Throws when the run in --out has ended and its epochs, which --average needs, are not there.
 void check_average(const Multi30kSettings& settings);
 

@@ -46,6 +46,20 @@ std::optional<Json> complete_results(const Multi30kSettings& settings) {
   return results;
 }
 
+std::optional<std::string> failure_of(const Multi30kSettings& settings) {
+  const std::string path = (fs::path(settings.common.out) / "settings.json").string();
+  if (!fs::exists(path)) return std::nullopt;
+  const Json json = read_json(path);
+  try {
+    if (!json.contains("failure") ||
+        of_results(json.at("settings")) != of_results(to_json(settings)))
+      return std::nullopt;
+    return json.at("failure").get<std::string>();
+  } catch (const nlohmann::json::exception& error) {
+    throw Error("{}: not the settings of a run: {}", path, error.what());
+  }
+}
+
 int run_to_end(const Multi30kSettings& settings, const std::string& label) {
   const std::string& out = settings.common.out;
   const std::string checkpoint = checkpoint_path(out);

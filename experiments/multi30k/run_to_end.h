@@ -18,4 +18,7 @@ int run_to_end(const Multi30kSettings& settings, const std::string& label);
 /// lies, its data and its device do not count, nor what it keeps.
 std::optional<Json> complete_results(const Multi30kSettings& settings);
 
+/// Why the run there, with these settings, stopped for good (NotFinite), if it did.
+std::optional<std::string> failure_of(const Multi30kSettings& settings);
+
 }  // namespace macgrad::experiments

@@ -9,7 +9,7 @@ std::optional<SplitScore> score_translations(nn::Transformer& model, const Trans
                                              const std::vector<std::string>& references,
                                              const Multi30kSettings& settings,
                                              const nn::SearchSettings& search, const Stop& stop) {
-  const std::vector<Batch> batches = ordered_batches(pairs, {settings.batch_tokens, 1});
+  const std::vector<Batch> batches = ordered_batches(pairs, settings.batch_tokens);
   const auto lines =
       translate(model, data.target, batches, pairs.size(), settings.device(), stop, search);
   if (!lines) return std::nullopt;
@@ -29,28 +29,35 @@ std::optional<Json> final_scores(nn::Transformer& model, const TranslationData& 
                                  const Multi30kSettings& settings, const RunDirectory& out,
                                  const Stop& stop) {
   Json scores = Json::object();
+  // Written together with the scores: an interrupted scoring leaves those of before whole.
+  std::vector<std::pair<std::string, std::vector<std::string>>> files;
   const auto score = [&](const std::string& split, const EncodedPairs& pairs,
-                         const std::vector<std::string>& references) {
-    const auto loss = validation_loss(model, ordered_batches(pairs, {settings.batch_tokens, 1}),
+                         const std::vector<std::string>& references, const Json& crc32) {
+    const auto loss = validation_loss(model, ordered_batches(pairs, settings.batch_tokens),
                                       settings.device(), stop);
     if (!loss) return false;
     const auto scored = score_translations(model, data, pairs, references, settings,
                                            {settings.beam, settings.length_penalty}, stop);
     if (!scored) return false;
     const std::string file = fmt::format("translations-{}.txt", split);
-    write_lines(out.file(file), scored->translations);
+    files.emplace_back(file, scored->translations);
     fmt::print("{}: BLEU {:.2f}, loss {:.4f}\n", split, scored->bleu, *loss);
     std::fflush(stdout);
     scores[split] = {{"bleu", scored->bleu},
                      {"loss", *loss},
                      {"sentences", pairs.size()},
                      {"signature", bleu_signature(1, settings.bleu())},
+                     {"crc32", crc32},
                      {"translations", file}};
     return true;
   };
-  if (!score("val", data.valid, data.references)) return std::nullopt;
+  const Json& crc32 = data.facts.at("crc32");
+  if (!score("val", data.valid, data.references,
+             {{"source", crc32.at("valid_source")}, {"target", crc32.at("valid_target")}}))
+    return std::nullopt;
   for (const auto& [split, test] : tests)
-    if (!score(split, test.pairs, test.text.target)) return std::nullopt;
+    if (!score(split, test.pairs, test.text.target, test.facts.at("crc32"))) return std::nullopt;
+  for (const auto& [file, translations] : files) write_lines(out.file(file), translations);
   return scores;
 }
 

@@ -1,8 +1,12 @@
 #include "experiments/multi30k/seeds.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
+#include <filesystem>
 #include <map>
+#include <set>
+#include <string_view>
 
 #include "experiments/common/confidence.h"
 #include "experiments/common/machine.h"
@@ -11,6 +15,8 @@
 
 namespace macgrad::experiments {
 namespace {
+
+constexpr std::string_view kFolder = "seed-";
 
 using Failures = std::map<int64_t, std::string>;  // by seed
 using Scores = std::map<std::pair<std::string, std::string>, std::vector<double>>;
@@ -48,27 +54,55 @@ void write_summary(const RunDirectory& out, const std::vector<int64_t>& seeds, c
 
 }  // namespace
 
+// Seeds with a folder here.
+std::set<int64_t> seeds_in(const RunDirectory& out) {
+  std::set<int64_t> seeds;
+  for (const auto& entry : std::filesystem::directory_iterator(out.path())) {
+    const std::string name = entry.path().filename().string();
+    int64_t seed = -1;
+    if (!name.starts_with(kFolder)) continue;
+    const char* end = name.data() + name.size();
+    const auto parsed = std::from_chars(name.data() + kFolder.size(), end, seed);
+    if (parsed.ec == std::errc() && parsed.ptr == end) seeds.insert(seed);
+  }
+  return seeds;
+}
+
 int run_seeds(const Multi30kSettings& settings, const std::vector<int64_t>& seeds) {
   require(!seeds.empty(), "--seeds is empty; give one or more, for instance --seeds 1,2,3");
   for (auto seed = seeds.begin(); seed != seeds.end(); ++seed)
     require(std::find(seeds.begin(), seed, *seed) == seed, "--seeds: {} is given twice", *seed);
   const RunDirectory out(settings.common.out, "multi30k", Holds::runs);
-  Scores scores;
-  Failures failures;
-  for (const int64_t seed : seeds) {
+  const auto with_seed = [&](int64_t seed) {
     Multi30kSettings one = settings;
     one.common.seed = static_cast<uint64_t>(seed);
-    one.common.out = out.file(fmt::format("seed-{}", seed));
+    one.common.out = out.file(fmt::format("{}{}", kFolder, seed));
+    return one;
+  };
+  for (const int64_t seed : seeds) {
     try {
-      if (const int code = run_to_end(one, fmt::format("seed {}", seed)); code != 0) return code;
-      collect(complete_results(one).value(), scores);
+      if (const int code = run_to_end(with_seed(seed), fmt::format("seed {}", seed)); code != 0)
+        return code;
     } catch (const NotFinite& error) {
-      failures[seed] = error.what();
       fmt::print(stderr, "seed {}: {}\n", seed, error.what());
     }
   }
-  write_summary(out, seeds, scores, failures);
-  return failures.size() < seeds.size() ? 0 : 1;
+  // Of all commands that wrote here, with these settings.
+  Scores scores;
+  Failures failures;
+  std::vector<int64_t> measured;
+  for (const int64_t seed : seeds_in(out)) {
+    if (const auto results = complete_results(with_seed(seed))) {
+      measured.push_back(seed);
+      collect(*results, scores);
+    } else if (const auto reason = failure_of(with_seed(seed))) {
+      failures[seed] = *reason;
+    }
+  }
+  write_summary(out, measured, scores, failures);
+  return std::any_of(seeds.begin(), seeds.end(), [&](int64_t s) { return !failures.contains(s); })
+             ? 0
+             : 1;
 }
 
 }  // namespace macgrad::experiments

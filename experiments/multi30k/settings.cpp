@@ -36,7 +36,7 @@ void refuse_idle_search_options(const CLI::App& app, const Multi30kSettings& s) 
 }
 
 // Options that only some attentions, or only the real corpus, read.
-void refuse_idle_options(const CLI::App& app, const Multi30kSettings& s) {
+void refuse_idle_options(const CLI::App& app, const Multi30kSettings& s, bool one_model) {
   const auto refuse = [&](bool idle, std::initializer_list<const char*> options,
                           const std::string& why) {
     if (!idle) return;
@@ -44,15 +44,17 @@ void refuse_idle_options(const CLI::App& app, const Multi30kSettings& s) {
       if (app.count(option) > 0)
         throw CLI::ValidationError(option, fmt::format("has no effect {}", why));
   };
-  refuse(s.attention == "softmax", {"--kernel"},
-         "with --attention softmax; add --attention rmfa or --attention exact");
-  refuse(s.attention != "rmfa",
-         {"--features", "--draws", "--redraw", "--eval-draws", "--denominator"},
-         fmt::format("with --attention {}; add --attention rmfa", s.attention));
-  refuse(
-      s.attention != "softmax", {"--attention-dropout"},
-      fmt::format("with --attention {}, which has no weights to drop; use --dropout", s.attention));
-  refuse(!s.ppsbn, {"--presbn"}, "without --ppsbn; add --ppsbn");
+  if (one_model) {
+    refuse(s.attention == "softmax", {"--kernel"},
+           "with --attention softmax; add --attention rmfa or --attention exact");
+    refuse(s.attention != "rmfa",
+           {"--features", "--draws", "--redraw", "--eval-draws", "--denominator"},
+           fmt::format("with --attention {}; add --attention rmfa", s.attention));
+    refuse(s.attention != "softmax", {"--attention-dropout"},
+           fmt::format("with --attention {}, which has no weights to drop; use --dropout",
+                       s.attention));
+    refuse(!s.ppsbn, {"--presbn"}, "without --ppsbn; add --ppsbn");
+  }
   refuse(s.subwords == "bpe", {"--min-frequency"},
          "with --subwords bpe, which knows every word; add --subwords word");
   refuse(s.subwords == "word", {"--vocabulary-size"},
@@ -103,7 +105,7 @@ void make_toy(Multi30kSettings& s) {
   s.label_smoothing = 0.0;
 }
 
-void declare_options(CLI::App& app, Multi30kSettings& s) {
+void declare_options(CLI::App& app, Multi30kSettings& s, bool one_model) {
   // Their own text beside the type would repeat in every line of --help.
   const auto quiet = [](CLI::Validator range) { return range.description(""); };
   const CLI::Validator share = quiet(CLI::Range(0.0, 0.999));
@@ -221,8 +223,8 @@ void declare_options(CLI::App& app, Multi30kSettings& s) {
       ->delimiter(',')
       ->type_name("LIST")
       ->default_str(fmt::format("{}", fmt::join(s.test, ",")));
-  app.parse_complete_callback([&] {
-    refuse_idle_options(app, s);
+  app.parse_complete_callback([&app, &s, one_model] {
+    refuse_idle_options(app, s, one_model);
     if (s.test == std::vector<std::string>{"none"}) s.test.clear();
   });
 }
@@ -251,11 +253,12 @@ void check_settings(const Multi30kSettings& s) {
           s.d_model, s.heads);
   require(s.d_model % 2 == 0, "--d-model {} must be even, for sine and cosine positions",
           s.d_model);
-  for (const double value : {s.lr, s.warmup_from, s.clip, s.weight_decay, s.logit_scale, s.qkv_gain,
-                             s.adam_eps, s.checkpoint_minutes, s.length_penalty})
+  for (const double value :
+       {s.lr, s.warmup_from, s.clip, s.weight_decay, s.logit_scale, s.qkv_gain, s.adam_beta1,
+        s.adam_beta2, s.adam_eps, s.checkpoint_minutes, s.length_penalty})
     require(std::isfinite(value),
-            "--lr, --warmup-from, --clip, --weight-decay, --logit-scale, --qkv-gain, --adam-eps, "
-            "--checkpoint-minutes and --length-penalty must be finite");
+            "--lr, --warmup-from, --clip, --weight-decay, --logit-scale, --qkv-gain, --adam-beta1, "
+            "--adam-beta2, --adam-eps, --checkpoint-minutes and --length-penalty must be finite");
   require(s.warmup_from <= s.lr, "--warmup-from {} must not be above --lr {}", s.warmup_from, s.lr);
   require(s.keep == 0 || s.keep >= s.average,
           "--keep {} keeps fewer epochs than --average {} needs; raise it, or leave it out", s.keep,

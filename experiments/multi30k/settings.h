@@ -98,8 +98,9 @@ struct Multi30kSettings {
 void make_toy(Multi30kSettings& settings);
 
 /// Declares every option. Parsing then also refuses options that the chosen attention or corpus
-/// would ignore, saying what they need. `settings` must outlive the app.
-void declare_options(CLI::App& app, Multi30kSettings& settings);
+/// would ignore, saying what they need; `one_model` false leaves those of attentions alone, for a
+/// command that trains several. `settings` must outlive the app.
+void declare_options(CLI::App& app, Multi30kSettings& settings, bool one_model = true);
 
 /// --beam and --length-penalty alone, for commands that only translate; parsing refuses a length
 /// penalty that nothing reads.

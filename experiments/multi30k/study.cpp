@@ -135,10 +135,13 @@ void write_tables(const RunDirectory& out, const Settings& settings, const std::
   for (const std::string& split : settings.test) columns.push_back(split + "_bleu");
   std::vector<std::vector<CsvValue>> cells;
   std::string page = fmt::format(
-      "Every run: {}, updates of at most {} tokens, warm-up {}, seed {}; the mean of the last {} "
-      "epochs, beam {}.\n\n| run | | updates | validation loss | perplexity | BLEU: val |",
+      "Every run: {}, updates of at most {} tokens, warm-up {}, seed {}; {}, beam {}.\n\n"
+      "| run | | updates | validation loss | perplexity | BLEU: val |",
       settings.toy ? "toy" : fmt::format("{}-{}", settings.source, settings.target),
-      group_digits(settings.batch_tokens), settings.warmup, settings.common.seed, settings.average,
+      group_digits(settings.batch_tokens * settings.accumulate), settings.warmup,
+      settings.common.seed,
+      settings.average > 0 ? fmt::format("the mean of the last {} epochs", settings.average)
+                           : "the epoch of the lowest validation loss",
       settings.beam);
   std::string rule = "\n|---|---|---|---|---|---|";
   for (const std::string& split : settings.test) {
@@ -224,7 +227,8 @@ int run_study(const Multi30kSettings& settings, const std::vector<std::string>& 
         if (const int code = run_to_end(row.settings, std::string(row.run->name)); code != 0)
           return code;
       row.results = complete_results(row.settings);
-      if (!row.results && fs::exists(row.settings.common.out))
+      if (!row.results) row.failure = failure_of(row.settings).value_or("");
+      if (!row.results && row.failure.empty() && fs::exists(row.settings.common.out))
         fmt::print(stderr, "note: {}: incomplete or of other settings, and so not in the tables\n",
                    row.settings.common.out);
     } catch (const NotFinite& error) {
@@ -233,7 +237,11 @@ int run_study(const Multi30kSettings& settings, const std::vector<std::string>& 
     }
   }
   write_tables(out, settings, rows);
-  draw(out, rows);
+  try {
+    draw(out, rows);
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "warning: the curves are not drawn: {}\n", error.what());
+  }
   return 0;
 }
 
@@ -247,7 +255,7 @@ int study_command(int argc, const char* const* argv) {
       argc, argv, "multi30k study",
       "Trains a table of models, one factor at a time, and compares them; --out goes on with it.",
       [&](CLI::App& app) {
-        declare_options(app, settings);
+        declare_options(app, settings, /*one_model=*/false);
         for (const char* option : kRowOptions)
           app.get_option(option)->group("")->check(CLI::Validator(
               [](std::string&) -> std::string {

@@ -42,8 +42,7 @@ nn::Adam make_optimizer(nn::Transformer& model, const Multi30kSettings& s) {
 
 // Batches are cut by length alone, so every epoch has as many.
 int64_t count_epoch_updates(const Multi30kSettings& s, const TranslationData& data) {
-  const auto batches =
-      static_cast<int64_t>(ordered_batches(data.train, {s.batch_tokens, 1}).size());
+  const auto batches = static_cast<int64_t>(ordered_batches(data.train, s.batch_tokens).size());
   return (batches + s.accumulate - 1) / s.accumulate;
 }
 
@@ -124,9 +123,8 @@ EpochSummary Trainer::train_epoch(int64_t epoch,
                                   const std::function<bool(const UpdateReport&)>& report) {
   using Clock = std::chrono::steady_clock;
   const auto start = Clock::now();
-  const std::vector<Batch> batches =
-      shuffled_batches(data_.train, {settings_.batch_tokens, 1}, settings_.common.seed,
-                       static_cast<uint64_t>(epoch));
+  const std::vector<Batch> batches = shuffled_batches(
+      data_.train, settings_.batch_tokens, settings_.common.seed, static_cast<uint64_t>(epoch));
   const auto group = static_cast<size_t>(settings_.accumulate);
   if (epoch != place_.epoch) place_.done = {};
   place_.epoch = epoch;

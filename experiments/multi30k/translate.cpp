@@ -53,6 +53,7 @@ void read_standard_input(F&& take) {
 int run(TranslateOptions& o) {
   // On what the model was trained does not bind where it translates.
   apply_common_options(o.settings.common);
+  if (!o.output.empty()) check_writable(o.output);
   Translator translator(o.checkpoint, device_of(o.settings.common));
   const nn::SearchSettings search{o.settings.beam, o.settings.length_penalty};
   std::string all;

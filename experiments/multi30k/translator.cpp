@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "experiments/common/batches.h"
+#include "experiments/common/unicode.h"
 #include "experiments/multi30k/checkpoint.h"
 #include "experiments/multi30k/evaluation.h"
 
@@ -42,6 +43,7 @@ std::vector<std::string> Translator::translate(const std::vector<std::string>& l
   EncodedPairs pairs;
   std::vector<size_t> places;  // of the lines with words
   for (size_t i = 0; i < lines.size(); ++i) {
+    if (split_words(lines[i]).empty()) continue;
     std::vector<int64_t> ids = codecs_.source.encode(lines[i]);
     if (ids.empty()) continue;
     pairs.source.push_back(std::move(ids));
@@ -50,7 +52,7 @@ std::vector<std::string> Translator::translate(const std::vector<std::string>& l
   }
   std::vector<std::string> translations(lines.size());
   const auto found =
-      experiments::translate(*model_, codecs_.target, ordered_batches(pairs, {kBatchTokens, 1}),
+      experiments::translate(*model_, codecs_.target, ordered_batches(pairs, kBatchTokens),
                              pairs.size(), device_, {}, search);
   for (size_t i = 0; i < places.size(); ++i) translations[places[i]] = found->at(i);
   return translations;

@@ -22,8 +22,6 @@ class Translator {
   std::vector<std::string> translate(const std::vector<std::string>& lines,
                                      const nn::SearchSettings& search);
 
-  const Multi30kSettings& settings() const { return settings_; }
-
  private:
   Multi30kSettings settings_;
   Device device_;
