@@ -4,6 +4,7 @@
 // a block of threads on a device.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <vector>
 
@@ -24,6 +25,14 @@ MACGRAD_HD inline int64_t hadamard_size(int64_t n) {
   int64_t size = 1;
   while (size < n) size *= 2;
   return size;
+}
+
+MACGRAD_HD inline bool odd_bits(int64_t bits) {
+#if defined(__CUDA_ARCH__)
+  return (__popcll(bits) & 1) != 0;
+#else
+  return (std::popcount(static_cast<uint64_t>(bits)) & 1) != 0;
+#endif
 }
 
 /// The degree of a feature of the tail, less the smallest one, for v in (0, 1]: the largest i with
@@ -119,6 +128,8 @@ MACGRAD_HD void hadamard_rows(int64_t d, int64_t degree, int64_t count, SignDesi
                               Source& source, const HadamardRoom& room, const Team& team,
                               const Emit& emit) {
   const int64_t size = hadamard_size(d);
+  int log_size = 0;
+  while ((int64_t{1} << log_size) < size) ++log_size;
   // The first factor is never shifted: for degree 1 every block is a set.
   const int64_t blocks_in_set = design == SignDesign::shifted_blocks && degree > 1 ? size : 1;
   const int64_t set = blocks_in_set * size;
@@ -132,12 +143,15 @@ MACGRAD_HD void hadamard_rows(int64_t d, int64_t degree, int64_t count, SignDesi
         if (n > 1) source.permutation(room.order, size);
       }
       team.sync();
-      for (int64_t at = team.rank(); at < n * d; at += team.size()) {
-        const int64_t f = at % n, i = at / n;
-        const int64_t row = room.order[(f % size + j * (f / size)) % size];
-        uint64_t odd = static_cast<uint64_t>(row) & static_cast<uint64_t>(i);
-        for (int half = 32; half > 0; half /= 2) odd ^= odd >> half;
-        emit(begin + f, j, i, ((odd & 1) != 0) != (room.signs[i] < 0));
+      // Element (f, i), features first: neighbours in Ω.
+      for (int64_t f = team.rank(), i = 0; i < d; f += team.size()) {
+        while (f >= n) {
+          f -= n;
+          ++i;
+        }
+        if (i >= d) break;
+        const int64_t row = room.order[(f + j * (f >> log_size)) & (size - 1)];
+        emit(begin + f, j, i, odd_bits(row & i) != (room.signs[i] < 0));
       }
       team.sync();
     }
