@@ -1,5 +1,7 @@
 #include "core/allocator.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -15,6 +17,8 @@ namespace macgrad {
 namespace {
 
 constexpr size_t kAlignment = 64;
+constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kLargeBlock = 2 * kHugePage;
 #ifndef MACGRAD_EXACT_ALLOC
 #define MACGRAD_EXACT_ALLOC 0
 #endif
@@ -28,8 +32,15 @@ constexpr uint32_t kPoisonWord = 0x7ffd7ffdu;
 std::atomic<int> poison_depth{0};
 std::atomic<uint64_t> violations{0};
 
+// Large blocks ask for huge pages, which Linux gives by default only to those who ask.
 void* allocate_host(size_t bytes, Device) {
-  return std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
+  const size_t alignment = !kExact && bytes >= kLargeBlock ? kHugePage : kAlignment;
+  void* block = nullptr;
+  if (posix_memalign(&block, alignment, bytes) != 0) return nullptr;
+#if defined(MADV_HUGEPAGE)
+  if (alignment == kHugePage) (void)::madvise(block, bytes, MADV_HUGEPAGE);
+#endif
+  return block;
 }
 void release_host(void* block, size_t, Device) {
   std::free(block);
