@@ -4,7 +4,6 @@
 #include "experiments/inspect/bias.h"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cmath>
