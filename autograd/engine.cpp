@@ -4,6 +4,7 @@
 #include "autograd/engine.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <map>
 #include <queue>
@@ -16,14 +17,17 @@
 
 namespace macgrad {
 
-GradStatistics statistics(const Tensor& t) {
+namespace {
+
+template <class T>
+GradStatistics statistics_of(const T* x, int64_t n) {
   GradStatistics s;
-  s.count = t.numel();
-  if (s.count == 0) return s;
+  s.count = n;
   s.min = INFINITY;
   s.max = -INFINITY;
   double sum = 0, squares = 0;
-  for (double v : t.to_vector<double>()) {
+  for (int64_t i = 0; i < n; ++i) {
+    const auto v = static_cast<double>(x[i]);
     if (!std::isfinite(v)) {
       ++s.non_finite;
       continue;
@@ -45,15 +49,49 @@ GradStatistics statistics(const Tensor& t) {
   return s;
 }
 
+}  // namespace
+
+GradStatistics statistics(const Tensor& t) {
+  if (t.numel() == 0) return {};
+  if (t.device() == kCpu && t.is_contiguous() && t.dtype() == DType::float32)
+    return statistics_of(t.data<float>(), t.numel());
+  const auto values = t.to_vector<double>();
+  return statistics_of(values.data(), t.numel());
+}
+
+const std::vector<GradRecord::Entry>& GradRecord::entries() const {
+  for (const auto& [i, squares] : pending_) {
+    GradStatistics& s = entries_[i].stats;
+    s.l2 = std::sqrt(squares.item());
+    s.rms = s.count > 0 ? s.l2 / std::sqrt(static_cast<double>(s.count)) : 0.0;
+    if (!std::isfinite(s.l2)) s.l2 = s.rms = NAN;
+  }
+  pending_.clear();
+  return entries_;
+}
+
 const GradRecord::Entry& GradRecord::at(const std::string& name) const {
-  for (const Entry& e : entries_)
+  for (const Entry& e : entries())
     if (e.name == name) return e;
   throw Error("no gradient named '{}' among the {} recorded", name, entries_.size());
 }
 
-void GradRecord::add(Entry entry, const Tensor& gradient) {
-  if (filter_ && !filter_(entry.scope, entry.op)) return;
-  entry.stats = statistics(gradient);
+double GradRecord::rule_seconds(uint64_t node) const {
+  const auto it = rule_seconds_.find(node);
+  return it == rule_seconds_.end() ? 0.0 : it->second;
+}
+
+void GradRecord::add(GradPlace place, const Tensor& gradient) {
+  if (filter_ && !filter_(place.scope, place.op)) return;
+  Entry entry{std::move(place), {}, {}};
+  if (keep_ == Keep::norms) {
+    const Tensor squares = Tensor::empty({1}, DType::float64, gradient.device());
+    kernels::sum_of_squares(Tensors{gradient.contiguous()}, squares);
+    entry.stats.count = gradient.numel();
+    pending_.emplace_back(entries_.size(), squares);
+  } else {
+    entry.stats = statistics(gradient);
+  }
   if (keep_ == Keep::gradients) entry.gradient = gradient;
   entries_.push_back(std::move(entry));
 }
@@ -87,21 +125,30 @@ struct NodeState {
   bool leads = false;  // to something whose gradient is wanted
 };
 
+void replace_gradient(Variable& g, Variable replaced, const std::string& whose) {
+  if (!replaced.defined()) return;
+  require(replaced.shape() == g.shape() && replaced.dtype() == g.dtype(),
+          "a hook on '{}' returned {} {} for a gradient of {} {}", whose, name(replaced.dtype()),
+          replaced.shape(), name(g.dtype()), g.shape());
+  g = std::move(replaced);
+}
+
 void run_hooks(Variable::Meta& meta, Variable& g) {
   const auto hooks = meta.hooks;  // a hook may add or remove hooks
-  for (const auto& [id, hook] : hooks) {
-    Variable replaced = hook(g);
-    if (!replaced.defined()) continue;
-    require(replaced.shape() == g.shape() && replaced.dtype() == g.dtype(),
-            "a hook on '{}' returned {} {} for a gradient of {} {}", meta.name,
-            name(replaced.dtype()), replaced.shape(), name(g.dtype()), g.shape());
-    g = std::move(replaced);
-  }
+  for (const auto& [id, hook] : hooks) replace_gradient(g, hook(g), meta.name);
+}
+
+// A parameter's scope is its name without the last part.
+std::string leaf_scope(const std::string& name) {
+  const auto dot = name.rfind('.');
+  return dot == std::string::npos ? "" : name.substr(0, dot);
 }
 
 }  // namespace
 
 class Engine {
+  using Clock = std::chrono::steady_clock;
+
  public:
   Engine(const Variables& outputs, const GradOptions& options) : options_(options) {
     discover(outputs);
@@ -218,19 +265,13 @@ class Engine {
       any = true;
       Variable::Meta& meta = *node.outputs[i].meta;
       run_hooks(meta, g);
-      if (meta.retain_grad) meta.grad = meta.grad.defined() ? add(meta.grad, g) : g;
-      if (options_.record) {
-        options_.record->add(
-            {node.id,
-             Variable(g.value(), node.outputs[i].meta, state.node, static_cast<int>(i)).name(),
-             node.op,
-             *node.scope,
-             node.backward_of,
-             static_cast<int>(i),
-             {},
-             {}},
-            g.value());
+      if (looked_at()) {
+        const Variable v(g.value(), node.outputs[i].meta, state.node, static_cast<int>(i));
+        show({node.id, v.name(), node.op, *node.scope, node.backward_of, static_cast<int>(i),
+              node.outputs[i].meta},
+             g);
       }
+      if (meta.retain_grad) meta.grad = meta.grad.defined() ? add(meta.grad, g) : g;
       const auto wanted = wanted_outputs_.find(&node);
       if (wanted != wanted_outputs_.end() && std::find(wanted->second.begin(), wanted->second.end(),
                                                        static_cast<int>(i)) != wanted->second.end())
@@ -259,11 +300,15 @@ class Engine {
         uint64_t id;
         ~Restore() { current_backward_of() = id; }
       } restore{outer};
+      const auto start = options_.record ? Clock::now() : Clock::time_point{};
       try {
         gradients = node.vjp(context);
       } catch (const Error& e) {
         throw Error("{}; in the gradient rule of {}", e.what(), node.text());
       }
+      if (options_.record)
+        options_.record->add_rule_seconds(
+            node.id, std::chrono::duration<double>(Clock::now() - start).count());
       check(gradients.size() == node.inputs.size(),
             "the rule of {} gave {} gradients for {} inputs", node.text(), gradients.size(),
             node.inputs.size());
@@ -297,23 +342,19 @@ class Engine {
     for (Variable::Meta* key : leaf_order_) {
       Leaf& leaf = leaves_.at(key);
       run_hooks(*leaf.meta, leaf.sum.value);
-      if (options_.record)
-        options_.record->add({0,
-                              leaf.meta->name.empty() ? "leaf" : leaf.meta->name,
-                              "leaf",
-                              leaf_scope(leaf.meta->name),
-                              0,
-                              0,
-                              {},
-                              {}},
-                             leaf.sum.value.value());
+      if (looked_at())
+        show({0, leaf.meta->name.empty() ? "leaf" : leaf.meta->name, "leaf",
+              leaf_scope(leaf.meta->name), 0, 0, leaf.meta},
+             leaf.sum.value);
     }
   }
 
-  // A parameter's scope is its name without the last part.
-  static std::string leaf_scope(const std::string& name) {
-    const auto dot = name.rfind('.');
-    return dot == std::string::npos ? "" : name.substr(0, dot);
+  bool looked_at() const { return options_.record != nullptr || options_.hook != nullptr; }
+
+  // Hook first: the record holds what flows on.
+  void show(GradPlace place, Variable& g) {
+    if (options_.hook) replace_gradient(g, options_.hook(place, g), place.name);
+    if (options_.record) options_.record->add(std::move(place), g.value());
   }
 
   GradOptions options_;

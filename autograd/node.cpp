@@ -3,7 +3,9 @@
 // Anomaly mode checks every recorded result for NaN and infinity here.
 #include "autograd/node.h"
 
+#include <algorithm>
 #include <atomic>
+#include <utility>
 
 #include "autograd/scope.h"
 
@@ -13,6 +15,7 @@ namespace {
 std::atomic<uint64_t> next_id{1};
 thread_local int anomaly_depth = 0;
 thread_local uint64_t backward_of_id = 0;
+thread_local RecordTool* record_tool = nullptr;
 
 // What a node owned. Destroying it may destroy other nodes; those put their own remains on the same
 // list instead of recursing, so graphs of any depth are freed.
@@ -47,6 +50,11 @@ void check_finite(const char* op, const Variables& inputs, const Tensors& output
                            v.defined() && all_finite(v.value()) ? "" : " (not finite)");
     throw Error("[{}] output {} is not finite; inputs: {}{}", op, i, names, scope_suffix());
   }
+}
+
+bool wants_recording(const Variables& inputs) {
+  return grad_enabled() && std::any_of(inputs.begin(), inputs.end(),
+                                       [](const Variable& v) { return v.requires_grad(); });
 }
 
 }  // namespace
@@ -103,15 +111,19 @@ void Node::release() {
   vjp = nullptr;
 }
 
-Variables record(const char* op, const Variables& inputs, const Tensors& outputs, Vjp vjp,
+Variables record(const char* op, const Variables& inputs, const Tensors& results, Vjp vjp,
                  Attributes attributes, bool keep_outputs) {
+  Tensors edited;
+  const bool watched = record_tool && wants_recording(inputs);
+  if (watched) [[unlikely]] {
+    edited = results;
+    record_tool->edit(op, inputs, edited);
+  }
+  const Tensors& outputs = watched ? edited : results;
   if (anomaly_depth > 0) check_finite(op, inputs, outputs);
-  bool recording = false;
-  if (grad_enabled())
-    for (const Variable& v : inputs) recording = recording || v.requires_grad();
   Variables result;
   result.reserve(outputs.size());
-  if (!recording) {
+  if (!wants_recording(inputs)) {
     for (const Tensor& t : outputs) result.emplace_back(t);
     return result;
   }
@@ -145,6 +157,7 @@ Variables record(const char* op, const Variables& inputs, const Tensors& outputs
                              t.defined() ? t.version() : 0});
     result.emplace_back(t, std::move(meta), node, static_cast<int>(i));
   }
+  if (watched) record_tool->recorded(node, inputs, outputs);
   return result;
 }
 
@@ -164,6 +177,11 @@ Variable record(const char* op, const Variables& inputs, const Tensor& output, R
   };
   return record(op, inputs, Tensors{output}, std::move(vjp), std::move(attributes),
                 keep_outputs)[0];
+}
+
+RecordTool::Watch::Watch(RecordTool& tool) : outer_(std::exchange(record_tool, &tool)) {}
+RecordTool::Watch::~Watch() {
+  record_tool = outer_;
 }
 
 AnomalyMode::AnomalyMode() {

@@ -108,6 +108,29 @@ Variables record(const char* op, const Variables& inputs, const Tensors& outputs
 Variable record(const char* op, const Variables& inputs, const Tensor& output, Rules rules,
                 Attributes attributes = {}, bool keep_outputs = false);
 
+/// A tool that sees every op that enters the graph. While a Watch of it lives it is asked for each
+/// op of this thread that is recorded; the latest Watch wins.
+class RecordTool {
+ public:
+  virtual ~RecordTool() = default;
+  /// Before the op enters: may put other results of the same shapes and dtypes in place.
+  virtual void edit(const char* /*op*/, const Variables& /*inputs*/, Tensors& /*outputs*/) {}
+  /// The op has entered as `node`.
+  virtual void recorded(const std::shared_ptr<Node>& /*node*/, const Variables& /*inputs*/,
+                        const Tensors& /*outputs*/) {}
+
+  class Watch {
+   public:
+    explicit Watch(RecordTool& tool);
+    ~Watch();
+    Watch(const Watch&) = delete;
+    Watch& operator=(const Watch&) = delete;
+
+   private:
+    RecordTool* outer_;
+  };
+};
+
 /// While alive, every recorded value and every gradient of this thread is checked for NaN and
 /// infinity; the first one found is an Error naming op, scope and inputs.
 class AnomalyMode {

@@ -18,7 +18,8 @@ Linear::Linear(Module* parent, std::string name, int64_t in, int64_t out, ModelR
 
 Variable Linear::forward(const Variable& x) const {
   const auto in_scope = scope();
-  return linear(x, weight, bias ? static_cast<const Variable&>(*bias) : Variable());
+  return in_scope.result(
+      linear(x, weight, bias ? static_cast<const Variable&>(*bias) : Variable()));
 }
 
 Embedding::Embedding(Module* parent, std::string name, int64_t vocabulary, int64_t width,
@@ -30,12 +31,12 @@ Embedding::Embedding(Module* parent, std::string name, int64_t vocabulary, int64
 
 Variable Embedding::forward(const Tensor& ids) const {
   const auto in_scope = scope();
-  return embedding(weight, ids);
+  return in_scope.result(embedding(weight, ids));
 }
 
 Variable Embedding::project(const Variable& x) const {
   const auto in_scope = scope();
-  return linear(x, weight, Variable());
+  return in_scope.result(linear(x, weight, Variable()));
 }
 
 LayerNorm::LayerNorm(Module* parent, std::string name, int64_t width, double eps)
@@ -46,7 +47,7 @@ LayerNorm::LayerNorm(Module* parent, std::string name, int64_t width, double eps
 
 Variable LayerNorm::forward(const Variable& x) const {
   const auto in_scope = scope();
-  return layer_norm(x, weight, bias, eps_);
+  return in_scope.result(layer_norm(x, weight, bias, eps_));
 }
 
 Dropout::Dropout(Module* parent, std::string name, double p, ModelRandom& random)
@@ -57,7 +58,7 @@ Dropout::Dropout(Module* parent, std::string name, double p, ModelRandom& random
 Variable Dropout::forward(const Variable& x) const {
   if (!training() || p_ == 0.0) return x;
   const auto in_scope = scope();
-  return macgrad::dropout(x, p_, random_->dropout().draw());
+  return in_scope.result(macgrad::dropout(x, p_, random_->dropout().draw()));
 }
 
 Activation parse_activation(const std::string& name) {
@@ -89,7 +90,8 @@ FeedForward::FeedForward(Module* parent, std::string name, int64_t width, int64_
 
 Variable FeedForward::forward(const Variable& x) const {
   const auto in_scope = scope();
-  return linear2.forward(dropout.forward(activate(linear1.forward(x), activation_)));
+  return in_scope.result(
+      linear2.forward(dropout.forward(activate(linear1.forward(x), activation_))));
 }
 
 }  // namespace macgrad::nn

@@ -159,6 +159,29 @@ void Module::begin_step(uint32_t step, int64_t epoch) {
   for (Module* m : modules()) m->on_begin_step(step, epoch);
 }
 
+int Module::add_forward_hook(ForwardHook hook) {
+  forward_hooks_.emplace_back(next_forward_hook_, std::move(hook));
+  return next_forward_hook_++;
+}
+
+void Module::remove_forward_hook(int id) {
+  std::erase_if(forward_hooks_, [id](const auto& entry) { return entry.first == id; });
+}
+
+Variable Module::seen_by_hooks(Variable y) const {
+  if (forward_hooks_.empty()) return y;
+  const auto hooks = forward_hooks_;  // a hook may add or remove hooks
+  for (const auto& [id, hook] : hooks) {
+    Variable replaced = hook(y);
+    if (!replaced.defined()) continue;
+    check(replaced.shape() == y.shape() && replaced.dtype() == y.dtype(),
+          "a forward hook of '{}' returned {} {} for a result of {} {}", path(),
+          macgrad::name(replaced.dtype()), replaced.shape(), macgrad::name(y.dtype()), y.shape());
+    y = std::move(replaced);
+  }
+  return y;
+}
+
 void Module::use_eval_draw(int index) {
   for (Module* m : modules()) m->on_eval_draw(index);
 }

@@ -129,6 +129,15 @@ class Module {
   /// Chooses which of the fixed evaluation draws feature maps use, from 0.
   void use_eval_draw(int index);
 
+  /// Called with the result of every forward call of this module (not of its children); a defined
+  /// Variable of the same shape and dtype takes its place. For gradients, hook the result itself:
+  /// `[](const Variable& y) { y.add_hook(...); return Variable(); }`. Returns an id for
+  /// remove_forward_hook. Recorded steps (core/step_graph.h) do not call hooks again when replayed:
+  /// train with --graph off.
+  using ForwardHook = std::function<Variable(const Variable& result)>;
+  int add_forward_hook(ForwardHook hook);
+  void remove_forward_hook(int id);
+
  protected:
   /// Called for every module by begin_step, use_eval_draw and after load_state_dict.
   virtual void on_begin_step(uint32_t /*step*/, int64_t /*epoch*/) {}
@@ -140,9 +149,12 @@ class Module {
   /// Opened by forward functions: what is recorded while it lives carries this module's path.
   class ForwardScope {
    public:
-    explicit ForwardScope(const Module& module) : scope_(module.scope_name()) {}
+    explicit ForwardScope(const Module& module) : module_(module), scope_(module.scope_name()) {}
+    /// What a forward function returns, seen by the module's hooks.
+    Variable result(Variable y) const { return module_.seen_by_hooks(std::move(y)); }
 
    private:
+    const Module& module_;
     Scope scope_;
   };
   ForwardScope scope() const { return ForwardScope(*this); }
@@ -155,6 +167,7 @@ class Module {
     Tensor value;
   };
   const std::string& scope_name() const { return name_; }
+  Variable seen_by_hooks(Variable y) const;
   void check_name(const std::string& name) const;
   /// Entries of the state dict with their paths relative to `this`, given `prefix`.
   void collect(const std::string& prefix, std::vector<Entry>& entries);
@@ -170,6 +183,8 @@ class Module {
   std::vector<Buffer*> buffers_;
   std::vector<std::string> buffer_names_;
   std::vector<Module*> children_;
+  std::vector<std::pair<int, ForwardHook>> forward_hooks_;
+  int next_forward_hook_ = 0;
 };
 
 /// Evaluation mode while alive; the mode before, and evaluation draw 0, afterwards.

@@ -37,11 +37,12 @@ Variable MultiHeadAttention::forward(const Variable& query, const Variable& memo
   };
   Variable k, v;
   if (memory.defined()) {
-    k = split_heads(k_proj.forward(memory));
-    v = split_heads(v_proj.forward(memory));
+    k = split_heads(k_proj.forward(memory)).named("k");
+    v = split_heads(v_proj.forward(memory)).named("v");
   }
-  const Variable out = core_->forward(split_heads(q_proj.forward(query)), k, v, mask, state);
-  return out_proj.forward(reshape(transpose(out, 1, 2), query.shape()));
+  const Variable q = split_heads(q_proj.forward(query)).named("q");
+  const Variable out = core_->forward(q, k, v, mask, state);
+  return in_scope.result(out_proj.forward(reshape(transpose(out, 1, 2), query.shape())));
 }
 
 }  // namespace macgrad::nn

@@ -48,7 +48,7 @@ Variable Positions::forward(const Variable& x, int64_t start) const {
           "[positions] a sequence of {} places, but learned positions exist for {}; raise "
           "max_length",
           end, weight->size(0));
-    return add(x, slice(*weight, 0, start, end));
+    return in_scope.result(add(x, slice(*weight, 0, start, end)));
   }
   auto table = std::find_if(tables_.begin(), tables_.end(), [&](const Tensor& t) {
     return t.size(0) >= end && t.dtype() == x.dtype() && t.device() == x.device();
@@ -59,7 +59,7 @@ Variable Positions::forward(const Variable& x, int64_t start) const {
     tables_.push_back(sinusoidal_positions(length, width_).to(x.dtype()).to(x.device()));
     table = std::prev(tables_.end());
   }
-  return add(x, Variable(table->slice(0, start, end)));
+  return in_scope.result(add(x, Variable(table->slice(0, start, end))));
 }
 
 }  // namespace macgrad::nn

@@ -80,11 +80,12 @@ Variable Transformer::decode(const Tensor& target, const Tensor& target_valid,
 Variable Transformer::forward(const Tensor& source, const Tensor& source_valid,
                               const Tensor& target, const Tensor& target_valid,
                               const Tensor& places) {
+  const auto in_scope = scope();
   Variable x =
       decode_hidden(target, target_valid, encode(source, source_valid), source_valid, nullptr);
   if (places.defined())
     x = embedding(reshape(x, Shape{target.numel(), settings_.layer.width}), places);
-  return project(x);
+  return in_scope.result(project(x));
 }
 
 int Transformer::eval_draws() const {

@@ -39,8 +39,8 @@ Variable EncoderLayer::forward(const Variable& x, const Tensor& valid) {
   const Variable y = residual(norm_, norm1, dropout1, x, [&](const Variable& h) {
     return self_attention.forward(h, h, {valid, valid, false});
   });
-  return residual(norm_, norm2, dropout2, y,
-                  [&](const Variable& h) { return feed_forward.forward(h); });
+  return in_scope.result(residual(norm_, norm2, dropout2, y,
+                                  [&](const Variable& h) { return feed_forward.forward(h); }));
 }
 
 DecoderLayer::DecoderLayer(Module* parent, std::string name, const LayerSettings& s,
@@ -85,8 +85,8 @@ Variable DecoderLayer::forward(const Variable& x, const Tensor& valid, const Var
         {memory_valid, places_valid, false}, &state->source);
     return reshape(out, h.shape());
   });
-  return residual(norm_, norm3, dropout3, z,
-                  [&](const Variable& h) { return feed_forward.forward(h); });
+  return in_scope.result(residual(norm_, norm3, dropout3, z,
+                                  [&](const Variable& h) { return feed_forward.forward(h); }));
 }
 
 Encoder::Encoder(Module* parent, std::string name, int64_t layer_count, const LayerSettings& s,
@@ -101,7 +101,7 @@ Variable Encoder::forward(const Variable& x, const Tensor& valid) {
   const auto in_scope = scope();
   Variable y = x;
   for (const auto& layer : layers) y = layer->forward(y, valid);
-  return norm ? norm->forward(y) : y;
+  return in_scope.result(norm ? norm->forward(y) : y);
 }
 
 Decoder::Decoder(Module* parent, std::string name, int64_t layer_count, const LayerSettings& s,
@@ -120,7 +120,7 @@ Variable Decoder::forward(const Variable& x, const Tensor& valid, const Variable
   Variable y = x;
   for (size_t i = 0; i < layers.size(); ++i)
     y = layers[i]->forward(y, valid, memory, memory_valid, states ? &(*states)[i] : nullptr);
-  return norm ? norm->forward(y) : y;
+  return in_scope.result(norm ? norm->forward(y) : y);
 }
 
 EncoderDecoder::EncoderDecoder(Module* parent, std::string name, int64_t encoder_layers,
@@ -133,7 +133,8 @@ EncoderDecoder::EncoderDecoder(Module* parent, std::string name, int64_t encoder
 Variable EncoderDecoder::forward(const Variable& source, const Tensor& source_valid,
                                  const Variable& target, const Tensor& target_valid) {
   const auto in_scope = scope();
-  return decoder.forward(target, target_valid, encoder.forward(source, source_valid), source_valid);
+  return in_scope.result(
+      decoder.forward(target, target_valid, encoder.forward(source, source_valid), source_valid));
 }
 
 }  // namespace macgrad::nn

@@ -278,6 +278,66 @@ TEST_CASE("GradRecord: order, gradients, statistics, filter") {
   CHECK(entry.stats.min == doctest::Approx(-2 * (std::exp(-2) + 1)));
 }
 
+TEST_CASE("GradRecord: norms alone, and the time of gradient rules") {
+  const Variable x = leaf({3, -4}, "x"), y = leaf({0, 1}, "y");
+  GradRecord full, norms(GradRecord::Keep::norms);
+  const Variable h = (x * x).named("h");
+  const auto loss = [&] { return sum(log(x * y + 1.0) + h); };
+  grad({loss()}, {x, y}, {}, {.retain_graph = true, .record = &full});
+  const Variable again = loss();
+  grad({again}, {x, y}, {}, {.retain_graph = true, .record = &norms});
+  REQUIRE(norms.entries().size() == full.entries().size());
+  for (size_t i = 0; i < full.entries().size(); ++i) {
+    const auto& a = full.entries()[i];
+    const auto& b = norms.entries()[i];
+    CAPTURE(a.name);
+    CHECK(a.op == b.op);
+    CHECK_FALSE(b.gradient.defined());
+    CHECK(b.stats.count == a.stats.count);
+    if (a.stats.non_finite > 0) {
+      CHECK(std::isnan(b.stats.l2));
+    } else {
+      CHECK(b.stats.l2 == doctest::Approx(a.stats.l2));
+      CHECK(b.stats.rms == doctest::Approx(a.stats.rms));
+    }
+  }
+  CHECK(norms.rule_seconds(again.node()->id) > 0);
+  CHECK(norms.rule_seconds(again.node()->id + 1) == 0);
+}
+
+TEST_CASE("a hook on the engine sees every gradient, complete, and may replace it") {
+  const Variable x = leaf({1, 2}, "layer.x");
+  std::vector<std::string> seen;
+  const auto run = [&](const EngineHook& hook) {
+    const Scope scope("layer");
+    const Variable h = (x * x).named("h");
+    GradOptions options;
+    options.hook = hook;
+    return values(grad({sum(h + 2.0 * h)}, {x}, {}, options)[0]);
+  };
+  CHECK(run([&](const GradPlace& place, const Variable& g) {
+          if (place.name == "h") CHECK(values(g) == List{3, 3});
+          seen.push_back(place.scope + "/" + place.op);
+          return Variable();
+        }) == List{6, 12});
+  CHECK(seen ==
+        std::vector<std::string>{"layer/sum", "layer/add", "layer/mul", "layer/mul", "layer/leaf"});
+  // A replaced gradient flows on, and a record holds what flows on.
+  GradRecord record;
+  GradOptions options;
+  options.record = &record;
+  options.hook = [](const GradPlace& place, const Variable& g) {
+    return place.name == "h" ? g * 10.0 : Variable();
+  };
+  const Variable h = (x * x).named("h");
+  CHECK(values(grad({sum(h)}, {x}, {}, options)[0]) == List{20, 40});
+  CHECK(record.at("h").gradient.to_vector<double>() == List{10, 10});
+  CHECK_THROWS_WITH_AS(run([](const GradPlace&, const Variable& g) {
+                         return reshape(g, Shape{g.numel(), 1, 1});
+                       }),
+                       Contains("a hook on"), Error);
+}
+
 TEST_CASE("statistics of a tensor") {
   const GradStatistics s = statistics(Tensor::from_vector(List{3, -4, 0, NAN, INFINITY}));
   CHECK(s.count == 5);

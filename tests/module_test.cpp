@@ -1,7 +1,9 @@
 // Modules: names, modes, strict state dicts, casts; the small layers and their initial values.
 #include <cmath>
 
+#include "autograd/engine.h"
 #include "nn/init.h"
+#include "nn/transformer.h"
 #include "nn_checks.h"
 
 namespace macgrad::nn {
@@ -48,6 +50,60 @@ TEST_CASE("modules: names come from declaration") {
     Linear a, b;
   };
   CHECK(contains(error_of([&] { Twice twice(random); }), "two members named 'x'"));
+}
+
+TEST_CASE("modules: forward hooks see and replace results, on every module of a model") {
+  TransformerSettings settings;
+  settings.source_vocabulary = settings.target_vocabulary = 11;
+  settings.encoder_layers = settings.decoder_layers = 1;
+  settings.layer.width = 8;
+  settings.layer.heads = 2;
+  settings.layer.ffn = 12;
+  settings.layer.attention.kind = AttentionKind::rmfa;
+  settings.layer.attention.ppsbn = true;
+  settings.layer.attention.features = 16;
+  Transformer model(settings);
+  std::map<std::string, int> calls;
+  std::map<std::string, int> ids;
+  for (Module* m : model.modules())
+    ids[m->path()] = m->add_forward_hook([&calls, path = m->path()](const Variable& y) {
+      CHECK(y.defined());
+      ++calls[path];
+      return Variable();
+    });
+  const Tensor tokens = Tensor::from_vector(std::vector<int64_t>{4, 5, 6, 7}, Shape{2, 2});
+  const auto run = [&] {
+    model.begin_step(1, 0);
+    return model.forward(tokens, Tensor(), tokens, Tensor());
+  };
+  const Tensor plain = run().value();
+  for (Module* m : model.modules()) {
+    // These have no forward call: the features are drawn, a fixed logit scale is a number.
+    const bool silent = m->path().ends_with(".features") || m->path().ends_with(".logit_scale");
+    CAPTURE(m->path());
+    CHECK(calls[m->path()] == (silent ? 0 : m->path() == "target_embedding" ? 2 : 1));
+  }
+
+  // Another result takes its place; the gradient of a module's result can be hooked there.
+  model.encoder.remove_forward_hook(ids.at("encoder"));
+  const int id = model.encoder.add_forward_hook([](const Variable& y) { return y * 2.0; });
+  CHECK(max_abs_difference(run().value(), plain) > 0);
+  CHECK(calls["encoder"] == 1);
+  model.encoder.remove_forward_hook(id);
+  CHECK(max_abs_difference(run().value(), plain) == 0);
+  int seen = 0;
+  model.encoder.add_forward_hook([&seen](const Variable& y) {
+    y.add_hook([&seen](const Variable& g) {
+      CHECK(g.shape() == Shape{2, 2, 8});
+      ++seen;
+      return Variable();
+    });
+    return Variable();
+  });
+  backward(sum(run()));
+  CHECK(seen == 1);
+  model.decoder.add_forward_hook([](const Variable& y) { return reshape(y, Shape{y.numel()}); });
+  CHECK(contains(error_of([&] { run(); }), "a forward hook of 'decoder' returned"));
 }
 
 TEST_CASE("modules: modes reach every child") {
