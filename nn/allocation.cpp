@@ -57,7 +57,7 @@ std::vector<double> scaled_coefficients(const DotProductKernel& kernel, int64_t 
 }
 
 /// Variance of the tail, whose features of degree n number tail_count·P[n] on average; with
-/// systematic counts the number is that mean rounded down or up.
+/// systematic counts the number is that mean rounded down or up (nn/README.md, equation (13)).
 double tail_variance(const VarianceModel& model, const FeaturePlan& plan,
                      const std::vector<double>& a) {
   double total = 0.0;
@@ -68,7 +68,7 @@ double tail_variance(const VarianceModel& model, const FeaturePlan& plan,
     const double mean = static_cast<double>(plan.tail_count) * plan.tail_law[i];
     if (a2 == 0.0 || mean == 0.0) continue;
     if (!plan.systematic) {
-      // Σ over degrees less one square of the mean, here taken degree by degree.
+      // (11) subtracts the square of the sum over degrees, this the sum of their squares.
       total += a2 * (model.second_moment(n) / mean -
                      model.squared_mean(n) / static_cast<double>(plan.tail_count));
       continue;
@@ -95,6 +95,7 @@ double plan_variance(const VarianceModel& model, const FeaturePlan& plan,
   return total;
 }
 
+/// P[n] ∝ A_n √M^n, which makes the sum of (11) least (nn/README.md, section 2).
 std::vector<double> tail_law_of(const VarianceModel& model, const std::vector<double>& a,
                                 int64_t from, int64_t cap) {
   std::vector<double> law;

@@ -29,7 +29,7 @@ Denominator parse_denominator(const std::string& name) {
   throw Error("denominator policy '{}' is unknown; use floor or none", name);
 }
 
-// Logit scale.
+// Logit scale: nn/README.md, equation (5).
 
 namespace {
 
@@ -70,7 +70,7 @@ Variable LogitScale::apply(const Variable& x, double relative_to,
   const Variable factor = live_relative_to.defined()
                               ? div(tau, Variable(live_relative_to.to(tau.dtype())))
                               : mul(tau, 1.0 / relative_to);
-  return mul(x, cast(factor, x.dtype()));
+  return in_scope.result(mul(x, cast(factor, x.dtype())));
 }
 
 namespace {
@@ -101,9 +101,10 @@ Variable SoftmaxCore::forward(const Variable& q, const Variable& k_in, const Var
   const auto [k, v] = state ? state->append(k_in, v_in) : std::pair(k_in, v_in);
   const double fixed = logit_scale.trained() ? 1.0 : logit_scale.value();
   const bool drops = training() && dropout_ > 0.0;
-  return softmax_attention(logit_scale.trained() ? logit_scale.apply(q) : q, k, v, mask,
-                           fixed / std::sqrt(static_cast<double>(head_dim_)),
-                           drops ? dropout_ : 0.0, drops ? random_->dropout().draw() : DrawKey{});
+  return in_scope.result(softmax_attention(logit_scale.trained() ? logit_scale.apply(q) : q, k, v,
+                                           mask, fixed / std::sqrt(static_cast<double>(head_dim_)),
+                                           drops ? dropout_ : 0.0,
+                                           drops ? random_->dropout().draw() : DrawKey{}));
 }
 
 std::string SoftmaxCore::describe() const {
@@ -135,12 +136,12 @@ Variable ExactKernelCore::forward(const Variable& q_in, const Variable& k_in, co
   const double root = std::sqrt(static_cast<double>(head_dim_));
   Variable weights = kernel_(matmul(logit_scale.apply(q, root), transpose(k, 2, 3)));
   Tensor shown = visible(mask, q.size(2), k.size(2), q.device());
-  if (!shown.defined()) return div(matmul(weights, v), sum(weights, {3}, true));
+  if (!shown.defined()) return in_scope.result(div(matmul(weights, v), sum(weights, {3}, true)));
   weights = where(shown, weights, 0.0);
   const Tensor any =
       greater(sum(Variable(shown.to(weights.dtype())), {3}, true).value(), 0.0);  // (B|1,1,T,1)
   const Variable one(Tensor::full(Shape{}, 1.0, weights.dtype(), weights.device()));
-  return div(matmul(weights, v), where(any, sum(weights, {3}, true), one));
+  return in_scope.result(div(matmul(weights, v), where(any, sum(weights, {3}, true), one)));
 }
 
 std::string ExactKernelCore::describe() const {

@@ -1,5 +1,5 @@
 // What attention keeps between the steps of decoding, row by row of the batch. Softmax and exact
-// attention keep keys and values; RMFA the sums of nn/README.md, equation (7), of constant size.
+// attention keep keys and values; RMFA the sums of nn/README.md, equation (16), of constant size.
 // Values only: decoding does not record. Shape letters: B rows, H heads, S keys so far, d head
 // dimension, dv value dimension, R features (the linear block with them).
 #pragma once

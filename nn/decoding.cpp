@@ -92,6 +92,7 @@ class BeamSearch {
     const size_t kept = std::min(wanted, candidates_.size());
     std::partial_sort(candidates_.begin(), candidates_.begin() + static_cast<std::ptrdiff_t>(kept),
                       candidates_.end(), before);
+    // nn/README.md, equation (27)
     const double norm = std::pow(static_cast<double>(length + 1), settings_.length_penalty);
     std::vector<Hypothesis> open;
     s.parents.clear();

@@ -1,4 +1,5 @@
-// The table of dot-product kernels and the checks every entry goes through.
+// The table of dot-product kernels and the checks every entry goes through: coefficients >= 0, for
+// f to be a scalar product of features (nn/README.md, equation (3)), and a series that meets f.
 #include "nn/dot_product_kernels.h"
 
 #include <algorithm>

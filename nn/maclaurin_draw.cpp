@@ -79,7 +79,7 @@ std::vector<double> survival_of(const FeaturePlan& plan) {
   return survival;
 }
 
-/// Square of the weight of a feature of degree n.
+/// Square of the weight of a feature of degree n: nn/README.md, equation (15).
 double square_weight(const DotProductKernel& kernel, const FeaturePlan& plan, double scale,
                      int64_t n) {
   // The number of features of this degree, or its mean when the degree is random.

@@ -1,5 +1,6 @@
 // One draw of a random Maclaurin feature map (Kar & Karnick 2012; Macformer, arXiv 2408.11656):
-//   φ(x) = [√constant, √linear·x, w_m Π_l (x Ω_l)_m],   E[φ(q)·φ(k)] = f(logit_scale·q·k/√d).
+//   φ(x) = [√constant, √linear·x, w_m Π_l (x Ω_l)_m],   E[φ(q)·φ(k)] = f(logit_scale·q·k/√d)
+// (nn/README.md, equations (6), (8) and (15)).
 // The scale of the logits is in the weights, so that φ takes raw unit-norm rows. Weights are
 // computed in double and then rounded to the dtype asked for.
 //

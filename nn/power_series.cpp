@@ -1,4 +1,4 @@
-// The recurrences of truncated power series.
+// The recurrences of truncated power series: nn/README.md, equation (4).
 #include "nn/power_series.h"
 
 #include <algorithm>

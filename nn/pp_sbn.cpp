@@ -1,4 +1,4 @@
-// ppSBN and the plain q-k norm around any attention core.
+// ppSBN (nn/README.md, equations (22) and (23)) and the plain q-k norm around any attention core.
 #include "autograd/ops.h"
 #include "nn/attention_core.h"
 
@@ -40,10 +40,10 @@ PreSbn::PreSbn(Module* parent, std::string name, bool batch_statistics, int64_t 
 
 Variable PreSbn::forward(const Variable& x, const Tensor& valid) const {
   const auto in_scope = scope();
-  if (!running_mean) return pre_sbn(x, valid, SbnStatistics::row, eps_, nullptr);
+  if (!running_mean) return in_scope.result(pre_sbn(x, valid, SbnStatistics::row, eps_, nullptr));
   if (!training()) {
     SbnMoments moments{running_mean->value(), running_var->value()};
-    return pre_sbn(x, valid, SbnStatistics::fixed, eps_, &moments);
+    return in_scope.result(pre_sbn(x, valid, SbnStatistics::fixed, eps_, &moments));
   }
   SbnMoments moments;
   const Variable y = pre_sbn(x, valid, SbnStatistics::batch, eps_, &moments);
@@ -54,7 +54,7 @@ Variable PreSbn::forward(const Variable& x, const Tensor& valid) const {
   };
   update(*running_mean, moments.mean);
   update(*running_var, moments.var);
-  return y;
+  return in_scope.result(y);
 }
 
 PpSbn::PpSbn(Module* parent, std::string name, const AttentionSettings& settings,
@@ -77,7 +77,7 @@ Variable PpSbn::forward(const Variable& q, const Variable& k, const Variable& v,
   const Variable keys = k.defined() ? key_norm.forward(k, valid_keys(mask, k, state)) : Variable();
   const Variable out =
       inner_->forward(query_norm.forward(q, mask.query_valid), keys, v, mask, state);
-  return post_sbn(out, gamma, beta);
+  return in_scope.result(post_sbn(out, gamma, beta));
 }
 
 std::string PpSbn::describe() const {
@@ -108,7 +108,8 @@ Variable QkNorm::forward(const Variable& q, const Variable& k, const Variable& v
   };
   const Variable keys =
       k.defined() ? unit_rows(cleaned(k, valid_keys(mask, k, state))) : Variable();
-  return inner_->forward(unit_rows(cleaned(q, mask.query_valid)), keys, v, mask, state);
+  return in_scope.result(
+      inner_->forward(unit_rows(cleaned(q, mask.query_valid)), keys, v, mask, state));
 }
 
 std::string QkNorm::describe() const {

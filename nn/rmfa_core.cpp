@@ -1,4 +1,5 @@
-// RMFA: the draw, the denominator policy and its statistics around the rmfa op.
+// RMFA (nn/README.md, equation (16)): the draw, the denominator policy (18) and its statistics
+// around the rmfa op.
 #include <algorithm>
 #include <limits>
 
@@ -61,13 +62,13 @@ Variable RmfaCore::forward(const Variable& q, const Variable& k, const Variable&
                                    ? draw.layout.slice(0, kRmfaLayoutScale, kRmfaLayoutScale + 1)
                                    : Tensor();
   const Variable scaled = logit_scale.apply(q, draw.settings.logit_scale, scale_of_draw);
-  if (state) return decode(scaled, k, v, mask, *state, draw, args);
+  if (state) return in_scope.result(decode(scaled, k, v, mask, *state, draw, args));
   Tensor seen;
   const Variable out = rmfa(scaled, k, v, mask, draw.omega, draw.weight, args, &seen);
   // Reading waits for the device, so it is put off; long decoding must not pile them up.
   if (seen.defined()) pending_.push_back(seen);
   if (pending_.size() == kMostPending) settle();
-  return out;
+  return in_scope.result(out);
 }
 
 void RmfaCore::on_begin_step(uint32_t, int64_t) {

@@ -1,4 +1,4 @@
-// RMFA with a decoding state: new keys join the sums of nn/README.md, equation (7), queries read
+// RMFA with a decoding state: new keys join the sums of nn/README.md, equation (16), queries read
 // them, so that a step costs O(D·d) a head whatever came before. Several new places at once are
 // attended among themselves through the masked product, as inside a chunk of the causal kernel.
 #include "autograd/ops.h"
@@ -68,7 +68,7 @@ Variable RmfaCore::decode(const Variable& q_in, const Variable& k_in, const Vari
   }
 
   Variable den = slice(sums, 3, dv, dv + 1);
-  if (floor_ > 0.0) {
+  if (floor_ > 0.0) {  // (18)
     const Variable lowest = mul(count, floor_);
     den = where(less(den.value(), lowest.value()), lowest, den);
   }

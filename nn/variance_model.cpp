@@ -19,8 +19,9 @@ VarianceModel::VarianceModel(int64_t head_dim, double mixture)
       shared_(kModelDegree + 1, 0.0) {
   const auto d = static_cast<double>(head_dim);
   auto add = [&](double t2, double share) {
-    // E[Σ q_i² k_i² | t] = (1 + 2t²)/(d + 2) for isotropic unit vectors.
+    // (9), with E[Σ q_i² k_i² | t] = (1 + 2t²)/(d + 2) for isotropic unit vectors.
     const double m = 1.0 + 2.0 * t2 - 2.0 * (1.0 + 2.0 * t2) / (d + 2.0);
+    // (14)
     const double pair = block_ > 1 ? t2 - (m - t2) / static_cast<double>(block_ - 1) : t2;
     double mn = 1.0, tn = 1.0, pn = 1.0, pn_less = 1.0;  // powers n of m, t², pair; n - 1 of pair
     for (size_t n = 0; n <= kModelDegree; ++n) {
@@ -63,7 +64,7 @@ double VarianceModel::sum_variance(int64_t degree, int64_t m) const {
   const int64_t full = m / block_;
   const int64_t rest = m % block_;
   // Ordered pairs inside a block share no row; of those across two blocks one in `block_` shares
-  // the row of a given factor.
+  // the row of a given factor. That a pair may share two rows (degree >= 3) is left out.
   const double inside = static_cast<double>(full * block_ * (block_ - 1) + rest * (rest - 1));
   const double across = static_cast<double>(m * m - m) - inside;
   const double sharing =

@@ -1,7 +1,8 @@
-// Moments of products of random sign projections, the model behind `optimal` (nn/README.md). For a
-// sign vector w, z = (w·q)(w·k) has mean t = q·k and second moment M = 1 + 2(t² - Σ q_i² k_i²); two
-// rows of one Hadamard block of size b have E[z z'] = t² - (M - t²)/(b - 1), since their sum over
-// the block is exact. A feature of degree n is a product of n independent z.
+// Moments of products of random sign projections, the model behind `optimal` (nn/README.md,
+// equations (9), (10) and (14)). For a sign vector w, z = (w·q)(w·k) has mean t = q·k and second
+// moment M = 1 + 2(t² - Σ q_i² k_i²); two rows of one Hadamard block of size b have E[z z'] =
+// t² - (M - t²)/(b - 1), since their sum over the block is exact. A feature of degree n is a
+// product of n independent z.
 #pragma once
 
 #include <cstddef>
