@@ -15,6 +15,8 @@ void bench_rows(BenchTable& table);
 void bench_attention(BenchTable& table);
 /// A whole training step of a Transformer, and how much of it is GEMM.
 void bench_training(BenchTable& table);
+/// The training step with its gradients recorded, against the step alone.
+void bench_recording(BenchTable& table);
 /// Updates on padded batches of sentences of unequal length, as `multi30k` trains (CPU).
 void bench_translation(BenchTable& table);
 

@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <optional>
 
 #include "autograd/engine.h"
+#include "autograd/graph_record.h"
 #include "core/kernel.h"
 #include "core/step_graph.h"
 #include "experiments/bench/groups.h"
@@ -89,6 +91,22 @@ struct Step {
     sum.add(loss());
     adam.step(1e-4, {.grad_scale = sum.grad_scale(), .clip_norm = 1.0});
   }
+  // The same update, looked at: gradients by `gradients`, and the graph by `graph` if given.
+  void train(GradRecord& gradients, GraphRecord* graph) {
+    model.begin_step(++count, 0);
+    adam.zero_grad();
+    nn::TokenLoss summed;
+    {
+      std::optional<GraphRecord::Recording> recording;
+      if (graph) recording.emplace(*graph);
+      summed = loss();
+    }
+    GradOptions options;
+    options.record = &gradients;
+    backward(summed.sum, {}, options);
+    (void)gradients.entries();  // norms are read here
+    adam.step(1e-4, {.grad_scale = 1.0 / static_cast<double>(tokens), .clip_norm = 1.0});
+  }
 };
 
 std::string step_name(const ModelSize& size, const std::string& kind) {
@@ -149,13 +167,7 @@ void replayed_row(BenchTable& table, BenchRow row, const std::string& eager, Ste
   table.compare(name, eager);
 }
 
-void step_rows(BenchTable& table, const Precision& precision, const ModelSize& size,
-               const std::string& kind, const nn::AttentionSettings& attention) {
-  const Device device = table.place().device;
-  const std::string name = row_name(step_name(size, kind), precision);
-  const std::string replayed = row_name(step_name(size, kind + " replayed"), precision);
-  const bool replays = StepGraph::available(device);
-  if (!table.wants(name) && !(replays && table.wants(replayed))) return;
+nn::TransformerSettings settings_of(const ModelSize& size, const nn::AttentionSettings& attention) {
   nn::TransformerSettings settings;
   settings.source_vocabulary = settings.target_vocabulary = size.vocabulary;
   settings.encoder_layers = settings.decoder_layers = size.layers;
@@ -164,7 +176,17 @@ void step_rows(BenchTable& table, const Precision& precision, const ModelSize& s
   settings.layer.ffn = size.ffn;
   settings.layer.dropout = 0.1;
   settings.layer.attention = attention;
-  Step step(settings, size, device, precision.dtype);
+  return settings;
+}
+
+void step_rows(BenchTable& table, const Precision& precision, const ModelSize& size,
+               const std::string& kind, const nn::AttentionSettings& attention) {
+  const Device device = table.place().device;
+  const std::string name = row_name(step_name(size, kind), precision);
+  const std::string replayed = row_name(step_name(size, kind + " replayed"), precision);
+  const bool replays = StepGraph::available(device);
+  if (!table.wants(name) && !(replays && table.wants(replayed))) return;
+  Step step(settings_of(size, attention), size, device, precision.dtype);
   if (const BenchRow* row = table.run(
           {.name = name, .precision = precision.name}, [&] { step.train(); }, 3.0))
     table.note(name, shares_of_step(step, device, row->ms));
@@ -174,7 +196,56 @@ void step_rows(BenchTable& table, const Precision& precision, const ModelSize& s
   replayed_row(table, {.name = replayed, .precision = precision.name}, name, step, device);
 }
 
+// What looking costs: the step as it trains, once more (what noise makes of no difference), with the
+// norm of every gradient, with all its numbers, and with graph and values as well.
+void recording_rows(BenchTable& table, const ModelSize& size, const std::string& kind,
+                    const nn::AttentionSettings& attention) {
+  const auto name = [&](const char* what) {
+    return fmt::format("recording {} {}{}{}", what, size.name, size.name.empty() ? "" : " ", kind);
+  };
+  const std::vector<const char*> what{"off", "off again", "norms", "statistics", "everything"};
+  if (std::none_of(what.begin(), what.end(), [&](const char* w) { return table.wants(name(w)); }))
+    return;
+  const Device device = table.place().device;
+  Step step(settings_of(size, attention), size, device, DType::float32);
+  const std::vector<std::function<void()>> work{[&] { step.train(); }, [&] { step.train(); },
+                                                [&] {
+                                                  GradRecord norms(GradRecord::Keep::norms);
+                                                  step.train(norms, nullptr);
+                                                },
+                                                [&] {
+                                                  GradRecord numbers(GradRecord::Keep::statistics);
+                                                  step.train(numbers, nullptr);
+                                                },
+                                                [&] {
+                                                  GradRecord gradients;
+                                                  GraphRecord graph;
+                                                  step.train(gradients, &graph);
+                                                }};
+  const std::vector<Timing> times = times_in_turns(device, work, 3.0 * table.place().seconds);
+  for (size_t i = 0; i < what.size(); ++i) {
+    BenchRow row{.name = name(what[i])};
+    row.ms = times[i].median;
+    row.ms_min = times[i].min;
+    if (i > 0) {
+      row.against = name(what[0]);
+      row.ratio = times[0].median / times[i].median;
+      row.note = fmt::format("{:+.1f} % of time", 100 * (times[i].median / times[0].median - 1));
+    }
+    table.add(std::move(row));
+  }
+}
+
 }  // namespace
+
+void bench_recording(BenchTable& table) {
+  const ModelSize size = table.place().sizes.models.front();
+  nn::AttentionSettings rmfa;
+  rmfa.kind = nn::AttentionKind::rmfa;
+  rmfa.ppsbn = true;
+  recording_rows(table, size, "softmax", {});
+  recording_rows(table, size, "rmfa+ppsbn", rmfa);
+}
 
 void bench_training(BenchTable& table) {
   nn::AttentionSettings softmax;

@@ -251,6 +251,16 @@ CLI::Option* add_choice(CLI::App& app, const std::string& name, std::string& val
       ->capture_default_str();
 }
 
+std::string value_of(std::string_view option, int argc, const char* const* argv) {
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view word = argv[i];
+    if (word == option && i + 1 < argc) return argv[i + 1];
+    if (word.starts_with(option) && word.size() > option.size() && word[option.size()] == '=')
+      return std::string(word.substr(option.size() + 1));
+  }
+  return "";
+}
+
 int run_program(int argc, const char* const* argv, const std::string& program,
                 const std::string& description, const std::function<void(CLI::App&)>& declare,
                 const std::function<int()>& body) {

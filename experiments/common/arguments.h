@@ -66,6 +66,11 @@ CLI::Option* add_integer_list(CLI::App& app, const std::string& name,
 CLI::Option* add_choice(CLI::App& app, const std::string& name, std::string& value,
                         const std::vector<std::string>& choices, const std::string& description);
 
+/// The value of `option` in argv in either form, "--preset quick" or "--preset=quick"; "" without
+/// it. For options that choose the defaults of others, which have to be known before those are
+/// declared.
+std::string value_of(std::string_view option, int argc, const char* const* argv);
+
 /// The body of main(): declares options with `declare`, parses, runs `body` and returns its exit
 /// code. A wrong command line prints the error and a pointer to --help (exit code 2); an exception
 /// prints "PROGRAM: error: ..." (exit code 1).

@@ -94,28 +94,13 @@ std::pair<Variable, Variable> sums(const Variable& values, const Data& d, const 
   return {matmul(visible, v), sum(visible, {3}, true)};
 }
 
-// φ(x) without its constant and linear parts: w_m Π_l (x Ω_l)_m, level after level.
-Variable features(const Variable& x, const nn::FeatureDraw& draw) {
-  const Variable projections = matmul(x, Variable(draw.omega));
-  const int64_t all = draw.weight.numel();
-  Variable phi = slice(projections, 3, 0, all) * Variable(draw.weight);
-  int64_t column = all;
-  for (size_t l = 1; l < draw.levels.size(); ++l) {
-    const int64_t level = draw.levels[l];
-    const Variable product =
-        slice(phi, 3, 0, level) * slice(projections, 3, column, column + level);
-    // Features of a smaller degree are complete.
-    phi = level == all ? product : concat({product, slice(phi, 3, level, all)}, 3);
-    column += level;
-  }
-  return phi;
-}
-
-Variable kernel_estimate(const Data& d, const nn::FeatureDraw& draw) {
-  Variable values = matmul(d.q, transpose(d.k, 2, 3)) * draw.linear + draw.constant;
-  if (draw.weight.numel() > 0)
-    values = values + matmul(features(d.q, draw), transpose(features(d.k, draw), 2, 3));
-  return values;
+Variable kernel_values(const Data& d, const nn::FeatureDraw& draw, const RmfaArgs& args) {
+  const auto phi = [&](const Variable& x) {
+    return maclaurin_features(x, draw.omega, draw.weight, args);
+  };
+  if (args.linear == 0 && draw.weight.numel() == 0)
+    return matmul(d.q, transpose(d.k, 2, 3)) * 0.0 + draw.constant;
+  return matmul(phi(d.q), transpose(phi(d.k), 2, 3)) + draw.constant;
 }
 
 // Output and gradients of `attention`.
@@ -219,16 +204,16 @@ BiasResult measure_bias(const BiasSettings& s, const std::function<bool(int64_t 
     nn::FeatureDraw draw = nn::draw_features(kernel, f, plan, key, dtype_of(s.common));
     draw.omega = draw.omega.to(device_of(s.common));
     draw.weight = draw.weight.to(device_of(s.common));
+    args.levels = draw.levels;
+    args.constant = draw.constant;
+    args.linear = draw.linear;
     {
       const NoGrad off;
-      const auto [n, c] = sums(kernel_estimate(d, draw), d, d.v);
+      const auto [n, c] = sums(kernel_values(d, draw, args), d, d.v);
       quantities[0].moments.add(n.value());
       quantities[1].moments.add(c.value());
       combined.add((n + ratio * c).value());
     }
-    args.levels = draw.levels;
-    args.constant = draw.constant;
-    args.linear = draw.linear;
     Tensor seen;
     const Tensors estimate =
         with_gradients(d, [&](const Variable& q, const Variable& k, const Variable& v) {

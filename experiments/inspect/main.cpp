@@ -1,14 +1,38 @@
-// inspect: questions to attention and its gradients.
+// inspect: a training step looked at op by op, and questions to its gradients. Without the name of
+// a command it records. What the commands do: README.md in this folder.
 #include <fmt/format.h>
 
 #include <string_view>
 
 #include "experiments/inspect/bias.h"
+#include "experiments/inspect/check.h"
+#include "experiments/inspect/compare.h"
+#include "experiments/inspect/explode.h"
+#include "experiments/inspect/page.h"
+#include "experiments/inspect/record.h"
+
+namespace {
+
+using namespace macgrad::experiments;
+
+struct Command {
+  std::string_view name;
+  int (*run)(int argc, const char* const* argv);
+};
+constexpr Command kCommands[] = {{"page", page_command},
+                                 {"check", check_command},
+                                 {"compare", compare_command},
+                                 {"explode", explode_command},
+                                 {"bias", bias_command}};
+
+}  // namespace
 
 int main(int argc, char** argv) {
-  using namespace macgrad::experiments;
-  const std::string_view command = argc > 1 ? argv[1] : "";
-  if (command == "bias") return bias_command(argc - 1, argv + 1);
-  fmt::print(stderr, "Usage: inspect bias [OPTIONS]; inspect bias --help\n");
-  return command == "--help" || command == "-h" ? 0 : 2;
+  if (argc < 2 || argv[1][0] == '-') return record_command(argc, argv);
+  for (const Command& command : kCommands)
+    if (command.name == argv[1]) return command.run(argc - 1, argv + 1);
+  fmt::print(stderr,
+             "inspect: error: unknown command \"{}\"; known: page, check, compare, explode, bias\n",
+             argv[1]);
+  return 2;
 }

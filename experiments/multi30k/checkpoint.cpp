@@ -121,6 +121,12 @@ Multi30kSettings checkpoint_settings(const std::string& path) {
   return read_metadata(header.metadata, path, "settings", settings_from_json);
 }
 
+bool is_training_checkpoint(const std::string& path) {
+  const SafetensorsHeader header = list_safetensors(path);
+  check_format(header.metadata, path);
+  return header.metadata.contains("state");
+}
+
 RunState checkpoint_state(const std::string& path) {
   const SafetensorsHeader header = list_safetensors(path);
   check_format(header.metadata, path);

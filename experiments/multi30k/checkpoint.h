@@ -32,6 +32,9 @@ void load_model(const std::string& path, nn::Transformer& model);
 /// The settings that a file of either kind was made with; reads its header alone.
 Multi30kSettings checkpoint_settings(const std::string& path);
 
+/// Whether a file of either kind is a training checkpoint; reads its header alone.
+bool is_training_checkpoint(const std::string& path);
+
 /// Where the run of a training checkpoint stands; reads its header alone.
 RunState checkpoint_state(const std::string& path);
 

@@ -14,17 +14,6 @@
 namespace macgrad::experiments {
 namespace {
 
-// The value of `option` in either form, "--preset quick" or "--preset=quick"; "" without it.
-std::string value_of(std::string_view option, int argc, const char* const* argv) {
-  for (int i = 1; i < argc; ++i) {
-    const std::string_view word = argv[i];
-    if (word == option && i + 1 < argc) return argv[i + 1];
-    if (word.starts_with(option) && word.size() > option.size() && word[option.size()] == '=')
-      return std::string(word.substr(option.size() + 1));
-  }
-  return "";
-}
-
 // `multi30k train`, from the command line to the run.
 class TrainCommand {
  public:

@@ -10,6 +10,12 @@ std::string checkpoint_path(const std::string& out) {
   return (fs::path(out) / "checkpoint.safetensors").string();
 }
 
+std::string folder_of_run(const std::string& checkpoint) {
+  const fs::path folder = fs::path(checkpoint).parent_path();
+  // The models of single epochs lie one folder deeper.
+  return (folder.filename() == "epochs" ? folder.parent_path() : folder).string();
+}
+
 namespace {
 
 constexpr char kNoEpochs[] = "{}: this run kept no epochs; leave --average out";

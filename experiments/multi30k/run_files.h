@@ -15,6 +15,9 @@ namespace macgrad::experiments {
 /// The checkpoint that a run in folder `out` goes on from.
 std::string checkpoint_path(const std::string& out);
 
+/// The folder of the run that a checkpoint or model file is of, where its vocabularies lie.
+std::string folder_of_run(const std::string& checkpoint);
+
 /// Throws when a run of its own is in folder `out`.
 void check_no_run(const std::string& out);
 

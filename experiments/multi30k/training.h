@@ -50,6 +50,9 @@ class Trainer {
   /// Whether the epoch under way has no updates left.
   bool epoch_complete() const { return place_.done.updates >= epoch_updates_; }
 
+  /// Of an update, counted from 1.
+  double learning_rate(int64_t update) const { return schedule_(update); }
+
   const TrainingPlace& place() const { return place_; }
   /// Goes on from there; model and optimizer must hold what they held then.
   void restore(const TrainingPlace& place) { place_ = place; }

@@ -1,31 +1,23 @@
 // Loading a model for translation, and batches of lines through it.
 #include "experiments/multi30k/translator.h"
 
-#include <filesystem>
-
 #include "experiments/common/batches.h"
 #include "experiments/common/unicode.h"
 #include "experiments/multi30k/checkpoint.h"
 #include "experiments/multi30k/evaluation.h"
+#include "experiments/multi30k/run_files.h"
 
 namespace macgrad::experiments {
-namespace fs = std::filesystem;
 namespace {
 
 constexpr int64_t kBatchTokens = 4096;
-
-std::string folder_of(const std::string& checkpoint) {
-  const fs::path folder = fs::path(checkpoint).parent_path();
-  // The models of single epochs lie one folder deeper.
-  return (folder.filename() == "epochs" ? folder.parent_path() : folder).string();
-}
 
 }  // namespace
 
 Translator::Translator(const std::string& checkpoint, Device device)
     : settings_(checkpoint_settings(checkpoint)),
       device_(device),
-      codecs_(load_codecs(settings_, folder_of(checkpoint))),
+      codecs_(load_codecs(settings_, folder_of_run(checkpoint))),
       model_(std::make_unique<nn::Transformer>(
           transformer_settings(settings_, codecs_.source.size(), codecs_.target.size()))) {
   model_->to(dtype_of(settings_.common));

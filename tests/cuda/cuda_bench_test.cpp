@@ -48,6 +48,7 @@ TEST_CASE("cuda bench: every row runs in every precision") {
   bench_rows(table);
   bench_attention(table);
   bench_training(table);
+  bench_recording(table);
   for (const std::string& failure : table.failures()) FAIL_CHECK(failure);
   std::set<std::string> names;
   for (const BenchRow& row : table.rows()) {
@@ -62,7 +63,8 @@ TEST_CASE("cuda bench: every row runs in every precision") {
         "softmax_attention n=20 forward tf32", "training step small rmfa+ppsbn D=16 bf16",
         "training step small softmax replayed tf32",
         "training step small softmax replayed bf16 storage",
-        "training step small rmfa+ppsbn D=16 bf16 storage"})
+        "training step small rmfa+ppsbn D=16 bf16 storage", "recording norms small softmax",
+        "recording everything small rmfa+ppsbn"})
     CHECK_MESSAGE(names.count(name) == 1, name);
   // Limits come before what is read against them, and notes carry the shares.
   const BenchRow* rmfa = table.find("rmfa D=16 n=20 forward tf32");
@@ -78,6 +80,7 @@ TEST_CASE("cuda bench: a filter leaves rows out without running them") {
   bench_rows(table);
   bench_attention(table);
   bench_training(table);
+  bench_recording(table);
   REQUIRE(table.rows().size() == 2);  // "... bf16" and "... bf16 storage"
 }
 

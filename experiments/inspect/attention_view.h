@@ -1,0 +1,39 @@
+// What is inside kernelized attention, for one head and one sentence of a recorded step: the kernel
+// matrix and its estimate by random Maclaurin features, the attention weights of both, and where
+// the error comes from, degree by degree (nn/README.md, sections 1 to 4). Shape letters: T queries,
+// S keys, d head dimension, D features.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "experiments/inspect/step_record.h"
+
+namespace macgrad::experiments {
+
+struct AttentionViewSettings {
+  std::string attention = "all";  // a module's path, or all of them
+  int64_t head = 0;
+  int64_t sentence = 0;
+  int64_t redraws = 100;  // draws beside the model's own
+};
+
+/// "attentions" of the page (page/README.md), from the queries and keys of a step recorded as
+/// composites. Models with softmax attention are shown with the kernel exp, and with features drawn
+/// by their settings: what RMFA would make of the same queries and keys. Each is shown with ppSBN
+/// and without; rows of unit norm by `row` statistics stand in for what the model does not have.
+/// Throws an Error that lists the attentions when the one asked for is not there.
+Json attention_views(ModelStep& model, const RecordedStep& step,
+                     const AttentionViewSettings& settings);
+
+/// A kernel matrix taken apart: entry (i, j) of `degrees[n]` is what the features of degree n add.
+struct KernelEstimate {
+  std::vector<double> total;                 // (T, S)
+  std::vector<std::vector<double>> degrees;  // by degree
+};
+
+/// Φ(q)Φ(k)ᵀ of a draw for rows q (T, d) and k (S, d), in float64.
+KernelEstimate kernel_estimate(const nn::FeatureDraw& draw, int64_t head,
+                               const std::vector<double>& q, const std::vector<double>& k);
+
+}  // namespace macgrad::experiments

@@ -1,0 +1,15 @@
+# cmake -D FOLDER=… -D OUT=… -P embed_page.cmake: the page's files as C++ strings, one a file, so that
+# the program carries its page wherever it is installed.
+file(READ ${FOLDER}/page.html html)
+file(READ ${FOLDER}/style.css style)
+file(WRITE ${OUT}.new "constexpr std::string_view kHtml = R\"macgrad_page(${html})macgrad_page\";\n")
+file(APPEND ${OUT}.new "constexpr std::string_view kStyle = R\"macgrad_page(${style})macgrad_page\";\n")
+file(APPEND ${OUT}.new "constexpr std::string_view kScripts[] = {\n")
+file(GLOB scripts ${FOLDER}/*.js)
+list(SORT scripts)
+foreach(script IN LISTS scripts)
+  file(READ ${script} text)
+  file(APPEND ${OUT}.new "R\"macgrad_page(${text})macgrad_page\",\n")
+endforeach()
+file(APPEND ${OUT}.new "};\n")
+file(RENAME ${OUT}.new ${OUT})

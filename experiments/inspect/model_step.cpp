@@ -1,0 +1,169 @@
+// Settings from options, a run's JSON or a checkpoint, and the step itself. Everything random in a
+// step is a function of (seed, step), so begin_step again gives the same pass again.
+#include "experiments/inspect/model_step.h"
+
+#include <filesystem>
+#include <limits>
+
+#include "autograd/scope.h"
+#include "experiments/common/vocabulary.h"
+#include "experiments/multi30k/checkpoint.h"
+#include "experiments/multi30k/run_files.h"
+#include "experiments/multi30k/translator.h"
+#include "nn/loss.h"
+
+namespace macgrad::experiments {
+namespace {
+
+Multi30kSettings settings_of_run(const std::string& path) {
+  const Json json = read_json(path);
+  try {
+    return settings_from_json(json.at("settings"));
+  } catch (const std::exception& error) {
+    throw Error("--config {}: not the settings.json or results.json of a run of multi30k: {}", path,
+                error.what());
+  }
+}
+
+std::vector<std::string> tokens(const TextCodec& codec, const PaddedIds& block, int64_t row) {
+  std::vector<std::string> list;
+  for (int64_t c = 0; c < block.width; ++c) {
+    const int64_t id = block.ids[static_cast<size_t>(row * block.width + c)];
+    if (id == Vocabulary::kPad) break;
+    list.push_back(id == Vocabulary::kBos   ? "<bos>"
+                   : id == Vocabulary::kEos ? "<eos>"
+                                            : codec.decode({id}));
+  }
+  return list;
+}
+
+}  // namespace
+
+StepSettings step_settings(int argc, const char* const* argv) {
+  StepSettings s;
+  const std::string config = value_of("--config", argc, argv);
+  const std::string checkpoint = value_of("--checkpoint", argc, argv);
+  if (!checkpoint.empty()) {
+    s.model = checkpoint_settings(checkpoint);
+  } else if (!config.empty()) {
+    s.model = settings_of_run(config);
+  }
+  if (checkpoint.empty() && config.empty())
+    for (int i = 1; i < argc; ++i)
+      if (std::string_view(argv[i]) == "--toy") make_toy(s.model);
+  // What the run wrote and tested is no affair of an inspection.
+  s.model.common.out.clear();
+  s.model.test.clear();
+  s.model.graph = "off";
+  return s;
+}
+
+void declare_step_options(CLI::App& app, StepSettings& s) {
+  declare_options(app, s.model);
+  app.add_option("--config", s.config, "settings.json of a run: its data, model and training")
+      ->type_name("FILE");
+  app.add_option("--checkpoint", s.checkpoint, "A checkpoint or model of a run, its settings")
+      ->type_name("FILE")
+      ->excludes("--config");
+  app.add_option("--sentences", s.sentences, "Training sentences of a step; 0: a batch of training")
+      ->check(CLI::Validator(CLI::Range(int64_t{0}, int64_t{1} << 30)).description(""))
+      ->type_name("INT")
+      ->capture_default_str();
+}
+
+ModelStep::ModelStep(const StepSettings& settings)
+    : settings_(settings),
+      data_(load_translation_data(
+          settings.model, settings.checkpoint.empty() ? "" : folder_of_run(settings.checkpoint))),
+      trainer_(settings_.model, data_) {
+  if (const std::string& path = settings_.checkpoint; !path.empty()) {
+    if (is_training_checkpoint(path)) {
+      const RunState state =
+          load_checkpoint(path, trainer_.model(), trainer_.optimizer(), data_.facts);
+      step_ = state.place.updates + 1;
+      epoch_ = state.place.epoch;
+    } else {
+      load_model(path, trainer_.model());
+    }
+  }
+  take_sentences();
+}
+
+Variable ModelStep::loss() {
+  restore_buffers();
+  model().train();
+  model().begin_step(static_cast<uint32_t>(step_), epoch_);
+  const Variable logits = model().forward(tensors_.source, tensors_.source_valid, tensors_.input,
+                                          tensors_.input_valid, tensors_.places);
+  const Scope scope("loss");
+  return nn::token_loss(logits, tensors_.output, Vocabulary::kPad, settings_.model.label_smoothing,
+                        tensors_.tokens)
+      .mean()
+      .named("loss");
+}
+
+double ModelStep::update() {
+  const double norm = trainer_.optimizer().step(learning_rate(), {1.0, settings_.model.clip});
+  trainer_.optimizer().zero_grad();
+  return norm;
+}
+
+void ModelStep::next() {
+  ++step_;
+  take_sentences();
+}
+
+void ModelStep::take_sentences() {
+  const Multi30kSettings& s = settings_.model;
+  if (next_batch_ == batches_.size() || (settings_.sentences > 0 && next_pair_ == order_.size())) {
+    if (!batches_.empty()) ++epoch_;
+    batches_ =
+        shuffled_batches(data_.train, s.batch_tokens, s.common.seed, static_cast<uint64_t>(epoch_));
+    order_.clear();
+    for (const Batch& b : batches_) order_.insert(order_.end(), b.indices.begin(), b.indices.end());
+    next_batch_ = next_pair_ = 0;
+  }
+  if (settings_.sentences == 0) {
+    batch_ = batches_[next_batch_++];
+  } else {
+    EncodedPairs pairs;
+    for (; next_pair_ < order_.size() && std::ssize(pairs.source) < settings_.sentences;
+         ++next_pair_) {
+      pairs.source.push_back(data_.train.source[order_[next_pair_]]);
+      pairs.target.push_back(data_.train.target[order_[next_pair_]]);
+    }
+    batch_ = ordered_batches(pairs, std::numeric_limits<int32_t>::max()).front();
+  }
+  tensors_ = to_tensors(batch_, s.device());
+  keep_buffers();
+}
+
+void ModelStep::keep_buffers() {
+  buffers_.clear();
+  std::map<std::string, Tensor> state = model().state_dict();
+  for (const auto& [name, parameter] : model().named_parameters()) state.erase(name);
+  for (const auto& [name, value] : state)
+    if (is_floating(value.dtype())) buffers_.emplace(name, value.clone());
+}
+
+void ModelStep::restore_buffers() {
+  if (buffers_.empty()) return;
+  const std::map<std::string, Tensor> state = model().state_dict();
+  for (const auto& [name, value] : buffers_) state.at(name).copy_from(value);
+}
+
+std::vector<std::string> ModelStep::source_tokens(int64_t sentence) const {
+  return tokens(data_.source, batch_.source, sentence);
+}
+std::vector<std::string> ModelStep::target_tokens(int64_t sentence) const {
+  return tokens(data_.target, batch_.target_input, sentence);
+}
+
+std::string ModelStep::title() const {
+  const Multi30kSettings& s = settings_.model;
+  return fmt::format("{}: {}{}{}, {} + {} layers of width {}, update {}", data_.name, s.attention,
+                     s.attention == "softmax" ? "" : " " + s.kernel, s.ppsbn ? " with ppSBN" : "",
+                     s.layers, s.layers, s.d_model, step_);
+}
+
+}  // namespace macgrad::experiments

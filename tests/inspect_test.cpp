@@ -1,0 +1,408 @@
+// `inspect`: a recorded step is the step that trains, its files agree with it, the page holds
+// hostile names as data, and the questions (check, compare, explode, the inside of attention) find
+// what is put there for them to find.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <set>
+
+#include "autograd/engine.h"
+#include "autograd/ops.h"
+#include "core/safetensors.h"
+#include "experiments/common/csv.h"
+#include "experiments/inspect/attention_view.h"
+#include "experiments/inspect/check.h"
+#include "experiments/inspect/compare.h"
+#include "experiments/inspect/explode.h"
+#include "experiments/inspect/page.h"
+#include "experiments/inspect/record.h"
+#include "tests/multi30k_settings.h"
+#include "tests/temporary_folder.h"
+
+namespace macgrad::experiments {
+namespace {
+
+using doctest::Contains;
+using testing::OneThread;
+using Folder = testing::TemporaryFolder;
+
+StepSettings small(const std::string& attention = "rmfa") {
+  StepSettings s;
+  s.model = testing::tiny(attention);
+  s.model.dropout = 0.1;
+  return s;
+}
+
+StepSettings small64(const std::string& attention = "rmfa") {
+  StepSettings s = small(attention);
+  s.model.common.precision = "float64";
+  s.sentences = 2;
+  return s;
+}
+
+int inspect(const std::vector<std::string>& arguments, int (*command)(int, const char* const*)) {
+  std::vector<const char*> argv{"inspect"};
+  for (const std::string& a : arguments) argv.push_back(a.c_str());
+  return command(static_cast<int>(argv.size()), argv.data());
+}
+
+std::vector<std::string> tiny_model(const std::string& out) {
+  return {"--toy",   "--d-model", "16", "--heads", "2", "--ffn",     "32", "--features",  "16",
+          "--ppsbn", "--threads", "1",  "--out",   out, "--redraws", "4",  "--attention", "rmfa"};
+}
+
+TEST_CASE("a model step repeats itself to the bit, running statistics included") {
+  const OneThread one;
+  ModelStep step(small());
+  const Variable first = step.loss(), second = step.loss();
+  CHECK(first.item() == second.item());
+  backward(first);
+  const double norm = step.update();
+  CHECK(norm > 0);
+  step.next();
+  CHECK(step.step() == 2);
+  CHECK(step.loss().item() != first.item());
+}
+
+TEST_CASE("a recorded step: unique keys, the gradients of training, composites that agree") {
+  const OneThread one;
+  ModelStep step(small());
+  const Variable loss = step.loss();
+  backward(loss);
+  std::map<std::string, Tensor> trained;
+  for (const auto& [name, p] : step.model().named_parameters())
+    if (p->grad().defined()) trained.emplace(name, p->grad().value());
+  step.model().zero_grad();
+
+  for (const bool open : {false, true}) {
+    CAPTURE(open);
+    step.model().zero_grad();
+    const auto record = record_step(step, open);
+    CHECK(record->loss == doctest::Approx(loss.item()).epsilon(1e-5));
+    std::set<std::string> keys;
+    for (const auto& list : {record->graph.op_keys(), record->graph.leaf_keys()})
+      for (const std::string& key : list) CHECK(keys.insert(key).second);
+    size_t found = 0;
+    for (const GraphRecord::Leaf& leaf : record->graph.leaves()) {
+      const auto it = trained.find(leaf.name);
+      if (it == trained.end()) continue;
+      ++found;
+      const auto* gradient = record->gradient(leaf.meta.get());
+      REQUIRE(gradient);
+      const double difference = max_abs_difference(gradient->gradient, it->second);
+      if (open)
+        CHECK(difference < 1e-5);
+      else
+        CHECK(difference == 0);
+    }
+    CHECK(found == trained.size());
+    if (!open) continue;
+    CHECK(record->fused.loss < 1e-5);
+    CHECK(record->fused.gradient < 1e-5);
+    CHECK(record->fused.results.size() >= 15);  // norms, attentions, preSBN, postSBN, loss
+    for (const auto& [node, difference] : record->fused.results) CHECK(difference < 1e-3);
+    // Every op that a model is made of has a formula.
+    const Json formulas = op_formulas();
+    for (const GraphRecord::Op& op : record->graph.ops()) {
+      CAPTURE(op.node->op);
+      CHECK(formulas.contains(op.node->op));
+    }
+  }
+}
+
+TEST_CASE("inspect: its files agree with each other") {
+  const OneThread one;
+  const Folder folder;
+  const std::string out = folder / "run";
+  std::vector<std::string> arguments = tiny_model(out);
+  arguments.insert(arguments.end(), {"--steps", "3"});
+  REQUIRE(inspect(arguments, record_command) == 0);
+  const Json json = read_json(out + "/graph.json");
+  REQUIRE(json.at("steps").size() == 3);
+  CHECK(json.at("steps")[0].at("loss") > json.at("steps")[2].at("loss"));
+  CHECK(json.at("attentions").size() == 3);
+
+  const CsvTable csv = read_csv(out + "/gradients.csv");
+  const auto gradients = load_safetensors(out + "/gradients.safetensors").tensors;
+  const auto values = load_safetensors(out + "/values.safetensors").tensors;
+  CHECK(csv.rows.size() == gradients.size());
+  std::map<std::string, Json> on_page;
+  const Json& last = json.at("steps").back();
+  for (const Json& op : last.at("ops"))
+    for (size_t o = 0; o < op.at("outputs").size(); ++o)
+      on_page[output_key(op.at("key"), static_cast<int>(o))] = op.at("outputs")[o];
+  for (const Json& leaf : last.at("leaves")) on_page[leaf.at("key")] = leaf;
+  CHECK(values.size() == on_page.size());
+  for (const auto& row : csv.rows) {
+    CAPTURE(row[0]);
+    const Json& value = on_page.at(row[0]);
+    const auto tensor = gradients.find(row[0]);
+    REQUIRE(tensor != gradients.end());
+    const GradStatistics s = statistics(tensor->second);
+    CHECK(std::stod(row[7]) == doctest::Approx(s.l2));
+    CHECK(std::stod(row[7]) == value.at("gradient").at("l2").get<double>());
+    CHECK(value.at("gradient").at("count") == s.count);
+    const Json& histogram = value.at("gradient").at("histogram");
+    int64_t count = 0;
+    for (const int64_t c : histogram.at("counts")) count += c;
+    CHECK(count == s.count);
+  }
+  // Inputs come from ops before.
+  for (size_t i = 0; i < last.at("ops").size(); ++i)
+    for (const Json& input : last.at("ops")[i].at("inputs"))
+      if (input[0] >= 0) CHECK(input[0] < i);
+
+  // The page can be made again from graph.json, and the settings lead to the same record.
+  REQUIRE(inspect({out + "/graph.json", "--out", folder / "again"}, page_command) == 0);
+  REQUIRE(inspect({"--config", out + "/settings.json", "--out", folder / "same", "--redraws", "4"},
+                  record_command) == 0);
+  const ComparisonResult r = compare_records(out, folder / "same");
+  CHECK_FALSE(r.values.empty());
+  CHECK(first_above(r.values, 0) != nullptr);  // of update 3, and of update 1
+
+  CHECK(inspect({"--toy", "--steps", "0"}, record_command) == 2);
+  CHECK(inspect({"--config", out + "/gradients.csv"}, record_command) == 1);
+  CHECK(inspect({out + "/settings.json"}, page_command) == 1);
+}
+
+TEST_CASE("inspect page: what a record holds stays data") {
+  const std::string evil = "\"</script><script>alert(1)</script><!-- & RECORD_JSON /*SCRIPT*/";
+  const Json record{
+      {"title", evil}, {"steps", Json::array()}, {"large", 1e300}, {"none", std::nan("")}};
+  const std::string page = page_of(record);
+  CHECK(page.find("alert(1)</script>") == std::string::npos);
+  const size_t start = page.find("id=\"record\"");
+  REQUIRE(start != std::string::npos);
+  const size_t begin = page.find('>', start) + 1, end = page.find("</script>", begin);
+  const Json back = Json::parse(page.substr(begin, end - begin));
+  CHECK(back.at("title") == evil);
+  CHECK(back.at("none").is_null());
+  CHECK(page.find("/*STYLE*/") == std::string::npos);
+}
+
+TEST_CASE("numbers of a tensor: image and histogram show extremes and what is not finite") {
+  std::vector<double> values(100 * 100, 0.0);
+  values[5050] = -8;
+  values[0] = 4;
+  values[99] = NAN;
+  const Json n = numbers_of(Tensor::from_vector(values, Shape{100, 100}), true);
+  CHECK(n.at("non_finite") == 1);
+  CHECK(n.at("min") == -8);
+  const Json& image = n.at("image");
+  CHECK(image.at("rows") == 48);
+  CHECK(image.at("of") == Json({100, 100}));
+  CHECK(image.at("scale") == 8);
+  CHECK(image.at("pixels").get<std::string>().size() == 48 * 48 / 3 * 4);
+  CHECK(image.at("pixels").get<std::string>().substr(0, 4) == "QAAA");  // 64, 0, 0
+  CHECK(n.at("histogram").at("counts")[0] == 1);
+  CHECK_FALSE(
+      numbers_of(Tensor::from_vector(std::vector<double>{NAN}), true).contains("histogram"));
+  CHECK(numbers_of(Tensor::zeros({0}), true).at("count") == 0);
+}
+
+TEST_CASE("inspect compare: the first value that differs is the one that was changed") {
+  const OneThread one;
+  const Folder folder;
+  const auto write = [&](const std::string& name, const std::function<void(ModelStep&)>& change) {
+    ModelStep step(small());
+    change(step);
+    const auto record = record_step(step, true);
+    const std::string out = folder / name;
+    std::filesystem::create_directories(out);
+    save_gradients(*record, out + "/gradients.safetensors");
+    save_values(*record, out + "/values.safetensors");
+    write_json(out + "/graph.json", {{"steps", {to_json(*record, false)}}});
+    return out;
+  };
+  const std::string a = write("a", [](ModelStep&) {});
+  const std::string b = write("b", [](ModelStep&) {});
+  const std::string c = write("c", [](ModelStep& step) {
+    auto& bias = *step.model().encoder.layers[0]->feed_forward.linear1.bias;
+    bias.value().fill(0.01);
+  });
+  CHECK(first_above(compare_records(a, b).values, 0) == nullptr);
+  CHECK(first_above(compare_records(a, b).gradients, 0) == nullptr);
+  const ComparisonResult r = compare_records(a, c);
+  const Comparison* first = first_above(r.values, 1e-6);
+  REQUIRE(first != nullptr);
+  CHECK(first->key == "encoder.layers.0.feed_forward.linear1/linear");
+  CHECK(first->difference == doctest::Approx(0.01).epsilon(1e-3));
+  REQUIRE(first_above(r.gradients, 1e-6) != nullptr);
+  CHECK(inspect({a, b}, compare_command) == 0);
+  CHECK(inspect({a, c, "--csv", folder / "all.csv"}, compare_command) == 1);
+  CHECK(read_csv(folder / "all.csv").rows.size() == r.values.size() + r.gradients.size());
+  CHECK(inspect({a, folder / "none"}, compare_command) == 1);
+}
+
+TEST_CASE("inspect explode: the op where it began, and the way there") {
+  const OneThread one;
+  {
+    ModelStep step(small());
+    CHECK_FALSE(find_explosion(step).has_value());
+    const Tensor weight = step.model().decoder.layers[0]->feed_forward.linear2.weight.value();
+    weight.data<float>()[3] = INFINITY;
+    const auto found = find_explosion(step);
+    REQUIRE(found.has_value());
+    CHECK_FALSE(found->gradient);
+    CHECK(found->key == "decoder.layers.0.feed_forward.linear2/linear");
+    CHECK(found->op == "linear");
+    CHECK(found->scope == "decoder.layers.0.feed_forward.linear2");
+    REQUIRE(found->chain.size() == 1);
+    CHECK(found->chain[0].key == "decoder.layers.0.feed_forward.linear2.weight");
+    CHECK(found->chain[0].non_finite == 1);
+    CHECK(found->inputs.size() == 3);
+  }
+  {
+    // A gradient: the rule of the second norm hands NaN back.
+    ModelStep step(small("softmax"));
+    step.model().encoder.layers[0]->norm2.add_forward_hook([](const Variable& y) {
+      y.add_hook([](const Variable& g) { return g * NAN; });
+      return Variable();
+    });
+    const auto found = find_explosion(step);
+    REQUIRE(found.has_value());
+    CHECK(found->gradient);
+    CHECK(found->key.starts_with("encoder.layers.0.norm2/"));
+    CHECK(found->chain.back().key.starts_with("loss/"));
+    for (const ChainLink& link : found->chain) CHECK(link.non_finite == 0);
+  }
+}
+
+TEST_CASE("inspect check: right gradients pass at both orders, a wrong one is named") {
+  const OneThread one;
+  for (const char* attention : {"softmax", "rmfa", "exact"}) {
+    CAPTURE(attention);
+    ModelStep step(small64(attention));
+    CheckSettings s;
+    s.order = 2;
+    s.entries = 2;
+    for (const std::string part :
+         {"", "encoder.layers.0.self_attention", "decoder.layers.0.cross_attention.core",
+          "decoder.layers.0.norm1/layer_norm", "loss/cross_entropy"}) {
+      CAPTURE(part);
+      s.part = part;
+      const CheckResult r = check_gradients(step, s);
+      CHECK(r.worst(1).relative() < 1e-5);
+      CHECK(r.worst(2).relative() < 1e-4);
+      bool moved = false;
+      for (const CheckedEntry& e : r.entries) moved = moved || std::abs(e.numeric) > 1e-3;
+      CHECK(moved);
+    }
+  }
+  {
+    ModelStep step(small64());
+    CheckSettings s;
+    s.part = "encoder.layers.0.feed_forward";
+    step.model().encoder.layers[0]->feed_forward.linear1.add_forward_hook([](const Variable& y) {
+      y.add_hook([](const Variable& g) { return g * 1.01; });
+      return Variable();
+    });
+    const CheckedEntry worst = check_gradients(step, s).worst(1);
+    CHECK(worst.relative() > 1e-3);
+    CHECK((worst.key.find("linear1") != std::string::npos ||
+           worst.key.find("norm2") != std::string::npos));
+    s.part = "no.such.module";
+    CHECK_THROWS_WITH_AS(check_gradients(step, s), Contains("neither a module nor an op"), Error);
+    ModelStep single(small());
+    CHECK_THROWS_WITH_AS(check_gradients(single, s), Contains("float64"), Error);
+  }
+}
+
+TEST_CASE("the inside of attention: estimates by degree, weights, denominators") {
+  const OneThread one;
+  // Features written out against a draw's own reference.
+  const nn::DotProductKernel kernel = nn::dot_product_kernel("exp");
+  for (const char* method : {"iid", "official", "h01", "optimal"}) {
+    CAPTURE(method);
+    nn::FeatureSettings f;
+    f.method = nn::draw_method(method);
+    f.features = 40;
+    f.head_dim = 8;
+    f.logit_scale = 3;
+    const nn::FeatureDraw draw = nn::draw_features(kernel, f, DrawKey{3, 4, 0, 5}, DType::float64);
+    const std::vector<double> q{.1, -.2, .3, .4, .5, -.1, .2, .6},
+        k{.3, .1, -.4, .2, .1, .5, .1, .2};
+    const auto phi_q = nn::reference_features(draw, q), phi_k = nn::reference_features(draw, k);
+    double product = 0;
+    for (size_t i = 0; i < phi_q.size(); ++i) product += phi_q[i] * phi_k[i];
+    const KernelEstimate e = kernel_estimate(draw, 0, q, k);
+    CHECK(e.total[0] == doctest::Approx(product));
+    double sum = 0;
+    for (const auto& degree : e.degrees) sum += degree[0];
+    CHECK(sum == doctest::Approx(product));
+  }
+  for (const char* attention : {"rmfa", "softmax"}) {
+    CAPTURE(attention);
+    ModelStep step(small(attention));
+    const auto record = record_step(step, true);
+    AttentionViewSettings view;
+    view.redraws = 400;
+    view.head = 1;
+    const Json list = attention_views(step, *record, view);
+    REQUIRE(list.size() == 3);
+    const Json& self = list[1];
+    CHECK(self.at("name") == "decoder.layers.0.self_attention");
+    CHECK(self.at("causal") == true);
+    const size_t tokens = self.at("query_tokens").size();
+    CHECK(self.at("query_tokens")[0] == "<bos>");
+    for (const Json& mode : self.at("modes")) {
+      const Json& exact = mode.at("exact").at("values");
+      const Json& weights = mode.at("exact_weights").at("values");
+      const Json& mean = mode.at("redraw").at("mean").at("values");
+      const Json& deviation = mode.at("redraw").at("deviation").at("values");
+      for (size_t i = 0; i < tokens; ++i) {
+        double sum = 0;
+        for (size_t j = 0; j < tokens; ++j) {
+          const size_t at = i * tokens + j;
+          if (j > i) {
+            CHECK(exact[at].is_null());
+            continue;
+          }
+          sum += weights[at].get<double>();
+          const double t = mode.at("logits").at("values")[at];
+          CHECK(exact[at].get<double>() == doctest::Approx(std::exp(t)).epsilon(1e-3));
+          // The mean of 400 draws is the kernel, within chance.
+          CHECK(std::abs(mean[at].get<double>() - exact[at].get<double>()) <
+                6 * deviation[at].get<double>() / 20 + 1e-3);
+        }
+        CHECK(sum == doctest::Approx(1.0).epsilon(1e-3));
+      }
+      CHECK(mode.at("degrees")[0].at("degree") == 0);
+    }
+    // Rows of the model's own way through preSBN have norm 1.
+    if (std::string(attention) == "rmfa")
+      CHECK(self.at("modes")[0].at("used_by_the_model") == true);
+    view.attention = "nothing";
+    CHECK_THROWS_WITH_AS(attention_views(step, *record, view), Contains("encoder.layers.0"), Error);
+    view.attention = "all";
+    view.head = 7;
+    CHECK_THROWS_WITH_AS(attention_views(step, *record, view), Contains("heads 0 to 1"), Error);
+  }
+}
+
+TEST_CASE("what the model estimates is what the view takes apart") {
+  const OneThread one;
+  ModelStep step(small());
+  const auto record = record_step(step, true);
+  AttentionViewSettings view;
+  view.attention = "decoder.layers.0.self_attention";
+  view.redraws = 2;
+  const Json mode = attention_views(step, *record, view)[0].at("modes")[0];
+  // The composite names its causal kernel matrix.
+  for (const GraphRecord::Op& op : record->graph.ops()) {
+    if (op.node->outputs[0].meta->name != "kernel" ||
+        !op.node->scope->starts_with("decoder.layers.0.self_attention"))
+      continue;
+    const Tensor kernel = op.outputs[0].select(0, 0).select(0, 0);
+    const int64_t n = mode.at("estimate").at("rows");
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t j = 0; j <= i; ++j)
+        CHECK(mode.at("estimate").at("values")[static_cast<size_t>(i * n + j)].get<double>() ==
+              doctest::Approx(kernel.at({i, j})).epsilon(2e-3));
+    return;
+  }
+  FAIL("no kernel matrix was recorded");
+}
+
+}  // namespace
+}  // namespace macgrad::experiments
