@@ -1,0 +1,69 @@
+// A training step recorded on the CUDA device has the ops, values and gradients of the CPU's.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "experiments/inspect/attention_view.h"
+#include "experiments/inspect/step_record.h"
+#include "tests/composites_allowed.h"
+#include "tests/cuda/device.h"
+
+namespace macgrad::testing {
+namespace {
+
+using namespace experiments;
+
+StepSettings tiny(const std::string& device) {
+  StepSettings s;
+  make_toy(s.model);
+  s.model.toy_train_pairs = 50;
+  s.model.toy_valid_pairs = 5;
+  s.model.d_model = 8;
+  s.model.heads = 2;
+  s.model.ffn = 12;
+  s.model.features = 12;
+  s.model.attention = "rmfa";
+  s.model.ppsbn = true;
+  s.model.common.device = device;
+  s.sentences = 2;
+  return s;
+}
+
+TEST_CASE("cuda inspect: a recorded step is the CPU's") {
+  const CompositesAllowed allowed;
+  ModelStep host(tiny("cpu")), device(tiny("cuda"));
+  const auto a = record_step(host, true), b = record_step(device, true);
+  CHECK(b->loss == doctest::Approx(a->loss).epsilon(1e-5));
+  CHECK(b->fused.loss < 1e-4);
+  // The CPU leaves padding out before it projects to the vocabulary; all else has equal keys.
+  std::map<std::string, const GraphRecord::Op*> on_device;
+  const auto keys = b->graph.op_keys();
+  for (size_t i = 0; i < keys.size(); ++i) on_device[keys[i]] = &b->graph.ops()[i];
+  size_t compared = 0;
+  const auto host_keys = a->graph.op_keys();
+  for (size_t i = 0; i < host_keys.size(); ++i) {
+    CAPTURE(host_keys[i]);
+    const GraphRecord::Op& x = a->graph.ops()[i];
+    const auto found = on_device.find(host_keys[i]);
+    if (found == on_device.end()) continue;
+    const GraphRecord::Op& y = *found->second;
+    if (x.outputs[0].shape() != y.outputs[0].shape()) continue;
+    ++compared;
+    const GradStatistics s = statistics(x.outputs[0]);
+    CHECK(max_abs_difference(x.outputs[0], y.outputs[0].to(kCpu)) <
+          1e-4 * std::max({1.0, s.max, -s.min}));
+    const auto* g = a->gradient(x.node->id, 0);
+    const auto* h = b->gradient(y.node->id, 0);
+    REQUIRE((g == nullptr) == (h == nullptr));
+    if (g) CHECK(std::abs(h->stats.l2 - g->stats.l2) < 1e-3 * g->stats.l2 + 1e-6);
+  }
+  CHECK(compared > host_keys.size() * 9 / 10);
+  AttentionViewSettings view;
+  view.redraws = 2;
+  CHECK(attention_views(device, *b, view).size() == 3);
+}
+
+}  // namespace
+}  // namespace macgrad::testing
