@@ -23,6 +23,7 @@
 #include "experiments/common/output_files.h"
 #include "experiments/common/plots.h"
 #include "experiments/common/progress.h"
+#include "tests/errors.h"
 #include "tests/temporary_folder.h"
 
 namespace macgrad::experiments {
@@ -30,6 +31,8 @@ namespace {
 namespace fs = std::filesystem;
 
 using Folder = testing::TemporaryFolder;
+using testing::contains;
+using testing::error_of;
 
 std::string contents(const std::string& path) {
   std::ostringstream text;
@@ -40,19 +43,6 @@ std::string contents(const std::string& path) {
 void put(const std::string& path, const std::string& text) {
   fs::create_directories(fs::path(path).parent_path());
   std::ofstream(path, std::ios::binary) << text;
-}
-
-std::string error_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
-
-bool has(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
 }
 
 // Runs `body` in a child; returns waitpid's status. _exit keeps doctest out of it.
@@ -107,10 +97,11 @@ TEST_CASE("files are replaced whole or not at all") {
   write_file_atomically(path,
                         [](const std::string& temporary) { std::ofstream(temporary) << "third"; });
   CHECK(contents(path) == "third");
-  CHECK(has(error_of([&] { write_file_atomically(folder / "no/where", std::string_view("x")); }),
-            "no/where: cannot create: No such file or directory"));
-  CHECK(has(error_of([&] { write_file_atomically(path, [](const std::string&) {}); }),
-            "result.txt: cannot write"));
+  CHECK(
+      contains(error_of([&] { write_file_atomically(folder / "no/where", std::string_view("x")); }),
+               "no/where: cannot create: No such file or directory"));
+  CHECK(contains(error_of([&] { write_file_atomically(path, [](const std::string&) {}); }),
+                 "result.txt: cannot write"));
   CHECK(folder.entries() == 1);
 }
 
@@ -125,7 +116,7 @@ TEST_CASE("a full disk leaves the earlier file") {
     setrlimit(RLIMIT_FSIZE, &limit);
     const std::string message =
         error_of([&] { write_file_atomically(path, std::string_view(std::string(100000, 'x'))); });
-    return has(message, "result.txt: cannot write: File too large") ? 0 : 1;
+    return contains(message, "result.txt: cannot write: File too large") ? 0 : 1;
   });
   CHECK(status == 0);
   CHECK(contents(path) == "earlier");
@@ -141,7 +132,7 @@ TEST_CASE("CSV rows read back exactly") {
   csv.row({std::int64_t{-2}, std::nan(""), "a \"b\", c\nd"});
   csv.row({CsvValue(), std::numeric_limits<double>::infinity(), ""});
   CHECK(contents(path) == "epoch,loss,note\n1,0.1,plain\n-2,nan,\"a \"\"b\"\", c\nd\"\n,inf,\n");
-  CHECK(has(error_of([&] { csv.row({1}); }), "a row of 1 values in a table of 3 columns"));
+  CHECK(contains(error_of([&] { csv.row({1}); }), "a row of 1 values in a table of 3 columns"));
   const double third = 1.0 / 3;
   csv.row({0, third, ""});
   const std::string text = contents(path);
@@ -155,10 +146,10 @@ TEST_CASE("JSON keeps its order and takes anything") {
   const Json back = read_json(path);
   CHECK(back.begin().key() == "z");
   CHECK(back["a"].is_null());
-  CHECK(has(contents(path), "\n  \"a\": null"));
+  CHECK(contains(contents(path), "\n  \"a\": null"));
   put(path, "{\"a\": ");
-  CHECK(has(error_of([&] { read_json(path); }), "settings.json: not valid JSON"));
-  CHECK(has(error_of([&] { read_json(folder / "none"); }), "none: cannot open"));
+  CHECK(contains(error_of([&] { read_json(path); }), "settings.json: not valid JSON"));
+  CHECK(contains(error_of([&] { read_json(folder / "none"); }), "none: cannot open"));
 }
 
 TEST_CASE("a run's folder never hides earlier results") {
@@ -172,12 +163,12 @@ TEST_CASE("a run's folder never hides earlier results") {
     const RunDirectory run(path, "nmse");
     CHECK(run.earlier() == std::vector<std::string>{"nmse.csv"});
   });
-  CHECK(has(notice, "a/b holds earlier results"));
-  CHECK(has(notice, "nmse.csv"));
+  CHECK(contains(notice, "a/b holds earlier results"));
+  CHECK(contains(notice, "nmse.csv"));
   CHECK(contents(path + "/nmse.csv") == "x");
 
   put(folder / "file", "x");
-  CHECK(has(error_of([&] { RunDirectory(folder / "file", "nmse"); }), "file"));
+  CHECK(contains(error_of([&] { RunDirectory(folder / "file", "nmse"); }), "file"));
 
   const fs::path here = fs::current_path();
   fs::current_path(folder / "a");
@@ -193,10 +184,11 @@ TEST_CASE("a run's folder belongs to one run at a time") {
   const std::string path = folder / "run";
   {
     const RunDirectory run(path, "nmse");
-    CHECK(has(error_of([&] { RunDirectory(path, "nmse", Holds::this_run); }),
-              "run: another run is writing there"));
-    const int status = in_child(
-        [&] { return has(error_of([&] { RunDirectory(path, "nmse"); }), "another run") ? 0 : 1; });
+    CHECK(contains(error_of([&] { RunDirectory(path, "nmse", Holds::this_run); }),
+                   "run: another run is writing there"));
+    const int status = in_child([&] {
+      return contains(error_of([&] { RunDirectory(path, "nmse"); }), "another run") ? 0 : 1;
+    });
     CHECK(status == 0);
     CHECK_NOTHROW(RunDirectory(folder.path(), "nmse", Holds::runs));
     CHECK_NOTHROW(RunDirectory(folder.path(), "nmse", Holds::runs));
@@ -269,11 +261,11 @@ TEST_CASE("a log gets whole lines and no bar") {
   }
   std::fclose(file);
   const std::string text = contents(folder / "log");
-  CHECK(has(text, "step 1/3 | loss 2 | "));
-  CHECK_FALSE(has(text, "step 2/3"));  // within the pause between lines
-  CHECK(has(text, "saved\nstep 3/3 | loss 1 | "));
-  CHECK_FALSE(has(text, "\r"));
-  CHECK_FALSE(has(text, "\x1b"));
+  CHECK(contains(text, "step 1/3 | loss 2 | "));
+  CHECK_FALSE(contains(text, "step 2/3"));  // within the pause between lines
+  CHECK(contains(text, "saved\nstep 3/3 | loss 1 | "));
+  CHECK_FALSE(contains(text, "\r"));
+  CHECK_FALSE(contains(text, "\x1b"));
   CHECK(text.ends_with("0:00 left\n"));
 }
 
@@ -300,9 +292,9 @@ TEST_CASE("a terminal gets one line that rewrites itself") {
     text.append(buffer, static_cast<std::size_t>(count));
   }
   close(master);
-  CHECK(has(text, "\r\x1b[2K[##########----------] step 1/2 | loss 2"));
-  CHECK(has(text, "\r\x1b[2Ksaved\r\n"));
-  CHECK(has(text, "[####################] step 2/2"));
+  CHECK(contains(text, "\r\x1b[2K[##########----------] step 1/2 | loss 2"));
+  CHECK(contains(text, "\r\x1b[2Ksaved\r\n"));
+  CHECK(contains(text, "[####################] step 2/2"));
   CHECK(text.ends_with("\n"));
 }
 
@@ -356,7 +348,7 @@ TEST_CASE("lists and ranges of whole numbers") {
                             "1:2:3:4",   "2^",  "2^63", "3^60",  "1e3",    "99999999999999999999",
                             "1:1000000", "1 2", "0x10"}) {
     CAPTURE(wrong);
-    CHECK(has(error_of([&] { parse(wrong); }), "--lengths: "));
+    CHECK(contains(error_of([&] { parse(wrong); }), "--lengths: "));
   }
   CHECK(parse_integers("--n", "0:1", 0) == List{0, 1});
   CHECK(parse_words("--draws", "iid, h01", {"iid", "h01"}) ==
@@ -364,7 +356,7 @@ TEST_CASE("lists and ranges of whole numbers") {
   CHECK(error_of([] {
           parse_words("--draws", "iid,x", {"iid", "h01"});
         }) == "--draws: unknown \"x\"; known: iid, h01");
-  CHECK(has(error_of([] { parse_words("--draws", "iid,,", {}); }), "empty word"));
+  CHECK(contains(error_of([] { parse_words("--draws", "iid,,", {}); }), "empty word"));
 }
 
 struct Outcome {
@@ -413,28 +405,28 @@ TEST_CASE("common options") {
 
   Outcome wrong = run_with({"--precision", "bf16"});
   CHECK(wrong.code == 2);
-  CHECK(has(wrong.err, "--precision: unknown \"bf16\"; known: float32, float64"));
+  CHECK(contains(wrong.err, "--precision: unknown \"bf16\"; known: float32, float64"));
   // Refused before the device is asked for.
   wrong = run_with({"--device", "cuda", "--math", "tf32", "--precision", "float64"});
   CHECK(wrong.code == 1);
-  CHECK(has(wrong.err, "--precision float64 has none; leave one of the two out"));
+  CHECK(contains(wrong.err, "--precision float64 has none; leave one of the two out"));
   CHECK(run_with({"--threads", "-1"}).code == 2);
   CHECK(run_with({"--threads", "1000000"}).code == 2);
   for (const char* seed : {"-1", "1.5", "x", "18446744073709551616"}) {
     wrong = run_with({"--seed", seed});
     CHECK(wrong.code == 2);
-    CHECK(has(wrong.err, "--seed"));
+    CHECK(contains(wrong.err, "--seed"));
   }
   wrong = run_with({"--lengths", "5:1"});
   CHECK(wrong.code == 2);
-  CHECK(has(wrong.err, "never ends"));
+  CHECK(contains(wrong.err, "never ends"));
   wrong = run_with({"--sede", "1"});
   CHECK(wrong.code == 2);
-  CHECK(has(wrong.err, "--sede"));
+  CHECK(contains(wrong.err, "--sede"));
 #ifndef MACGRAD_WITH_CUDA
   wrong = run_with({"--device", "cuda"});
   CHECK(wrong.code == 1);
-  CHECK(has(wrong.err, "demo: error: --device cuda: this build has no CUDA backend"));
+  CHECK(contains(wrong.err, "demo: error: --device cuda: this build has no CUDA backend"));
 #endif
   const int status = in_child([] {
     std::freopen("/dev/null", "w", stdout);
@@ -493,16 +485,16 @@ HeatMap example_map() {
 
 TEST_CASE("scripts for gnuplot carry their data") {
   const std::string text = gnuplot_script(example_map());
-  CHECK(has(text, "set title 'log10_nmse, d''oh' noenhanced"));
-  CHECK(has(text, "set xtics noenhanced out nomirror ('16' 0, '64' 1, '256' 2)"));
-  CHECK(has(text, "\n0 0 -2.17\n"));
-  CHECK(has(text, "\n1 1 NaN\n"));
+  CHECK(contains(text, "set title 'log10_nmse, d''oh' noenhanced"));
+  CHECK(contains(text, "set xtics noenhanced out nomirror ('16' 0, '64' 1, '256' 2)"));
+  CHECK(contains(text, "\n0 0 -2.17\n"));
+  CHECK(contains(text, "\n1 1 NaN\n"));
   HeatMap uneven = example_map();
   uneven.values.pop_back();
-  CHECK(has(error_of([&] { gnuplot_script(uneven); }), "5 values for 2 rows x 3 columns"));
+  CHECK(contains(error_of([&] { gnuplot_script(uneven); }), "5 values for 2 rows x 3 columns"));
   CHECK_THROWS_AS(gnuplot_script(CurvePlot{}), Error);
   CurvePlot plot{"t", "x", "y", false, false, {{"a", {1, 2}, {1}, {}}}};
-  CHECK(has(error_of([&] { gnuplot_script(plot); }), "2 x, 1 y and 0 error values"));
+  CHECK(contains(error_of([&] { gnuplot_script(plot); }), "2 x, 1 y and 0 error values"));
 }
 
 TEST_CASE("a missing or failing gnuplot is a warning") {
@@ -511,13 +503,13 @@ TEST_CASE("a missing or failing gnuplot is a warning") {
   const std::string missing = stderr_of(
       [&] { made = write_plot(example_map(), folder / "map", "gnuplot-that-is-not-there"); });
   CHECK_FALSE(made);
-  CHECK(has(missing, "apt-get install gnuplot-nox"));
+  CHECK(contains(missing, "apt-get install gnuplot-nox"));
   CHECK(fs::exists(folder / "map.gp"));
   put(folder / "map.svg", "earlier");
   const std::string failing =
       stderr_of([&] { made = write_plot(example_map(), folder / "map", "false"); });
   CHECK_FALSE(made);
-  CHECK(has(failing, "warning: no pictures: false failed on"));
+  CHECK(contains(failing, "warning: no pictures: false failed on"));
   CHECK(contents(folder / "map.svg") == "earlier");
   CHECK(folder.entries() == 2);
 }
@@ -530,8 +522,8 @@ TEST_CASE("pictures by gnuplot") {
   const Folder folder;
   REQUIRE(write_plot(example_map(), folder / "it's a map"));
   const std::string svg = contents(folder / "it's a map.svg");
-  CHECK(has(svg, "-2.17"));
-  CHECK(has(svg, "log10_nmse"));
+  CHECK(contains(svg, "-2.17"));
+  CHECK(contains(svg, "log10_nmse"));
   CHECK(contents(folder / "it's a map.png").starts_with("\x89PNG"));
   CHECK(folder.entries() == 3);
   // The kept script makes the same pictures.
@@ -539,7 +531,7 @@ TEST_CASE("pictures by gnuplot") {
   const std::string command =
       "cd '" + (folder / "") + "' && gnuplot \"it's a map.gp\" > /dev/null 2>&1";
   CHECK(std::system(command.c_str()) == 0);
-  CHECK(has(contents(folder / "it's a map.svg"), "-2.17"));
+  CHECK(contains(contents(folder / "it's a map.svg"), "-2.17"));
 
   CurvePlot plot{"valid_loss",
                  "D",
@@ -549,7 +541,7 @@ TEST_CASE("pictures by gnuplot") {
                  {{"soft_max's", {16, 64, 256}, {1, 0.1, 0.01}, {}},
                   {"rmfa", {16, 64, 256}, {2, std::nan(""), 0.02}, {0.1, 0.1, 0.001}}}};
   REQUIRE(write_plot(plot, folder / "curves"));
-  CHECK(has(contents(folder / "curves.svg"), "soft_max's"));
+  CHECK(contains(contents(folder / "curves.svg"), "soft_max's"));
   HeatMap flat{"flat", "", "", "", {"1"}, {"1"}, {2.0}};
   CHECK(write_plot(flat, folder / "flat"));
   flat.values = {std::nan("")};

@@ -18,6 +18,7 @@
 #include "experiments/multi30k/training.h"
 #include "experiments/multi30k/translator.h"
 #include "tests/composites_allowed.h"
+#include "tests/errors.h"
 #include "tests/multi30k_settings.h"
 #include "tests/temporary_folder.h"
 
@@ -26,6 +27,7 @@ namespace {
 namespace fs = std::filesystem;
 
 using Folder = testing::TemporaryFolder;
+using testing::contains;
 using testing::OneThread;
 using testing::tiny;
 
@@ -40,10 +42,6 @@ std::string parse_error(const std::string& line, Multi30kSettings s = {}) {
     return error.what();
   }
   return "";
-}
-
-bool says(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
 }
 
 std::string check_error(const std::function<void(Multi30kSettings&)>& change) {
@@ -83,25 +81,26 @@ TEST_CASE("multi30k: options that go together are accepted") {
 }
 
 TEST_CASE("multi30k: options that do not go together say what to do") {
-  CHECK(says(parse_error("--attention rmfa --kernel inv"), "needs --ppsbn"));
-  CHECK(says(parse_error("--features 64"), "add --attention rmfa"));
-  CHECK(says(parse_error("--attention exact --draws iid"), "add --attention rmfa"));
-  CHECK(says(parse_error("--kernel inv"), "--attention exact"));
-  CHECK(says(parse_error("--presbn row"), "add --ppsbn"));
-  CHECK(says(parse_error("--attention rmfa --attention-dropout 0.1"), "use --dropout"));
-  CHECK(says(parse_error("--toy --text raw"), "--toy"));
-  CHECK(says(parse_error("--attention rmfa --redraw sometimes"), "every:K"));
-  CHECK(says(parse_error("--attention rmfa --kernel gauss"), "trigh"));
-  CHECK(says(parse_error("--source en --target en"), "two languages"));
-  CHECK(says(parse_error("--heads 3"), "multiple of the heads"));
-  CHECK(says(parse_error("--attention rmfa --kernel inv --ppsbn --logit-scale 6"), "below 5.657"));
-  CHECK(says(parse_error("--dropout 1"), "--dropout"));
-  CHECK(says(parse_error("--precision tf32"), "known: float32, float64, bf16"));
-  CHECK(says(parse_error("--beam 0"), "--beam"));
-  CHECK(says(parse_error("--beam 1 --length-penalty 2"), "--beam 2 or more"));
-  CHECK(says(parse_error("--length-penalty -1"), "--length-penalty"));
-  CHECK(says(check_error([](Multi30kSettings& s) { s.lr = INFINITY; }), "--lr"));
-  CHECK(says(check_error([](Multi30kSettings& s) { s.adam_beta1 = NAN; }), "--adam-beta1"));
+  CHECK(contains(parse_error("--attention rmfa --kernel inv"), "needs --ppsbn"));
+  CHECK(contains(parse_error("--features 64"), "add --attention rmfa"));
+  CHECK(contains(parse_error("--attention exact --draws iid"), "add --attention rmfa"));
+  CHECK(contains(parse_error("--kernel inv"), "--attention exact"));
+  CHECK(contains(parse_error("--presbn row"), "add --ppsbn"));
+  CHECK(contains(parse_error("--attention rmfa --attention-dropout 0.1"), "use --dropout"));
+  CHECK(contains(parse_error("--toy --text raw"), "--toy"));
+  CHECK(contains(parse_error("--attention rmfa --redraw sometimes"), "every:K"));
+  CHECK(contains(parse_error("--attention rmfa --kernel gauss"), "trigh"));
+  CHECK(contains(parse_error("--source en --target en"), "two languages"));
+  CHECK(contains(parse_error("--heads 3"), "multiple of the heads"));
+  CHECK(contains(parse_error("--attention rmfa --kernel inv --ppsbn --logit-scale 6"),
+                 "below 5.657"));
+  CHECK(contains(parse_error("--dropout 1"), "--dropout"));
+  CHECK(contains(parse_error("--precision tf32"), "known: float32, float64, bf16"));
+  CHECK(contains(parse_error("--beam 0"), "--beam"));
+  CHECK(contains(parse_error("--beam 1 --length-penalty 2"), "--beam 2 or more"));
+  CHECK(contains(parse_error("--length-penalty -1"), "--length-penalty"));
+  CHECK(contains(check_error([](Multi30kSettings& s) { s.lr = INFINITY; }), "--lr"));
+  CHECK(contains(check_error([](Multi30kSettings& s) { s.adam_beta1 = NAN; }), "--adam-beta1"));
 }
 
 TEST_CASE("multi30k: commands") {
@@ -400,11 +399,11 @@ TEST_CASE("multi30k translate: what is missing or does not fit is said") {
   };
   CHECK(error() == "");
   fs::rename(folder / "run/target.vocab", folder / "run/elsewhere");
-  CHECK(says(error(), "target.vocab: missing"));
+  CHECK(contains(error(), "target.vocab: missing"));
   // A vocabulary of another corpus.
   Vocabulary::build({"one two three"}, 1).save(folder / "run/target.vocab");
-  CHECK(says(error(), "do the vocabularies beside it belong to it"));
-  CHECK(says(error(), "checkpoint.safetensors"));
+  CHECK(contains(error(), "do the vocabularies beside it belong to it"));
+  CHECK(contains(error(), "checkpoint.safetensors"));
   // Before anything is loaded: a file that cannot be written.
   const std::string lost = folder / "none/out.txt", known = folder.path();
   for (const std::string& out : {lost, known}) {
@@ -415,9 +414,9 @@ TEST_CASE("multi30k translate: what is missing or does not fit is said") {
   }
   CHECK_NOTHROW(check_writable(folder / "new.txt"));
   std::ofstream(run.checkpoint) << "not a checkpoint";
-  CHECK(says(error(), "checkpoint.safetensors"));
+  CHECK(contains(error(), "checkpoint.safetensors"));
   fs::remove(run.checkpoint);
-  CHECK(says(error(), "checkpoint.safetensors"));
+  CHECK(contains(error(), "checkpoint.safetensors"));
 }
 
 TEST_CASE("multi30k: a run leaves metrics, settings, translations and a checkpoint") {
@@ -441,7 +440,7 @@ TEST_CASE("multi30k: a run leaves metrics, settings, translations and a checkpoi
   const Json json = read_json(folder / "run/settings.json");
   CHECK(json.at("state") == "complete");
   CHECK(json.at("settings").at("attention") == "rmfa");
-  CHECK(says(json.at("bleu").at("signature"), "tok:none"));
+  CHECK(contains(json.at("bleu").at("signature"), "tok:none"));
   CHECK(json.at("build").contains("commit"));
   CHECK(fs::exists(folder / "run/checkpoint.safetensors"));
   const Json results = read_json(folder / "run/results.json");

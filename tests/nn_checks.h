@@ -14,8 +14,12 @@
 #include "autograd/ops.h"
 #include "core/kernels.h"
 #include "nn/transformer.h"
+#include "tests/errors.h"
 
 namespace macgrad::checks {
+
+using testing::contains;
+using testing::error_of;
 
 inline Tensor normal_tensor(const Shape& shape, uint32_t draw, DType dtype = DType::float64) {
   const Tensor t = Tensor::empty(shape, DType::float64);
@@ -68,19 +72,6 @@ class OneThread {
  private:
   int before_;
 };
-
-/// The Error's message, "" when nothing was thrown.
-inline std::string error_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "";
-}
-inline bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
-}
 
 inline nn::AttentionSettings softmax_settings() {
   return {};

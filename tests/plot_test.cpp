@@ -12,6 +12,7 @@
 #include "experiments/common/output_files.h"
 #include "experiments/multi30k/commands.h"
 #include "experiments/multi30k/plot.h"
+#include "tests/errors.h"
 #include "tests/temporary_folder.h"
 
 namespace macgrad::experiments {
@@ -19,20 +20,8 @@ namespace {
 namespace fs = std::filesystem;
 
 using Folder = testing::TemporaryFolder;
-
-template <class F>
-std::string error_of(F f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
-}
-
-bool has(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
-}
+using testing::contains;
+using testing::error_of;
 
 std::string contents(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
@@ -83,12 +72,12 @@ TEST_CASE("CSV tables: what CsvWriter writes reads back, damage is named with it
     const std::string message = error_of([&] { read_csv(path); });
     return message.substr(std::min(message.size(), path.size()));
   };
-  CHECK(has(error(""), ": line 1: the file is empty"));
-  CHECK(has(error("a,b,a\n"), ": line 1: column \"a\" stands there twice"));
-  CHECK(has(error("a,b\n1,2\n3\n"), ": line 3: 1 cells under 2 columns"));
-  CHECK(has(error("a,b\n1,2,3\n"), ": line 2: 3 cells under 2 columns"));
-  CHECK(has(error("a,b\n1,\"2\n"), ": line 2: a quote is not closed"));
-  CHECK(has(error("a,b\n1,\"2\"3\n"), ": line 2: text after a closing quote"));
+  CHECK(contains(error(""), ": line 1: the file is empty"));
+  CHECK(contains(error("a,b,a\n"), ": line 1: column \"a\" stands there twice"));
+  CHECK(contains(error("a,b\n1,2\n3\n"), ": line 3: 1 cells under 2 columns"));
+  CHECK(contains(error("a,b\n1,2,3\n"), ": line 2: 3 cells under 2 columns"));
+  CHECK(contains(error("a,b\n1,\"2\n"), ": line 2: a quote is not closed"));
+  CHECK(contains(error("a,b\n1,\"2\"3\n"), ": line 2: text after a closing quote"));
   CHECK(error("a,b\n1,2").empty());
 }
 
@@ -188,19 +177,19 @@ TEST_CASE("plot: a panel's script carries data, bands and one legend") {
   plot.curves.push_back({.name = "c", .x = {1}, .y = {7}, .style = 3});
   panels.plots = {plot, plot};
   const std::string text = gnuplot_script(panels);
-  CHECK(has(text, "1 3 2 4\n2 NaN 2 5\n"));
-  CHECK(has(text, "$p1_curve0 using 1:3:4 with filledcurves linecolor 2"));
-  CHECK(has(text, "$p0_curve1 using 1:2 with lines linecolor 2 dashtype 2"));
-  CHECK(has(text, "heading = 'it''s a title'"));
-  CHECK(has(text, "set ytics (1, 2, 5)"));
-  CHECK(has(text, "set xtics 1\n"));
+  CHECK(contains(text, "1 3 2 4\n2 NaN 2 5\n"));
+  CHECK(contains(text, "$p1_curve0 using 1:3:4 with filledcurves linecolor 2"));
+  CHECK(contains(text, "$p0_curve1 using 1:2 with lines linecolor 2 dashtype 2"));
+  CHECK(contains(text, "heading = 'it''s a title'"));
+  CHECK(contains(text, "set ytics (1, 2, 5)"));
+  CHECK(contains(text, "set xtics 1\n"));
   // Two names, each once in the legend.
-  CHECK(has(text, "legend0 = 'a_b'\nlegend1 = 'c'\n"));
-  CHECK_FALSE(has(text, "legend2"));
+  CHECK(contains(text, "legend0 = 'a_b'\nlegend1 = 'c'\n"));
+  CHECK_FALSE(contains(text, "legend2"));
   CHECK(text.find("title legend0") == text.rfind("title legend0"));
 
   panels.plots[1].curves[0].high.pop_back();
-  CHECK(has(error_of([&] { gnuplot_script(panels); }), "a band of 2 low and 1 high values"));
+  CHECK(contains(error_of([&] { gnuplot_script(panels); }), "a band of 2 low and 1 high values"));
   CHECK_THROWS_AS(gnuplot_script(Panels{}), Error);
 }
 
@@ -217,10 +206,10 @@ TEST_CASE("plot: the command draws pictures and names what is wrong") {
   if (std::system("gnuplot --version > /dev/null 2>&1") == 0) {
     // A run that is named twice counts once.
     CHECK(run({all.c_str(), a.c_str(), "--out", out.c_str()}) == 0);
-    CHECK(has(contents(folder / "figure.gp"), "legend0 = 'softmax (2 runs)'"));
+    CHECK(contains(contents(folder / "figure.gp"), "legend0 = 'softmax (2 runs)'"));
     const std::string svg = contents(out);
-    CHECK(has(svg, "Validation BLEU"));
-    CHECK(has(svg, "softmax (2 runs)"));
+    CHECK(contains(svg, "Validation BLEU"));
+    CHECK(contains(svg, "softmax (2 runs)"));
     CHECK(contents(folder / "figure.png").substr(1, 3) == "PNG");
   } else {
     MESSAGE("pictures skipped: gnuplot is not installed");
@@ -230,21 +219,21 @@ TEST_CASE("plot: the command draws pictures and names what is wrong") {
 
   CHECK(run({}) == 2);
   CHECK(run({(folder / "absent").c_str()}) == 1);
-  CHECK(has(error_of([&] { read_runs(folder / "absent"); }), "absent: no such folder"));
+  CHECK(contains(error_of([&] { read_runs(folder / "absent"); }), "absent: no such folder"));
   folder.write("none/x", "");
-  CHECK(has(error_of([&] { read_runs(folder / "none"); }), "none: no metrics.csv in it"));
+  CHECK(contains(error_of([&] { read_runs(folder / "none"); }), "none: no metrics.csv in it"));
   folder.write("runs/a/metrics.csv", "epoch,valid_loss\n1,2\n2,2,2\n");
-  CHECK(has(error_of([&] { read_runs(a); }), "metrics.csv: line 3: 3 cells under 2 columns"));
+  CHECK(contains(error_of([&] { read_runs(a); }), "metrics.csv: line 3: 3 cells under 2 columns"));
   folder.write("runs/a/metrics.csv", "valid_loss\n1\n");
-  CHECK(has(error_of([&] { read_runs(a); }), "metrics.csv: line 1: no column \"epoch\""));
+  CHECK(contains(error_of([&] { read_runs(a); }), "metrics.csv: line 1: no column \"epoch\""));
   folder.write("runs/b/settings.json", "[]");
-  CHECK(has(error_of([&] { read_runs(b); }), "settings.json: no object \"settings\""));
+  CHECK(contains(error_of([&] { read_runs(b); }), "settings.json: no object \"settings\""));
   fs::remove(folder / "runs/b/settings.json");
-  CHECK(has(error_of([&] { read_runs(b); }), "settings.json"));
+  CHECK(contains(error_of([&] { read_runs(b); }), "settings.json"));
   const std::string early = write_run(folder, "early", "epoch,valid_loss\n1,\n");
   const std::vector<RecordedRun> runs = read_runs(early);
-  CHECK(has(error_of([&] { training_panels(group_runs(runs), Band::range); }),
-            "plot runs that ended at least one epoch"));
+  CHECK(contains(error_of([&] { training_panels(group_runs(runs), Band::range); }),
+                 "plot runs that ended at least one epoch"));
 }
 
 }  // namespace

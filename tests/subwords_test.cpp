@@ -15,11 +15,13 @@
 #include "experiments/common/text_codec.h"
 #include "experiments/common/text_files.h"
 #include "experiments/common/unicode.h"
+#include "tests/errors.h"
 #include "tests/temporary_folder.h"
 
 namespace macgrad::experiments {
 namespace {
 using Folder = testing::TemporaryFolder;
+using testing::contains;
 using Ids = std::vector<std::int64_t>;
 using Lines = std::vector<std::string>;
 
@@ -55,10 +57,6 @@ std::string load_error(const std::string& path) {
     return error.what();
   }
   return "no error";
-}
-
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
 }
 
 // Lines that a coding may well damage.

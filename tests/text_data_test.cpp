@@ -19,6 +19,7 @@
 #include "experiments/common/toy_corpus.h"
 #include "experiments/common/unicode.h"
 #include "experiments/common/vocabulary.h"
+#include "tests/errors.h"
 #include "tests/temporary_folder.h"
 
 namespace macgrad::experiments {
@@ -37,19 +38,6 @@ class Folder : public testing::TemporaryFolder {
   }
 };
 
-std::string error_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
-
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
-}
-
 std::string bytes_of(const std::string& path) {
   std::ostringstream text;
   text << std::ifstream(path, std::ios::binary).rdbuf();
@@ -57,6 +45,8 @@ std::string bytes_of(const std::string& path) {
 }
 
 using Lines = std::vector<std::string>;
+using testing::contains;
+using testing::error_of;
 
 TEST_CASE("UTF-8 is checked strictly") {
   const auto bad_at = [](std::string_view text) { return find_invalid_utf8(text); };

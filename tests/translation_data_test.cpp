@@ -9,11 +9,14 @@
 #include "experiments/multi30k/data.h"
 #include "experiments/multi30k/evaluation.h"
 #include "experiments/multi30k/training.h"
+#include "tests/errors.h"
 #include "tests/temporary_folder.h"
 
 namespace macgrad::experiments {
 namespace {
 using Lines = std::vector<std::string>;
+using testing::contains;
+using testing::error_of;
 
 std::string joined(const Lines& lines) {
   std::string text;
@@ -54,19 +57,6 @@ class Corpus : public testing::TemporaryFolder {
     return s;
   }
 };
-
-std::string error_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
-
-bool says(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
-}
 
 // The message of parsing `line`, "" when it is accepted.
 std::string parse_error(const std::string& line) {
@@ -123,7 +113,7 @@ TEST_CASE("translation data: raw text comes back as written from subwords") {
   CHECK(d.target.decode(d.valid.target[0]) == "A dog (a cat)!");
   CHECK(d.source.decode(d.valid.source[0]) == "Ein  Hund.");
   s.vocabulary_size = 100;
-  CHECK(says(error_of([&] { load_translation_data(s); }), "at least 2"));
+  CHECK(contains(error_of([&] { load_translation_data(s); }), "at least 2"));
 }
 
 TEST_CASE("translation data: codecs lie beside the checkpoint and come back") {
@@ -154,7 +144,8 @@ TEST_CASE("translation data: codecs lie beside the checkpoint and come back") {
     }
   }
   const testing::TemporaryFolder empty;
-  CHECK(says(error_of([&] { load_codecs(corpus.settings(), empty.path()); }), "subwords.model"));
+  CHECK(
+      contains(error_of([&] { load_codecs(corpus.settings(), empty.path()); }), "subwords.model"));
 }
 
 TEST_CASE("translation data: test splits, in both directions") {
@@ -168,10 +159,11 @@ TEST_CASE("translation data: test splits, in both directions") {
   std::swap(s.source, s.target);
   CHECK(load_split(s, codecs, "test_2016_flickr").text.target == Lines{"ein fisch ."});
   CHECK(load_translation_data(s).references.front() == "ein hund vor dem baum .");
-  CHECK(says(error_of([&] { load_split(s, codecs, "test_2017_mscoco"); }),
-             "test_2017_mscoco.lc.norm.tok.en: no such file"));
+  CHECK(contains(error_of([&] { load_split(s, codecs, "test_2017_mscoco"); }),
+                 "test_2017_mscoco.lc.norm.tok.en: no such file"));
   s.toy = true;
-  CHECK(says(error_of([&] { load_split(s, codecs, "test_2016_flickr"); }), "--toy has no split"));
+  CHECK(
+      contains(error_of([&] { load_split(s, codecs, "test_2016_flickr"); }), "--toy has no split"));
 }
 
 TEST_CASE("translation data: pairs with an empty side are not trained on, but translated") {
@@ -209,7 +201,7 @@ TEST_CASE("translation data: pairs with an empty side are not trained on, but tr
   CHECK(translate(trainer.model(), d.target, batches, 2, s.device())->size() == 2);
 
   corpus.put("tok", "train", {"", "ein"}, {"a", ""});
-  CHECK(says(error_of([&] { load_translation_data(s); }), "every pair has an empty side"));
+  CHECK(contains(error_of([&] { load_translation_data(s); }), "every pair has an empty side"));
 }
 
 TEST_CASE("translation data: options of subwords and vocabularies") {
@@ -217,11 +209,12 @@ TEST_CASE("translation data: options of subwords and vocabularies") {
   CHECK(parse_error("--subwords word --min-frequency 3 --vocabularies shared "
                     "--share-embeddings") == "");
   CHECK(parse_error("--subwords bpe --vocabularies separate") == "");
-  CHECK(says(parse_error("--min-frequency 3"), "add --subwords word"));
-  CHECK(says(parse_error("--subwords word --vocabulary-size 100"), "add --subwords bpe"));
-  CHECK(says(parse_error("--subwords word --share-embeddings"), "--vocabularies shared"));
-  CHECK(says(parse_error("--vocabularies separate --share-embeddings"), "--vocabularies shared"));
-  CHECK(says(parse_error("--subwords letters"), "--subwords"));
+  CHECK(contains(parse_error("--min-frequency 3"), "add --subwords word"));
+  CHECK(contains(parse_error("--subwords word --vocabulary-size 100"), "add --subwords bpe"));
+  CHECK(contains(parse_error("--subwords word --share-embeddings"), "--vocabularies shared"));
+  CHECK(
+      contains(parse_error("--vocabularies separate --share-embeddings"), "--vocabularies shared"));
+  CHECK(contains(parse_error("--subwords letters"), "--subwords"));
 }
 
 TEST_CASE("translation data: settings from a file have the command line's bounds") {
@@ -231,18 +224,18 @@ TEST_CASE("translation data: settings from a file have the command line's bounds
     json[name] = value;
     return error_of([&] { check_settings(settings_from_json(json)); });
   };
-  CHECK(refusal("heads", 8) == "no error");
-  CHECK(says(refusal("heads", 0), "--heads"));
-  CHECK(says(refusal("layers", -1), "--layers"));
-  CHECK(says(refusal("d_model", int64_t{1} << 50), "--d-model"));
-  CHECK(says(refusal("heads", 1.5), "heads is 1.5, not a whole"));
-  CHECK(says(refusal("heads", 1e300), "heads"));
-  CHECK(says(refusal("lr", nullptr), "number"));
-  CHECK(says(refusal("dropout", 1.0), "dropout"));
-  CHECK(says(refusal("label_smoothing", -0.5), "--label-smoothing"));
-  CHECK(says(refusal("subwords", "letters"), "bpe"));
-  CHECK(says(refusal("vocabularies", "both"), "separate"));
-  CHECK(says(refusal("text", "html"), "raw"));
+  CHECK(refusal("heads", 8) == "");
+  CHECK(contains(refusal("heads", 0), "--heads"));
+  CHECK(contains(refusal("layers", -1), "--layers"));
+  CHECK(contains(refusal("d_model", int64_t{1} << 50), "--d-model"));
+  CHECK(contains(refusal("heads", 1.5), "heads is 1.5, not a whole"));
+  CHECK(contains(refusal("heads", 1e300), "heads"));
+  CHECK(contains(refusal("lr", nullptr), "number"));
+  CHECK(contains(refusal("dropout", 1.0), "dropout"));
+  CHECK(contains(refusal("label_smoothing", -0.5), "--label-smoothing"));
+  CHECK(contains(refusal("subwords", "letters"), "bpe"));
+  CHECK(contains(refusal("vocabularies", "both"), "separate"));
+  CHECK(contains(refusal("text", "html"), "raw"));
 }
 
 }  // namespace
