@@ -161,9 +161,9 @@ std::vector<std::string> ModelStep::target_tokens(int64_t sentence) const {
 
 std::string ModelStep::title() const {
   const Multi30kSettings& s = settings_.model;
-  return fmt::format("{}: {}{}{}, {} + {} layers of width {}, update {}", data_.name, s.attention,
+  return fmt::format("{}: {}{}{}, {} + {} layers of width {}", data_.name, s.attention,
                      s.attention == "softmax" ? "" : " " + s.kernel, s.ppsbn ? " with ppSBN" : "",
-                     s.layers, s.layers, s.d_model, step_);
+                     s.layers, s.layers, s.d_model);
 }
 
 }  // namespace macgrad::experiments

@@ -4,7 +4,7 @@
 
 const kHeader = 26, kPadding = 14, kLabelGap = 92, kPlainGap = 44;
 const kLane = 6, kTurn = 12;            // between lanes, and between lanes and boxes
-const kFoldWidth = 1500, kShape = 2.2;  // narrower frames stay one row; width / height to aim at
+const kFoldWidth = 1500, kShape = 1.7;  // narrower frames stay one row; width / height to aim at
 
 function sizeFrame(frame, columns) {
   const parts = columns.map(measureColumn);

@@ -74,11 +74,13 @@ class Colouring {
     this.zero = dark ? "#4a4f59" : "#c6cad1";
     const nodes = this.kind.sum ? [...model.items, ...model.scopes.values()] : model.items;
     const known = nodes.map((n) => this.kind.of(n, model))
-                      .filter((x) => x !== null && x > 0 && Number.isFinite(x));
-    let low = known.reduce((a, b) => Math.min(a, b), Infinity),
-        high = known.reduce((a, b) => Math.max(a, b), 0);
-    this.empty = known.length === 0;
-    if (this.empty) low = high = 1;
+                      .filter((x) => x !== null && x > 0 && Number.isFinite(x))
+                      .sort((a, b) => a - b);
+    // Gradients of 1e-24 must not take the colours of all others: the scale leaves out 2 % at
+    // either end (but no sum at the upper one) and has eight decades at most.
+    const at = (part) => (known.length ? known[Math.round(part * (known.length - 1))] : 1);
+    let low = at(0.02), high = at(this.kind.sum ? 1 : 0.98);
+    low = Math.max(low, this.kind.diverging ? 0 : high * 1e-8);
     if (this.kind.diverging) {
       const decades = Math.min(
           8,
@@ -88,6 +90,7 @@ class Colouring {
       [low, high] = [low / 2, high * 2];
     }
     this.domain = [low, high];
+    this.beyond = [at(0) < low, at(1) > high];
   }
 
   // 0 to 1 along the scale; null: nothing to show.
@@ -134,7 +137,8 @@ function gradientCss(stops) {
 }
 
 function fillLegend(element, colouring) {
-  const {kind, domain, stops} = colouring, show = kind.show ?? ((x) => digits(x, 2));
+  const {kind, domain, stops, beyond} = colouring, show = kind.show ?? ((x) => digits(x, 2));
+  const end = (k) => (beyond[k] ? "≤≥"[k] + " " : "") + show(domain[k]);
   const times = domain[1] < 1e5 ? whole(domain[1]) : domain[1].toExponential(0).replace("e+", "e");
   const bar = make("span", {class: "legend-bar"});
   bar.style.background = gradientCss(stops);
@@ -146,8 +150,8 @@ function fillLegend(element, colouring) {
   element.replaceChildren(
       make(
           "span", {class: "legend-part", title: kind.unit},
-          kind.diverging ? `vanishing ÷${times}` : show(domain[0]), bar,
-          kind.diverging ? `×${times} exploding` : show(domain[1])),
+          kind.diverging ? `vanishing ÷${times}` : end(0), bar,
+          kind.diverging ? `×${times} exploding` : end(1)),
       swatch(colouring.zero, "0"),
       swatch(
           colouring.none,

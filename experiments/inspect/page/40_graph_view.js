@@ -90,6 +90,9 @@ function resizeGraph() {
   const box = byId("canvas-box"), {canvas} = graph;
   if (box.clientWidth === 0) return;
   const first = graph.width === 0;
+  // What was in the middle stays there.
+  graph.view.x += first ? 0 : (box.clientWidth - graph.width) / 2;
+  graph.view.y += first ? 0 : (box.clientHeight - graph.height) / 2;
   graph.width = box.clientWidth;
   graph.height = box.clientHeight;
   graph.ratio = window.devicePixelRatio || 1;

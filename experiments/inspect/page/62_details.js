@@ -132,7 +132,10 @@ function valueDetails(item, value, o) {
                   histogramChart(
                       numbers.histogram, kind === "value" ? "forward" : "backward", kind),
                   make("figcaption", null, kind)));
-  if (charts.length) parts.push(make("div", {class: "histograms"}, charts));
+  if (charts.length)
+    parts.push(make("div", {class: "histograms"}, charts));
+  else if (stepWithPictures() >= 0)
+    parts.push(pictureNote());
   if (value.gradient?.image) parts.push(imageOf(value.gradient.image, "gradient"));
   if (value.value?.image) {
     const shown = make("details", null, make("summary", null, "the value as an image"));
@@ -142,6 +145,19 @@ function valueDetails(item, value, o) {
     parts.push(shown);
   }
   return parts;
+}
+
+// Pages of several steps keep histograms and images of one; -1 when the step shown has its own.
+function stepWithPictures() {
+  const has = (step) => step.ops.some((op) => op.outputs.some((v) => v.value?.histogram));
+  return has(page.model.step) ? -1 : page.record.steps.findIndex(has);
+}
+
+function pictureNote() {
+  const at = stepWithPictures(), name = `step ${page.record.steps[at].step ?? at + 1}`;
+  return make(
+      "p", {class: "quiet"}, "Histograms and images were kept of ",
+      make("button", {onclick: () => showStep(at)}, name), " only.");
 }
 
 function figureTable(kinds, o) {

@@ -109,7 +109,7 @@ function denominatorPlot(m) {
         width: 340,
         height: 240,
         xName: "query i",
-        yName: "Σ_j K",
+        yName: "sum of K over the keys",
         label: "Denominators by query, exact and of this draw"
       }),
       plotKey(series));

@@ -17,8 +17,7 @@ const kKeys = [
     "arrow keys move the view, with Shift along edges; Enter opens or closes the selection"
   ],
   [
-    "mouse",
-    "drag moves, wheel zooms, click selects, double click opens; a frame's title closes it"
+    "mouse", "drag moves, wheel zooms, click selects, double click opens; a frame's title closes it"
   ],
   ["in a map", "arrow keys move over the pairs of query and key"],
   ["back, forward", "selections before and after, as in any page"],
@@ -84,8 +83,10 @@ function startParts() {
     startTree();
     startSearch();
     startDetails();
-    expandAtFirst(modelAt(0));
-    showStep(0);
+    // The last step is the one that gradients.csv and the pictures of values are of.
+    const last = record.steps.length - 1;
+    expandAtFirst(modelAt(last));
+    showStep(last);
     if (page.model.opCount === 0) byId("announce").textContent = "The record holds no operations.";
     fitGraph(kSmallestAtFirst);
     followHash();
