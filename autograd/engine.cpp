@@ -303,6 +303,9 @@ class Engine {
       const auto start = options_.record ? Clock::now() : Clock::time_point{};
       try {
         gradients = node.vjp(context);
+      } catch (const AnomalyError& e) {
+        throw AnomalyError(fmt::format("{}; in the gradient rule of {}", e.what(), node.text()),
+                           node.id, AnomalyError::kInside);
       } catch (const Error& e) {
         throw Error("{}; in the gradient rule of {}", e.what(), node.text());
       }
@@ -326,10 +329,12 @@ class Engine {
           "the gradient of input {} of {} is {} on {}, the input {} on {}", i, node.text(),
           name(g.dtype()), text(g.device()), name(in.dtype), text(in.device));
     if (g.shape() != in.shape) g = sum_to(g, in.shape);
-    if (AnomalyMode::active())
-      check(all_finite(g.value()),
-            "[{}] gradient of input {} (shape {}) is not finite, computed by the rule of {}",
-            node.op, i, in.shape, node.text());
+    if (AnomalyMode::active() && !all_finite(g.value()))
+      throw AnomalyError(
+          fmt::format("[{}] gradient of input {} (shape {}) is not finite, computed by the rule of "
+                      "{}{}",
+                      node.op, i, in.shape, node.text(), scope_suffix()),
+          node.id, i);
     if (in.node) {
       accumulate(states_.at(in.node.get()).outputs[static_cast<size_t>(in.output)], g,
                  options_.create_graph);

@@ -48,7 +48,9 @@ void check_finite(const char* op, const Variables& inputs, const Tensors& output
       names += fmt::format("{}{} {}{}", names.empty() ? "" : ", ", v.defined() ? v.name() : "none",
                            v.defined() ? v.shape() : Shape(),
                            v.defined() && all_finite(v.value()) ? "" : " (not finite)");
-    throw Error("[{}] output {} is not finite; inputs: {}{}", op, i, names, scope_suffix());
+    throw AnomalyError(
+        fmt::format("[{}] output {} is not finite; inputs: {}{}", op, i, names, scope_suffix()), 0,
+        0);
   }
 }
 
@@ -118,6 +120,10 @@ Variables record(const char* op, const Variables& inputs, const Tensors& results
   if (watched) [[unlikely]] {
     edited = results;
     record_tool->edit(op, inputs, edited);
+    for (size_t i = 0; i < results.size(); ++i)
+      check(edited.size() == results.size() && edited[i].shape() == results[i].shape() &&
+                edited[i].dtype() == results[i].dtype(),
+            "[{}] a tool put another shape or dtype in place of output {}", op, i);
   }
   const Tensors& outputs = watched ? edited : results;
   if (anomaly_depth > 0) check_finite(op, inputs, outputs);

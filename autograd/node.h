@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "autograd/variable.h"
+#include "core/error.h"
 
 namespace macgrad {
 
@@ -113,7 +114,8 @@ Variable record(const char* op, const Variables& inputs, const Tensor& output, R
 class RecordTool {
  public:
   virtual ~RecordTool() = default;
-  /// Before the op enters: may put other results of the same shapes and dtypes in place.
+  /// Before the op enters: may put other results of the same shapes and dtypes in place (an Error
+  /// otherwise). What follows is computed from them; the op's own rule may read the old ones.
   virtual void edit(const char* /*op*/, const Variables& /*inputs*/, Tensors& /*outputs*/) {}
   /// The op has entered as `node`.
   virtual void recorded(const std::shared_ptr<Node>& /*node*/, const Variables& /*inputs*/,
@@ -131,8 +133,20 @@ class RecordTool {
   };
 };
 
+/// What AnomalyMode throws.
+class AnomalyError : public Error {
+ public:
+  AnomalyError(const std::string& message, uint64_t rule_node, size_t rule_input)
+      : Error("{}", message), node(rule_node), input(rule_input) {}
+  /// Of a gradient: the node whose rule gave it, 0 of a value; and for which of its inputs, kInside
+  /// when it is a value within the rule.
+  uint64_t node = 0;
+  size_t input = 0;
+  static constexpr size_t kInside = static_cast<size_t>(-1);
+};
+
 /// While alive, every recorded value and every gradient of this thread is checked for NaN and
-/// infinity; the first one found is an Error naming op, scope and inputs.
+/// infinity; the first one found is an AnomalyError naming op, scope and inputs.
 class AnomalyMode {
  public:
   AnomalyMode();

@@ -56,8 +56,8 @@ Dropout::Dropout(Module* parent, std::string name, double p, ModelRandom& random
 }
 
 Variable Dropout::forward(const Variable& x) const {
-  if (!training() || p_ == 0.0) return x;
   const auto in_scope = scope();
+  if (!training() || p_ == 0.0) return in_scope.result(x);
   return in_scope.result(macgrad::dropout(x, p_, random_->dropout().draw()));
 }
 

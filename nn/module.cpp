@@ -168,6 +168,12 @@ void Module::remove_forward_hook(int id) {
   std::erase_if(forward_hooks_, [id](const auto& entry) { return entry.first == id; });
 }
 
+bool Module::has_forward_hooks() {
+  const std::vector<Module*> all = modules();
+  return std::any_of(all.begin(), all.end(),
+                     [](const Module* m) { return !m->forward_hooks_.empty(); });
+}
+
 Variable Module::seen_by_hooks(Variable y) const {
   if (forward_hooks_.empty()) return y;
   const auto hooks = forward_hooks_;  // a hook may add or remove hooks

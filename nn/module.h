@@ -132,11 +132,12 @@ class Module {
   /// Called with the result of every forward call of this module (not of its children); a defined
   /// Variable of the same shape and dtype takes its place. For gradients, hook the result itself:
   /// `[](const Variable& y) { y.add_hook(...); return Variable(); }`. Returns an id for
-  /// remove_forward_hook. Recorded steps (core/step_graph.h) do not call hooks again when replayed:
-  /// train with --graph off.
+  /// remove_forward_hook. Programs do not record and replay the steps of a model that has hooks.
   using ForwardHook = std::function<Variable(const Variable& result)>;
   int add_forward_hook(ForwardHook hook);
   void remove_forward_hook(int id);
+  /// Whether this module or one below it has a hook.
+  bool has_forward_hooks();
 
  protected:
   /// Called for every module by begin_step, use_eval_draw and after load_state_dict.

@@ -40,8 +40,8 @@ Positions::Positions(Module* parent, std::string name, PositionKind kind, int64_
 }
 
 Variable Positions::forward(const Variable& x, int64_t start) const {
-  if (kind_ == PositionKind::none) return x;
   const auto in_scope = scope();
+  if (kind_ == PositionKind::none) return in_scope.result(x);
   const int64_t end = start + x.size(1);
   if (kind_ == PositionKind::learned) {
     check(end <= weight->size(0),

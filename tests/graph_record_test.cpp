@@ -111,6 +111,17 @@ TEST_CASE("a tool may change a value as it enters the graph") {
   CHECK(grad({sum(h * h)}, {h})[0].value().to_vector<double>() == std::vector<double>{4, 4});
 }
 
+TEST_CASE("a tool may not change what a value is") {
+  struct Flat : RecordTool {
+    void edit(const char*, const Variables&, Tensors& outputs) override {
+      outputs[0] = outputs[0].view(Shape{-1});
+    }
+  } tool;
+  const Variable x(Tensor::zeros({2, 2}, DType::float64), true, "x");
+  const RecordTool::Watch watch(tool);
+  CHECK_THROWS_WITH_AS(exp(x), doctest::Contains("another shape or dtype"), Error);
+}
+
 TEST_CASE("opened fused ops: their composites stand in a scope of their name") {
   const Variable x = leaf({1, 2, 3}, "x");
   GraphRecord record;

@@ -16,6 +16,7 @@
 #include "experiments/inspect/explode.h"
 #include "experiments/inspect/page.h"
 #include "experiments/inspect/record.h"
+#include "experiments/multi30k/checkpoint.h"
 #include "tests/multi30k_settings.h"
 #include "tests/temporary_folder.h"
 
@@ -53,15 +54,90 @@ std::vector<std::string> tiny_model(const std::string& out) {
 
 TEST_CASE("a model step repeats itself to the bit, running statistics included") {
   const OneThread one;
-  ModelStep step(small());
-  const Variable first = step.loss(), second = step.loss();
+  StepSettings settings = small();
+  settings.model.presbn = "batch";
+  ModelStep step(settings);
+  const auto statistics_now = [&] {
+    std::vector<double> all;
+    for (const auto& [name, value] : step.model().state_dict())
+      if (name.find("running_") != std::string::npos)
+        for (const double v : value.to_vector<double>()) all.push_back(v);
+    return all;
+  };
+  const std::vector<double> before = statistics_now();
+  const Variable first = step.loss();
+  const std::vector<double> after = statistics_now();
+  const Variable second = step.loss();
   CHECK(first.item() == second.item());
+  CHECK(after != before);
+  CHECK(statistics_now() == after);
   backward(first);
   const double norm = step.update();
   CHECK(norm > 0);
   step.next();
   CHECK(step.step() == 2);
   CHECK(step.loss().item() != first.item());
+}
+
+TEST_CASE("a model step with a whole batch is the training program's, also from its checkpoint") {
+  const OneThread one;
+  const Folder folder;
+  StepSettings s = small();
+  s.sentences = 0;
+  s.model.redraw = "epoch";
+  const TranslationData data = load_translation_data(s.model);
+  // What training does, update by update over two epochs, with checkpoints on the way.
+  Trainer trainer(s.model, data);
+  std::vector<std::pair<double, double>> trained;  // loss and norm
+  const int64_t checkpoint_after = 3;
+  const std::string middle = folder / "middle.safetensors", end = folder / "end.safetensors";
+  const auto save = [&](const std::string& path) {
+    RunState state;
+    state.place = trainer.place();
+    save_checkpoint(path, trainer.model(), trainer.optimizer(), state, s.model, data.facts);
+  };
+  save_codecs(s.model, data.codecs(), folder.path());
+  size_t first_epoch = 0;
+  for (int64_t epoch = 1; epoch <= 2; ++epoch) {
+    bool more = true;
+    while (more) {
+      trainer.train_epoch(epoch, [&](const UpdateReport& r) {
+        trained.emplace_back(r.loss, r.norm);
+        return r.update != checkpoint_after;
+      });
+      more = !trainer.epoch_complete();
+      if (trainer.updates() == checkpoint_after) save(middle);
+    }
+    if (epoch == 1) {
+      first_epoch = trained.size();
+      save(end);
+    }
+  }
+  REQUIRE(first_epoch > static_cast<size_t>(checkpoint_after));
+  REQUIRE(trained.size() > first_epoch + 2);
+  const auto follows = [&](const std::string& checkpoint, size_t from) {
+    StepSettings again = s;
+    again.checkpoint = checkpoint;
+    ModelStep step(again);
+    for (size_t i = from; i < from + 3; ++i) {
+      CAPTURE(i);
+      CHECK(step.step() == static_cast<int64_t>(i) + 1);
+      const Variable loss = step.loss();
+      CHECK(loss.item() == doctest::Approx(trained[i].first).epsilon(1e-6));
+      backward(loss);
+      CHECK(step.update() == doctest::Approx(trained[i].second).epsilon(1e-5));
+      step.next();
+    }
+  };
+  follows("", 0);
+  follows(middle, static_cast<size_t>(checkpoint_after));
+  follows(end, first_epoch);
+  // In another precision the moments stay behind.
+  StepSettings wide = s;
+  wide.checkpoint = middle;
+  wide.model.common.precision = "float64";
+  ModelStep step(wide);
+  CHECK(step.loss().item() == doctest::Approx(trained[checkpoint_after].first).epsilon(1e-5));
 }
 
 TEST_CASE("a recorded step: unique keys, the gradients of training, composites that agree") {
@@ -156,9 +232,17 @@ TEST_CASE("inspect: its files agree with each other") {
   REQUIRE(inspect({out + "/graph.json", "--out", folder / "again"}, page_command) == 0);
   REQUIRE(inspect({"--config", out + "/settings.json", "--out", folder / "same", "--redraws", "4"},
                   record_command) == 0);
-  const ComparisonResult r = compare_records(out, folder / "same");
-  CHECK_FALSE(r.values.empty());
-  CHECK(first_above(r.values, 0) != nullptr);  // of update 3, and of update 1
+  REQUIRE(inspect({"--config", out + "/settings.json", "--out", folder / "more", "--redraws", "4",
+                   "--threads", "1", "--steps", "3"},
+                  record_command) == 0);
+  CHECK(inspect({folder / "same", folder / "more"}, compare_command) == kFound);  // updates 1 and 3
+  CHECK(inspect({out, folder / "more", "--tolerance", "0"}, compare_command) == 0);
+  const auto text = [](const std::string& path) {
+    std::string all;
+    for (const std::string& line : read_lines(path)) all += line + "\n";
+    return all;
+  };
+  CHECK(text(folder / "again/inspect.html") == text(out + "/inspect.html"));
 
   CHECK(inspect({"--toy", "--steps", "0"}, record_command) == 2);
   CHECK(inspect({"--config", out + "/gradients.csv"}, record_command) == 1);
@@ -198,6 +282,13 @@ TEST_CASE("numbers of a tensor: image and histogram show extremes and what is no
   CHECK_FALSE(
       numbers_of(Tensor::from_vector(std::vector<double>{NAN}), true).contains("histogram"));
   CHECK(numbers_of(Tensor::zeros({0}), true).at("count") == 0);
+  // Values without a width between them.
+  for (const double v : {1e17, 1e308, -1e300, 5e-324}) {
+    const Json one = numbers_of(Tensor::from_vector(std::vector<double>{v, v, v}), true);
+    int64_t count = 0;
+    for (const int64_t c : one.at("histogram").at("counts")) count += c;
+    CHECK(count == 3);
+  }
 }
 
 TEST_CASE("inspect compare: the first value that differs is the one that was changed") {
@@ -229,7 +320,7 @@ TEST_CASE("inspect compare: the first value that differs is the one that was cha
   CHECK(first->difference == doctest::Approx(0.01).epsilon(1e-3));
   REQUIRE(first_above(r.gradients, 1e-6) != nullptr);
   CHECK(inspect({a, b}, compare_command) == 0);
-  CHECK(inspect({a, c, "--csv", folder / "all.csv"}, compare_command) == 1);
+  CHECK(inspect({a, c, "--csv", folder / "all.csv"}, compare_command) == kFound);
   CHECK(read_csv(folder / "all.csv").rows.size() == r.values.size() + r.gradients.size());
   CHECK(inspect({a, folder / "none"}, compare_command) == 1);
 }
@@ -262,10 +353,32 @@ TEST_CASE("inspect explode: the op where it began, and the way there") {
     const auto found = find_explosion(step);
     REQUIRE(found.has_value());
     CHECK(found->gradient);
-    CHECK(found->key.starts_with("encoder.layers.0.norm2/"));
-    CHECK(found->chain.back().key.starts_with("loss/"));
-    for (const ChainLink& link : found->chain) CHECK(link.non_finite == 0);
+    CHECK(found->key.starts_with("encoder.layers.0.norm2"));
+    CHECK(found->op.find("hook") != std::string::npos);  // no rule is to blame
+    for (const ChainLink& link : found->inputs) CHECK(link.non_finite == 0);
   }
+}
+
+TEST_CASE("inspect explode: a rule that overflows is named, not another reader of the value") {
+  const OneThread one;
+  ModelStep step(small("softmax"));
+  // Three projections read the norm; the weights of one overflow its gradient, whose cotangents are
+  // not the largest.
+  auto& attention = step.model().encoder.layers[0]->self_attention;
+  attention.k_proj.weight.value().fill(0.0);
+  attention.k_proj.weight.value().data<float>()[0] = 3e38F;
+  attention.k_proj.add_forward_hook([](const Variable& y) {
+    y.add_hook([](const Variable& g) { return g * 0.0 + 1e3; });
+    return Variable();
+  });
+  // The value itself stays finite: the entry is met by zeros.
+  step.model().encoder.layers[0]->norm1.add_forward_hook([](const Variable& y) { return y * 0.0; });
+  const auto found = find_explosion(step);
+  REQUIRE(found.has_value());
+  CHECK(found->gradient);
+  CHECK(found->op == "linear");
+  CHECK(found->scope == "encoder.layers.0.self_attention.k_proj");
+  CHECK(found->chain[0].key == "encoder.layers.0.self_attention.k_proj/linear");
 }
 
 TEST_CASE("inspect check: right gradients pass at both orders, a wrong one is named") {
@@ -299,6 +412,11 @@ TEST_CASE("inspect check: right gradients pass at both orders, a wrong one is na
     });
     const CheckedEntry worst = check_gradients(step, s).worst(1);
     CHECK(worst.relative() > 1e-3);
+    CheckResult mixed;
+    mixed.entries = {{"a", 0, 1, NAN, 1.0, 1.0, 0.0}, {"b", 0, 1, 1.0, 1.0, 1.0, 0.0}};
+    CHECK(mixed.worst(1).key == "a");
+    mixed.entries[0].analytic = mixed.entries[0].scale = INFINITY;
+    CHECK(mixed.worst(1).key == "a");
     CHECK((worst.key.find("linear1") != std::string::npos ||
            worst.key.find("norm2") != std::string::npos));
     s.part = "no.such.module";

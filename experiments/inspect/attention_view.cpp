@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <span>
 
 #include "autograd/attention.h"
 
@@ -97,8 +98,6 @@ Seen see(ModelStep& model, const RecordedStep& step, const std::string& name,
   seen.key_tokens = encoder || cross ? model.source_tokens(settings.sentence) : seen.query_tokens;
   const auto queries = std::ssize(seen.query_tokens), keys = std::ssize(seen.key_tokens);
   const Tensor q = named_value(step.graph, name, "q"), k = named_value(step.graph, name, "k");
-  require(settings.head < q.size(1), "--view-head {}: {} has heads 0 to {}", settings.head, name,
-          q.size(1) - 1);
   seen.q = rows_of(q, settings.sentence, settings.head, queries);
   seen.k = rows_of(k, settings.sentence, settings.head, keys);
   const Tensor unit_q = last_value(step.graph, name + ".core.query_norm");
@@ -331,12 +330,10 @@ Json draw_json(const nn::FeatureDraw& draw) {
   return json;
 }
 
-std::vector<std::string> attention_names(const RecordedStep& step) {
+std::vector<std::string> attention_names(ModelStep& model) {
   std::vector<std::string> names;
-  for (const GraphRecord::Op& op : step.graph.ops())
-    if (op.node->outputs[0].meta->name == "q" &&
-        named_value(step.graph, *op.node->scope, "k").defined())
-      names.push_back(*op.node->scope);
+  for (nn::Module* m : model.model().modules())
+    if (dynamic_cast<nn::MultiHeadAttention*>(m)) names.push_back(m->path());
   return names;
 }
 
@@ -344,73 +341,56 @@ std::vector<std::string> attention_names(const RecordedStep& step) {
 
 KernelEstimate kernel_estimate(const nn::FeatureDraw& draw, int64_t head, const Values& q,
                                const Values& k) {
-  const int64_t d = draw.omega.size(-2);
-  const Tensor omega_tensor = draw.omega.rank() == 3 ? draw.omega.select(0, head) : draw.omega;
-  const Values omega = omega_tensor.to_vector<double>(), weight = draw.weight.to_vector<double>();
-  const int64_t columns = draw.omega.size(-1);
-  const int64_t features = draw.levels.empty() ? 0 : draw.levels[0];
-  const auto n_q = std::ssize(q) / d, n_k = std::ssize(k) / d;
-  // φ without constant and linear part: w_m Π_l (x Ω_l)_m.
-  const auto phi = [&](const Values& x, int64_t n) {
-    Values result(static_cast<size_t>(n * features));
-    for (int64_t i = 0; i < n; ++i) {
-      for (int64_t m = 0; m < features; ++m) {
-        double product = weight[static_cast<size_t>(m)];
-        int64_t first = 0;
-        for (size_t l = 0; l < draw.levels.size() && m < draw.levels[l]; ++l) {
-          double p = 0;
-          for (int64_t c = 0; c < d; ++c)
-            p += x[static_cast<size_t>(i * d + c)] *
-                 omega[static_cast<size_t>(c * columns + first + m)];
-          product *= p;
-          first += draw.levels[l];
-        }
-        result[static_cast<size_t>(i * features + m)] = product;
-      }
+  const auto d = static_cast<size_t>(draw.settings.head_dim);
+  const auto features = static_cast<size_t>(draw.levels.empty() ? 0 : draw.levels[0]);
+  const auto phi = [&](const Values& x) {
+    std::vector<Values> rows;
+    for (size_t i = 0; i < x.size(); i += d) {
+      const Values all = nn::reference_features(draw, std::span(x).subspan(i, d), head);
+      rows.emplace_back(all.end() - static_cast<std::ptrdiff_t>(features), all.end());
     }
-    return result;
+    return rows;
   };
-  const Values phi_q = phi(q, n_q), phi_k = phi(k, n_k);
-  std::vector<size_t> degree(static_cast<size_t>(features), 0);
+  const std::vector<Values> phi_q = phi(q), phi_k = phi(k);
+  std::vector<size_t> degree(features, 0);
   for (const int64_t level : draw.levels)
-    for (int64_t m = 0; m < level; ++m) ++degree[static_cast<size_t>(m)];
-  const auto size = static_cast<size_t>(n_q * n_k);
+    for (size_t m = 0; m < static_cast<size_t>(level); ++m) ++degree[m];
+  const size_t size = phi_q.size() * phi_k.size();
   KernelEstimate e;
   e.degrees.assign(std::max<size_t>(draw.levels.size(), 1) + 1, Values(size));
   e.degrees[0].assign(size, draw.constant);
-  e.total.assign(size, draw.constant);
-  for (int64_t i = 0; i < n_q; ++i) {
-    for (int64_t j = 0; j < n_k; ++j) {
-      const auto at = static_cast<size_t>(i * n_k + j);
-      double linear = 0;
-      for (int64_t c = 0; c < d && draw.linear > 0; ++c)
-        linear +=
-            draw.linear * q[static_cast<size_t>(i * d + c)] * k[static_cast<size_t>(j * d + c)];
-      e.degrees[1][at] += linear;
-      e.total[at] += linear;
-      for (int64_t m = 0; m < features; ++m) {
-        const double part = phi_q[static_cast<size_t>(i * features + m)] *
-                            phi_k[static_cast<size_t>(j * features + m)];
-        e.degrees[degree[static_cast<size_t>(m)]][at] += part;
-        e.total[at] += part;
-      }
+  for (size_t i = 0; i < phi_q.size(); ++i) {
+    for (size_t j = 0; j < phi_k.size(); ++j) {
+      const size_t at = i * phi_k.size() + j;
+      for (size_t c = 0; c < d && draw.linear > 0; ++c)
+        e.degrees[1][at] += draw.linear * q[i * d + c] * k[j * d + c];
+      for (size_t m = 0; m < features; ++m) e.degrees[degree[m]][at] += phi_q[i][m] * phi_k[j][m];
     }
   }
+  e.total.assign(size, 0.0);
+  for (const Values& one : e.degrees)
+    for (size_t i = 0; i < size; ++i) e.total[i] += one[i];
   return e;
 }
 
-Json attention_views(ModelStep& model, const RecordedStep& step,
-                     const AttentionViewSettings& settings) {
-  const std::vector<std::string> names = attention_names(step);
-  const Multi30kSettings& s = model.settings();
+void check_view(ModelStep& model, const AttentionViewSettings& settings) {
+  const std::vector<std::string> names = attention_names(model);
   require(settings.attention == "all" ||
               std::find(names.begin(), names.end(), settings.attention) != names.end(),
           "--view {}: the model has {}", settings.attention, fmt::join(names, ", "));
   require(settings.sentence < model.rows(), "--view-sentence {}: the step has sentences 0 to {}",
           settings.sentence, model.rows() - 1);
+  require(settings.head < model.settings().heads, "--view-head {}: there are heads 0 to {}",
+          settings.head, model.settings().heads - 1);
+}
+
+Json attention_views(ModelStep& model, const RecordedStep& step,
+                     const AttentionViewSettings& settings) {
+  check_view(model, settings);
+  const Multi30kSettings& s = model.settings();
   const nn::DotProductKernel kernel = kernel_of(s);
   Json list = Json::array();
-  for (const std::string& name : names) {
+  for (const std::string& name : attention_names(model)) {
     if (settings.attention != "all" && settings.attention != name) continue;
     const Seen seen = see(model, step, name, settings);
     Json json{{"name", name},

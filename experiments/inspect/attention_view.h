@@ -26,6 +26,9 @@ struct AttentionViewSettings {
 Json attention_views(ModelStep& model, const RecordedStep& step,
                      const AttentionViewSettings& settings);
 
+/// Throws, before any step is run, what attention_views would throw of its settings.
+void check_view(ModelStep& model, const AttentionViewSettings& settings);
+
 /// A kernel matrix taken apart: entry (i, j) of `degrees[n]` is what the features of degree n add.
 struct KernelEstimate {
   std::vector<double> total;                 // (T, S)

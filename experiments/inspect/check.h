@@ -40,7 +40,7 @@ struct CheckResult {
 /// Throws an Error that lists what there is when the part is not found, or when nothing enters it.
 CheckResult check_gradients(ModelStep& model, const CheckSettings& settings);
 
-/// argv[0] is "check". Exit code 1 when an entry is off by more than the tolerance.
+/// argv[0] is "check". Exit code kFound when an entry is off by more than the tolerance.
 int check_command(int argc, const char* const* argv);
 
 }  // namespace macgrad::experiments

@@ -17,6 +17,7 @@ namespace {
 
 struct Files {
   std::vector<std::string> order;  // keys of outputs in order of recording, then of leaves
+  std::set<std::string> leaves;
   std::map<std::string, Tensor> values, gradients;
 };
 
@@ -29,13 +30,16 @@ Files read_record(const std::string& folder) {
   const std::string graph = file("graph.json");
   const Json json = read_json(graph);
   try {
+    require(!json.at("steps").empty(), "it holds no step");
     const Json& step = json.at("steps").back();
     for (const Json& op : step.at("ops"))
       for (size_t o = 0; o < op.at("outputs").size(); ++o)
         files.order.push_back(output_key(op.at("key").get<std::string>(), static_cast<int>(o)));
-    for (const Json& leaf : step.at("leaves"))
+    for (const Json& leaf : step.at("leaves")) {
       files.order.push_back(leaf.at("key").get<std::string>());
-  } catch (const nlohmann::json::exception& error) {
+      files.leaves.insert(files.order.back());
+    }
+  } catch (const std::exception& error) {
     throw Error("{}: not a graph.json of inspect: {}", graph, error.what());
   }
   files.values = load_safetensors(file("values.safetensors")).tensors;
@@ -108,7 +112,11 @@ ComparisonResult compare_records(const std::string& a, const std::string& b, dou
                         const std::map<std::string, Tensor>& q, const std::string& key,
                         bool gradient, std::vector<Comparison>& list) {
     const auto i = p.find(key), j = q.find(key);
-    if (i != p.end() && j != q.end()) list.push_back(compare(key, gradient, i->second, j->second));
+    if (i != p.end() && j != q.end())
+      list.push_back(compare(key, gradient, i->second, j->second));
+    else if (i != p.end() || j != q.end())
+      (i != p.end() ? result.only_a : result.only_b)
+          .push_back(gradient ? "the gradient of " + key : key);
   };
   for (const std::string& key : x.order) {
     if (!in_b.contains(key)) {
@@ -121,7 +129,7 @@ ComparisonResult compare_records(const std::string& a, const std::string& b, dou
     if (in_b.contains(*key)) both(x.gradients, y.gradients, *key, true, result.gradients);
   // Leaves stand last in the order of recording, and so first here; they are complete last.
   std::stable_partition(result.gradients.begin(), result.gradients.end(),
-                        [&](const Comparison& c) { return c.key.find('/') != std::string::npos; });
+                        [&](const Comparison& c) { return !x.leaves.contains(c.key); });
   for (auto* list : {&result.values, &result.gradients}) {
     double largest = 0;
     for (const Comparison& c : *list) largest = std::max(largest, c.size);
@@ -171,7 +179,7 @@ int compare_command(int argc, const char* const* argv) {
         }
         const bool same = r.only_a.empty() && r.only_b.empty() &&
                           !first_above(r.values, tolerance) && !first_above(r.gradients, tolerance);
-        return same ? 0 : 1;
+        return same ? 0 : kFound;
       });
 }
 

@@ -35,7 +35,7 @@ ComparisonResult compare_records(const std::string& a, const std::string& b, dou
 /// The first of the list above a relative tolerance.
 const Comparison* first_above(const std::vector<Comparison>& list, double tolerance);
 
-/// argv[0] is "compare". Exit code 0: no difference above the tolerance, 1: some.
+/// argv[0] is "compare". Exit code 0: no difference above the tolerance, kFound: some.
 int compare_command(int argc, const char* const* argv);
 
 }  // namespace macgrad::experiments

@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "autograd/engine.h"
+#include "autograd/fused.h"
 #include "autograd/node.h"
 #include "experiments/common/interrupt.h"
 #include "experiments/common/progress.h"
@@ -25,6 +26,32 @@ double magnitude(const ChainLink& l) {
   return l.non_finite > 0 ? INFINITY : std::max(std::abs(l.min), std::abs(l.max));
 }
 
+// The op, by its place in the record, whose rule gave a gradient that is not finite, and for which
+// input.
+struct BadRule {
+  size_t op, input;
+};
+
+// Runs the step once more, until AnomalyMode stops it in a rule.
+std::optional<BadRule> bad_rule(ModelStep& model, bool open) {
+  GraphRecord graph(GraphRecord::Keep::nothing);
+  std::optional<Unfused> unfused;
+  if (open) unfused.emplace();
+  try {
+    const AnomalyMode anomaly;
+    Variable loss;
+    {
+      const GraphRecord::Recording recording(graph);
+      loss = model.loss();
+    }
+    backward(loss);
+  } catch (const AnomalyError& error) {
+    if (const GraphRecord::Op* op = graph.find(error.node))
+      return BadRule{static_cast<size_t>(op - graph.ops().data()), error.input};
+  }
+  return std::nullopt;
+}
+
 // Looks through one record.
 class Search {
  public:
@@ -34,12 +61,28 @@ class Search {
         keys_(step.graph.op_keys()),
         leaf_keys_(step.graph.leaf_keys()) {}
 
-  std::optional<Explosion> run() const {
+  std::optional<Explosion> first_value() const {
     for (size_t i = 0; i < ops_.size(); ++i)
       for (size_t o = 0; o < ops_[i].outputs.size(); ++o)
         if (!all_finite(ops_[i].outputs[o])) return value(i, o);
-    for (const GradRecord::Entry& e : step_.gradients.entries())
-      if (!all_finite(e.gradient)) return gradient(e);
+    return std::nullopt;
+  }
+  std::optional<Explosion> first_gradient(const std::optional<BadRule>& bad) const {
+    if (bad) return gradient(*bad);
+    // A sum of finite gradients that overflowed, or a hook: no rule to blame.
+    for (const GradRecord::Entry& g : step_.gradients.entries()) {
+      if (all_finite(g.gradient)) continue;
+      Explosion e;
+      e.step = step_.step;
+      e.gradient = true;
+      const GraphRecord::Op* op = step_.graph.find(g.node);
+      e.key = op ? output_key(key(*op), g.output) : g.name;
+      e.op = "the sum over its readers, or a hook";
+      e.scope = g.scope;
+      if (op)
+        for (const Source& s : handed_to_readers(*op)) e.inputs.push_back(s.link);
+      return e;
+    }
     return std::nullopt;
   }
 
@@ -89,47 +132,63 @@ class Search {
     return e;
   }
 
-  // The consumers of a value, by the gradients that they were handed.
-  std::vector<Source> consumers(uint64_t node, int output, const Variable::Meta* leaf) const {
+  // Results of the readers of a value that were handed gradients.
+  std::vector<Source> handed(const GraphRecord::Op& op) const {
+    std::vector<Source> list;
+    for (size_t o = 0; o < op.outputs.size(); ++o)
+      if (const auto* g = step_.gradient(op.node->id, static_cast<int>(o)))
+        list.push_back({link(output_key(key(op), static_cast<int>(o)), g->gradient), &op});
+    return list;
+  }
+  std::vector<Source> handed_to_readers(const GraphRecord::Op& made) const {
     std::vector<Source> list;
     for (const GraphRecord::Op& op : ops_) {
-      for (size_t k = 0; k < op.leaves.size(); ++k) {
-        const Node::Input& in = op.node->inputs[k];
-        const bool reads = node != 0 ? in.node && in.node->id == node && in.output == output
-                                     : op.leaves[k] != GraphRecord::kNoLeaf &&
-                                           step_.graph.leaves()[op.leaves[k]].meta.get() == leaf;
-        if (!reads) continue;
-        for (size_t o = 0; o < op.outputs.size(); ++o)
-          if (const auto* g = step_.gradient(op.node->id, static_cast<int>(o)))
-            list.push_back({link(output_key(key(op), static_cast<int>(o)), g->gradient), &op});
-        break;
-      }
+      const auto& inputs = op.node->inputs;
+      if (std::none_of(inputs.begin(), inputs.end(),
+                       [&](const Node::Input& in) { return in.node == made.node; }))
+        continue;
+      const std::vector<Source> own = handed(op);
+      list.insert(list.end(), own.begin(), own.end());
     }
     return list;
   }
 
-  Explosion gradient(const GradRecord::Entry& entry) const {
+  std::string input_key(const GraphRecord::Op& op, size_t i) const {
+    if (const size_t l = op.leaves[i]; l != GraphRecord::kNoLeaf) return leaf_keys_[l];
+    const Node::Input& in = op.node->inputs[i];
+    const GraphRecord::Op* maker = in.node ? step_.graph.find(in.node->id) : nullptr;
+    return maker ? output_key(key(*maker), in.output) : "";
+  }
+  // The input whose gradient is not finite, or the rule itself when a value within it was not.
+  std::string bad_input(const GraphRecord::Op& op) const {
+    for (size_t i = 0; i < op.leaves.size(); ++i) {
+      const Node::Input& in = op.node->inputs[i];
+      const auto* g = op.leaves[i] != GraphRecord::kNoLeaf
+                          ? step_.gradient(step_.graph.leaves()[op.leaves[i]].meta.get())
+                      : in.node ? step_.gradient(in.node->id, in.output)
+                                : nullptr;
+      if (g && !all_finite(g->gradient)) return input_key(op, i);
+    }
+    return "a value within the rule of " + key(op);
+  }
+
+  Explosion gradient(const BadRule& bad) const {
     Explosion e;
     e.step = step_.step;
     e.gradient = true;
-    const GraphRecord::Op* self = step_.graph.find(entry.node);
-    e.key = self ? output_key(key(*self), entry.output) : entry.name;
-    std::vector<Source> list = consumers(entry.node, entry.output, entry.meta.get());
-    const auto by_size = [](const Source& a, const Source& b) {
-      return magnitude(a.link) < magnitude(b.link);
-    };
-    auto largest = std::max_element(list.begin(), list.end(), by_size);
-    if (largest == list.end()) return e;
-    const GraphRecord::Op* rule = largest->maker;
+    const GraphRecord::Op* rule = &ops_[bad.op];
+    e.key = bad.input != AnomalyError::kInside ? input_key(*rule, bad.input) : bad_input(*rule);
     e.op = rule->node->op;
     e.scope = *rule->node->scope;
-    e.inputs.push_back(largest->link);
+    std::vector<Source> list = handed(*rule);
+    for (const Source& s : list) e.inputs.push_back(s.link);
     for (const Source& s : sources(*rule)) e.inputs.push_back(s.link);
-    while (largest != list.end()) {
-      e.chain.push_back(largest->link);
-      const GraphRecord::Op* op = largest->maker;
-      list = consumers(op->node->id, 0, nullptr);
-      largest = std::max_element(list.begin(), list.end(), by_size);
+    while (!list.empty()) {
+      const Source largest = *std::max_element(
+          list.begin(), list.end(),
+          [](const Source& a, const Source& b) { return magnitude(a.link) < magnitude(b.link); });
+      e.chain.push_back(largest.link);
+      list = handed_to_readers(*largest.maker);
     }
     return e;
   }
@@ -166,7 +225,10 @@ std::optional<Explosion> find_explosion(ModelStep& model) {
   for (const bool open : {true, false}) {
     model.model().zero_grad();
     const auto step = record_step(model, open);
-    if (auto found = Search(*step).run()) return found;
+    const Search search(*step);
+    if (auto found = search.first_value()) return found;
+    model.model().zero_grad();
+    if (auto found = search.first_gradient(bad_rule(model, open))) return found;
   }
   return std::nullopt;
 }
@@ -193,24 +255,32 @@ int explode_command(int argc, const char* const* argv) {
         Progress progress(steps, "step");
         for (int64_t i = 1; i <= steps && !guard.interrupted(); ++i) {
           double loss = 0, norm = 0;
+          std::string anomaly_found;
           try {
             const AnomalyMode anomaly;
             const Variable l = model.loss();
             loss = l.item();
             backward(l);
-          } catch (const Error&) {
-            const auto found = find_explosion(model);
-            if (!found) throw;
-            progress.finish();
-            print(*found);
-            return 1;
+          } catch (const AnomalyError& error) {
+            anomaly_found = error.what();
           }
-          norm = model.update();
+          // A norm that is not finite changes nothing, so that the step can be run again.
+          if (anomaly_found.empty()) norm = model.update();
+          if (!anomaly_found.empty() || !std::isfinite(norm)) {
+            progress.finish();
+            if (const auto found = find_explosion(model))
+              print(*found);
+            else
+              fmt::print("update {}: {}\n", model.step(),
+                         anomaly_found.empty() ? "the norm of all gradients is not finite"
+                                               : anomaly_found);
+            return kFound;
+          }
           progress.step({i, {{"loss", loss}, {"norm", norm}}, 0});
           model.next();
         }
         progress.finish();
-        fmt::print("every value and gradient was finite\n");
+        if (!guard.interrupted()) fmt::print("every value and gradient was finite\n");
         return guard.exit_code();
       });
 }

@@ -30,7 +30,7 @@ struct Explosion {
 /// Records the step under way of `model` and looks for what is not finite; nothing when all is.
 std::optional<Explosion> find_explosion(ModelStep& model);
 
-/// argv[0] is "explode". Exit code 1: something was not finite, 0: nothing was.
+/// argv[0] is "explode". Exit code kFound: something was not finite, 0: nothing was.
 int explode_command(int argc, const char* const* argv);
 
 }  // namespace macgrad::experiments

@@ -8,6 +8,7 @@
 #include "autograd/scope.h"
 #include "experiments/common/vocabulary.h"
 #include "experiments/multi30k/checkpoint.h"
+#include "experiments/multi30k/presets.h"
 #include "experiments/multi30k/run_files.h"
 #include "experiments/multi30k/translator.h"
 #include "nn/loss.h"
@@ -15,13 +16,17 @@
 namespace macgrad::experiments {
 namespace {
 
-Multi30kSettings settings_of_run(const std::string& path) {
+// Of a run of multi30k, or of an inspection, which has its sentences beside them.
+void read_config(const std::string& path, StepSettings& s) {
   const Json json = read_json(path);
   try {
-    return settings_from_json(json.at("settings"));
+    s.model = settings_from_json(json.at("settings"));
+    s.sentences = json.value("sentences", s.sentences);
+    const std::string checkpoint = json.value("checkpoint", "");
+    require(checkpoint.empty(), "it is of an inspection of {}; give --checkpoint {} instead",
+            checkpoint, checkpoint);
   } catch (const std::exception& error) {
-    throw Error("--config {}: not the settings.json or results.json of a run of multi30k: {}", path,
-                error.what());
+    throw Error("--config {}: not the settings of a run: {}", path, error.what());
   }
 }
 
@@ -46,11 +51,10 @@ StepSettings step_settings(int argc, const char* const* argv) {
   if (!checkpoint.empty()) {
     s.model = checkpoint_settings(checkpoint);
   } else if (!config.empty()) {
-    s.model = settings_of_run(config);
+    read_config(config, s);
+  } else {
+    start_from_preset(s.model, argc, argv);
   }
-  if (checkpoint.empty() && config.empty())
-    for (int i = 1; i < argc; ++i)
-      if (std::string_view(argv[i]) == "--toy") make_toy(s.model);
   // What the run wrote and tested is no affair of an inspection.
   s.model.common.out.clear();
   s.model.test.clear();
@@ -76,15 +80,23 @@ ModelStep::ModelStep(const StepSettings& settings)
       data_(load_translation_data(
           settings.model, settings.checkpoint.empty() ? "" : folder_of_run(settings.checkpoint))),
       trainer_(settings_.model, data_) {
-  if (const std::string& path = settings_.checkpoint; !path.empty()) {
-    if (is_training_checkpoint(path)) {
-      const RunState state =
-          load_checkpoint(path, trainer_.model(), trainer_.optimizer(), data_.facts);
-      step_ = state.place.updates + 1;
-      epoch_ = state.place.epoch;
-    } else {
+  const std::string& path = settings_.checkpoint;
+  if (path.empty()) {
+    begin_epoch();
+  } else if (!is_training_checkpoint(path)) {
+    load_model(path, trainer_.model());
+    begin_epoch();
+  } else {
+    // The optimizer's moments have the precision of the run.
+    if (checkpoint_settings(path).common.precision == settings_.model.common.precision)
+      (void)load_checkpoint(path, trainer_.model(), trainer_.optimizer(), data_.facts);
+    else
       load_model(path, trainer_.model());
-    }
+    const TrainingPlace place = checkpoint_state(path).place;
+    step_ = place.updates + 1;
+    epoch_ = place.epoch;
+    begin_epoch();
+    skip_batches(place.done.updates * settings_.model.accumulate);
   }
   take_sentences();
 }
@@ -113,15 +125,24 @@ void ModelStep::next() {
   take_sentences();
 }
 
-void ModelStep::take_sentences() {
+void ModelStep::begin_epoch() {
   const Multi30kSettings& s = settings_.model;
-  if (next_batch_ == batches_.size() || (settings_.sentences > 0 && next_pair_ == order_.size())) {
-    if (!batches_.empty()) ++epoch_;
-    batches_ =
-        shuffled_batches(data_.train, s.batch_tokens, s.common.seed, static_cast<uint64_t>(epoch_));
-    order_.clear();
-    for (const Batch& b : batches_) order_.insert(order_.end(), b.indices.begin(), b.indices.end());
-    next_batch_ = next_pair_ = 0;
+  batches_ =
+      shuffled_batches(data_.train, s.batch_tokens, s.common.seed, static_cast<uint64_t>(epoch_));
+  order_.clear();
+  for (const Batch& b : batches_) order_.insert(order_.end(), b.indices.begin(), b.indices.end());
+  next_batch_ = next_pair_ = 0;
+}
+
+void ModelStep::skip_batches(int64_t count) {
+  for (; count > 0 && next_batch_ < batches_.size(); --count)
+    next_pair_ += batches_[next_batch_++].indices.size();
+}
+
+void ModelStep::take_sentences() {
+  if (settings_.sentences == 0 ? next_batch_ == batches_.size() : next_pair_ == order_.size()) {
+    ++epoch_;
+    begin_epoch();
   }
   if (settings_.sentences == 0) {
     batch_ = batches_[next_batch_++];
@@ -134,7 +155,7 @@ void ModelStep::take_sentences() {
     }
     batch_ = ordered_batches(pairs, std::numeric_limits<int32_t>::max()).front();
   }
-  tensors_ = to_tensors(batch_, s.device());
+  tensors_ = to_tensors(batch_, settings_.model.device());
   keep_buffers();
 }
 

@@ -12,12 +12,16 @@
 
 namespace macgrad::experiments {
 
+/// Exit code of a command that found what it looks for (a difference, a wrong gradient, a NaN); 1
+/// and 2 mean that it could not look.
+inline constexpr int kFound = 3;
+
 struct StepSettings {
   StepSettings() { model.graph = "off"; }
   Multi30kSettings model;  // data, model and training, as in multi30k
   std::string config;      // settings.json of a run, which the options beside it change
   std::string checkpoint;  // a file that training left; its settings hold
-  int64_t sentences = 4;   // of a step; 0: a whole batch of training
+  int64_t sentences = 4;   // of a step; 0: a whole batch of training, each a step of its own
 };
 
 /// What --config or --checkpoint of argv say, else defaults, those of --toy among them. Before the
@@ -29,8 +33,8 @@ void declare_step_options(CLI::App& app, StepSettings& settings);
 
 class ModelStep {
  public:
-  /// Reads data and checkpoint. A training checkpoint brings its optimizer and the number of its
-  /// next update. Throws as multi30k does.
+  /// Reads data and checkpoint. A training checkpoint brings its optimizer (in its own precision)
+  /// and the place of its next update in the data. Throws as multi30k does.
   explicit ModelStep(const StepSettings& settings);
 
   /// Number of the update under way, from 1.
@@ -57,6 +61,8 @@ class ModelStep {
   Json data_facts() const { return data_.facts; }
 
  private:
+  void begin_epoch();
+  void skip_batches(int64_t count);
   void take_sentences();
   // Running statistics, as they were when the step began.
   void keep_buffers();

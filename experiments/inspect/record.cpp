@@ -56,6 +56,7 @@ int record(RecordSettings& s) {
   check_settings(s.step.model);
   const InterruptGuard guard;
   ModelStep model(s.step);
+  check_view(model, s.view);
   const RunDirectory out(s.step.model.common.out, "inspect");
   Json page{{"format", kRecordFormat},   {"title", model.title()}, {"about", nullptr},
             {"formulas", op_formulas()}, {"steps", Json::array()}, {"attentions", nullptr}};
@@ -63,6 +64,7 @@ int record(RecordSettings& s) {
   {
     Progress progress(s.steps, "step");
     for (int64_t i = 1;; ++i) {
+      last.reset();
       last = record_step(model, !s.fused);
       progress.step({i, {{"loss", last->loss}, {"norm", last->gradient_norm}}, 0});
       if (i == s.steps || guard.interrupted()) break;
@@ -133,7 +135,10 @@ int record_command(int argc, const char* const* argv) {
             ->capture_default_str();
         whole("--view-head", s.view.head, 0, "Its head");
         whole("--view-sentence", s.view.sentence, 0, "And the sentence of the step");
-        whole("--redraws", s.view.redraws, 2, "Feature draws whose spread is shown");
+        app.add_option("--redraws", s.view.redraws, "Feature draws whose spread is shown")
+            ->check(CLI::Validator(CLI::Range(2, 10000)).description(""))
+            ->type_name("INT")
+            ->capture_default_str();
       },
       [&] { return record(s); });
 }

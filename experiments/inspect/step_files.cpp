@@ -19,9 +19,11 @@ Json histogram(const std::vector<double>& values, const GradStatistics& s) {
   }
   std::vector<int64_t> counts(kBins);
   const double scale = kBins / (high - low);
+  // Values so large or so close that bins have no width: one bin has them all.
+  const bool one_bin = !(high > low) || !std::isfinite(scale) || scale == 0;
   for (const double v : values) {
     if (!std::isfinite(v)) continue;
-    const auto bin = static_cast<int64_t>((v - low) * scale);
+    const auto bin = one_bin ? 0 : static_cast<int64_t>((v - low) * scale);
     ++counts[static_cast<size_t>(std::clamp<int64_t>(bin, 0, kBins - 1))];
   }
   return {{"low", low}, {"high", high}, {"counts", counts}};

@@ -13,37 +13,11 @@ namespace {
 // "scope/op" of a fused op, and how many of that name came before.
 using FusedPlace = std::pair<std::string, int64_t>;
 
-struct Pass {
-  std::map<FusedPlace, Tensor> results;  // first outputs of fused ops
-  std::map<std::string, Tensor> gradients;
-  double loss = 0;
-};
-
 std::map<std::string, Tensor> parameter_gradients(nn::Transformer& model) {
   std::map<std::string, Tensor> gradients;
   for (const auto& [name, parameter] : model.named_parameters())
     if (parameter->grad().defined()) gradients.emplace(name, parameter->grad().value());
   return gradients;
-}
-
-// Results of all ops of a pass with kernels, by place; those of composites are found among them.
-Pass fused_pass(ModelStep& model) {
-  Pass pass;
-  GraphRecord graph;
-  {
-    const GraphRecord::Recording recording(graph);
-    const Variable loss = model.loss();
-    pass.loss = loss.item();
-    backward(loss);
-  }
-  std::map<std::string, int64_t> seen;
-  for (const GraphRecord::Op& op : graph.ops()) {
-    const std::string name = *op.node->scope + "/" + op.node->op;
-    pass.results.emplace(FusedPlace{name, seen[name]++}, op.outputs[0]);
-  }
-  pass.gradients = parameter_gradients(model.model());
-  model.model().zero_grad();
-  return pass;
 }
 
 bool is_composite(const Node& node) {
@@ -52,23 +26,65 @@ bool is_composite(const Node& node) {
   return false;
 }
 
-FusedDifferences differences(const Pass& fused, const RecordedStep& step, nn::Transformer& model) {
-  FusedDifferences d;
-  d.loss = std::abs(fused.loss - step.loss);
+// The ops that are fused when they run: their composites end with a node that says so, in a scope
+// that is the op's with its name appended.
+std::map<FusedPlace, const GraphRecord::Op*> composites(const GraphRecord& graph) {
+  std::map<FusedPlace, const GraphRecord::Op*> found;
   std::map<std::string, int64_t> seen;
-  for (const GraphRecord::Op& op : step.graph.ops()) {
+  for (const GraphRecord::Op& op : graph.ops()) {
     if (!is_composite(*op.node)) continue;
-    // A composite's scope is that of the op with the op's name appended.
-    std::string name = *op.node->scope;
-    const size_t dot = name.rfind('.');
-    name = dot == std::string::npos ? "/" + name : name.substr(0, dot) + "/" + name.substr(dot + 1);
-    const auto found = fused.results.find({name, seen[name]++});
-    if (found == fused.results.end() || found->second.shape() != op.outputs[0].shape()) continue;
-    d.results.emplace(op.node->id, max_abs_difference(found->second, op.outputs[0]));
+    const std::string& scope = *op.node->scope;
+    const size_t dot = scope.rfind('.');
+    const std::string name =
+        dot == std::string::npos ? "/" + scope : scope.substr(0, dot) + "/" + scope.substr(dot + 1);
+    found.emplace(FusedPlace{name, seen[name]++}, &op);
   }
-  for (const auto& [name, gradient] : parameter_gradients(model)) {
-    const auto found = fused.gradients.find(name);
-    if (found == fused.gradients.end()) continue;
+  return found;
+}
+
+// Keeps of a pass what the composites can be held against.
+class FusedResults : public RecordTool {
+ public:
+  explicit FusedResults(const std::map<FusedPlace, const GraphRecord::Op*>& wanted)
+      : wanted_(wanted) {}
+  std::map<FusedPlace, Tensor> results;
+
+  void recorded(const std::shared_ptr<Node>& node, const Variables&,
+                const Tensors& outputs) override {
+    const std::string name = *node->scope + "/" + node->op;
+    const FusedPlace place{name, seen_[name]++};
+    if (wanted_.contains(place)) results.emplace(place, outputs[0]);
+  }
+
+ private:
+  const std::map<FusedPlace, const GraphRecord::Op*>& wanted_;
+  std::map<std::string, int64_t> seen_;
+};
+
+// Runs the step with its kernels; their gradients are the ones that stay in grad().
+FusedDifferences differences(ModelStep& model, const RecordedStep& step) {
+  FusedDifferences d;
+  const auto opened = parameter_gradients(model.model());
+  const auto wanted = composites(step.graph);
+  FusedResults fused(wanted);
+  model.model().zero_grad();
+  {
+    Variable loss;
+    {
+      const RecordTool::Watch watch(fused);
+      loss = model.loss();
+    }
+    d.loss = std::abs(loss.item() - step.loss);
+    backward(loss);
+  }
+  for (const auto& [place, result] : fused.results) {
+    const GraphRecord::Op& op = *wanted.at(place);
+    if (result.shape() == op.outputs[0].shape())
+      d.results.emplace(op.node->id, max_abs_difference(result, op.outputs[0]));
+  }
+  for (const auto& [name, gradient] : parameter_gradients(model.model())) {
+    const auto found = opened.find(name);
+    if (found == opened.end()) continue;
     const double difference = max_abs_difference(found->second, gradient);
     if (difference > d.gradient || d.parameter.empty()) {
       d.gradient = difference;
@@ -105,8 +121,6 @@ const GradRecord::Entry* RecordedStep::gradient(const Variable::Meta* leaf) cons
 
 std::unique_ptr<RecordedStep> record_step(ModelStep& model, bool open) {
   using Clock = std::chrono::steady_clock;
-  Pass fused;
-  if (open) fused = fused_pass(model);
   auto step = std::make_unique<RecordedStep>();
   step->step = model.step();
   step->learning_rate = model.learning_rate();
@@ -124,7 +138,7 @@ std::unique_ptr<RecordedStep> record_step(ModelStep& model, bool open) {
   step->seconds = std::chrono::duration<double>(Clock::now() - start).count();
   step->gradient_norm = nn::gradient_norm(model.model().parameters());
   step->index();
-  if (open) step->fused = differences(fused, *step, model.model());
+  if (open) step->fused = differences(model, *step);
   return step;
 }
 

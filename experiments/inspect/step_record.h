@@ -38,8 +38,9 @@ struct RecordedStep {
   std::unordered_map<const Variable::Meta*, const GradRecord::Entry*> by_leaf_;
 };
 
-/// Runs the step under way of `model`, leaving its gradients in grad(). With `open`, fused ops are
-/// recorded as their composites, and the step is run with their kernels as well, for `fused`.
+/// Runs the step under way of `model`, leaving its gradients in grad(), which must be clear. With
+/// `open`, fused ops are recorded as their composites, and the step is run with their kernels as
+/// well, for `fused`; grad() then has the gradients of the kernels, as training would.
 std::unique_ptr<RecordedStep> record_step(ModelStep& model, bool open);
 
 /// min, max, mean, …; `details` adds the histogram and, of matrices, the image.

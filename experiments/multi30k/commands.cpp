@@ -43,8 +43,7 @@ class TrainCommand {
   }
 
  private:
-  // Before the options are declared, so that --help shows the defaults in force and options given
-  // beside --preset, --toy or --resume win over them.
+  // Options given beside --resume, too, win over it.
   void start_settings() {
     const std::string run = value_of("--resume", argc_, argv_);
     if (!run.empty()) {
@@ -54,13 +53,7 @@ class TrainCommand {
       settings_ = saved_ = checkpoint_settings(checkpoint_path(run));
       return;
     }
-    // A wrong name is left to the option's own check, which lists them.
-    const std::string preset = value_of("--preset", argc_, argv_);
-    const std::vector<std::string> names = preset_names();
-    if (std::find(names.begin(), names.end(), preset) != names.end())
-      apply_preset(settings_, preset);
-    for (int i = 1; i < argc_; ++i)
-      if (std::string_view(argv_[i]) == "--toy") make_toy(settings_);
+    start_from_preset(settings_, argc_, argv_);
   }
 
   int argc_;

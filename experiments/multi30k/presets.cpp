@@ -1,6 +1,7 @@
 // The table of presets: one function a row, which names every setting that it cares about.
 #include "experiments/multi30k/presets.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "experiments/multi30k/settings.h"
@@ -117,6 +118,14 @@ void apply_preset(Multi30kSettings& settings, std::string_view name) {
     return;
   }
   throw Error("--preset: unknown \"{}\"; known: {}", name, fmt::join(preset_names(), ", "));
+}
+
+void start_from_preset(Multi30kSettings& settings, int argc, const char* const* argv) {
+  const std::string preset = value_of("--preset", argc, argv);
+  const std::vector<std::string> names = preset_names();
+  if (std::find(names.begin(), names.end(), preset) != names.end()) apply_preset(settings, preset);
+  for (int i = 1; i < argc; ++i)
+    if (std::string_view(argv[i]) == "--toy") make_toy(settings);
 }
 
 }  // namespace macgrad::experiments

@@ -48,6 +48,10 @@ RecordedSteps::RecordedSteps(nn::Transformer& model, nn::Adam& optimizer,
 void RecordedSteps::refuse(Entry& entry, const std::string& reason) {
   entry.refused = true;
   entry.graph.reset();
+  tell(reason);
+}
+
+void RecordedSteps::tell(const std::string& reason) {
   if (std::find(refusals_.begin(), refusals_.end(), reason) == refusals_.end())
     refusals_.push_back(reason);
 }
@@ -74,6 +78,10 @@ void RecordedSteps::record(Entry& entry, const BatchTensors& batch) {
 std::optional<RecordedSteps::Outcome> RecordedSteps::run(const BatchTensors& batch, int64_t update,
                                                          int64_t epoch, double lr) {
   if (kernel_observer() != nullptr) return std::nullopt;
+  if (model_.has_forward_hooks()) {
+    tell("modules have forward hooks, which a replay would not call");
+    return std::nullopt;
+  }
   Entry& entry = entries_[{batch.source.size(0), batch.source.size(1), batch.input.size(1)}];
   if (entry.refused) return std::nullopt;
   const auto draws = nn::recorded_draws(model_);

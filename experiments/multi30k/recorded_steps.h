@@ -25,8 +25,8 @@ class RecordedSteps {
   };
   /// The whole update, replayed; nothing when this batch has to be run eagerly: the shape is new,
   /// a feature draw is larger than its place in memory or that place has moved, a tool watches the
-  /// kernels, or the step cannot be recorded. The model's begin_step has been called for `update`
-  /// and `epoch`.
+  /// kernels, a module has forward hooks, or the step cannot be recorded. The model's begin_step
+  /// has been called for `update` and `epoch`.
   std::optional<Outcome> run(const BatchTensors& batch, int64_t update, int64_t epoch, double lr);
 
   /// Why shapes could not be recorded, once a reason; empty when all could.
@@ -46,6 +46,7 @@ class RecordedSteps {
   };
   void record(Entry& entry, const BatchTensors& batch);
   void refuse(Entry& entry, const std::string& reason);
+  void tell(const std::string& reason);
 
   nn::Transformer& model_;
   nn::Adam& optimizer_;

@@ -65,5 +65,28 @@ TEST_CASE("cuda inspect: a recorded step is the CPU's") {
   CHECK(attention_views(device, *b, view).size() == 3);
 }
 
+TEST_CASE("cuda inspect: steps of a model with hooks are not recorded, and that is said") {
+  Multi30kSettings s = tiny("cuda").model;
+  s.graph = "on";
+  s.batch_tokens = 60;
+  s.max_updates = 5;
+  const TranslationData data = load_translation_data(s);
+  Trainer trainer(s, data);
+  int calls = 0;
+  trainer.model().encoder.add_forward_hook([&calls](const Variable&) {
+    ++calls;
+    return Variable();
+  });
+  int64_t replays = 0;
+  trainer.train_epoch(1, [&](const UpdateReport& r) {
+    replays = r.replays;
+    return true;
+  });
+  CHECK(calls == 5);
+  CHECK(replays == 0);
+  REQUIRE(trainer.refused_replays().size() == 1);
+  CHECK(trainer.refused_replays()[0].find("forward hooks") != std::string::npos);
+}
+
 }  // namespace
 }  // namespace macgrad::testing
