@@ -196,8 +196,8 @@ void step_rows(BenchTable& table, const Precision& precision, const ModelSize& s
   replayed_row(table, {.name = replayed, .precision = precision.name}, name, step, device);
 }
 
-// What looking costs: the step as it trains, once more (what noise makes of no difference), with the
-// norm of every gradient, with all its numbers, and with graph and values as well.
+// What looking costs: the step as it trains, once more (what noise makes of no difference), with
+// the norm of every gradient, with all its numbers, and with graph and values as well.
 void recording_rows(BenchTable& table, const ModelSize& size, const std::string& kind,
                     const nn::AttentionSettings& attention) {
   const auto name = [&](const char* what) {
