@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <filesystem>
 #include <set>
 
 #include "autograd/engine.h"
@@ -16,7 +17,7 @@
 #include "experiments/inspect/explode.h"
 #include "experiments/inspect/page.h"
 #include "experiments/inspect/record.h"
-#include "experiments/multi30k/checkpoint.h"
+#include "experiments/multi30k/run_files.h"
 #include "tests/multi30k_settings.h"
 #include "tests/temporary_folder.h"
 
@@ -90,13 +91,17 @@ TEST_CASE("a model step with a whole batch is the training program's, also from 
   Trainer trainer(s.model, data);
   std::vector<std::pair<double, double>> trained;  // loss and norm
   const int64_t checkpoint_after = 3;
-  const std::string middle = folder / "middle.safetensors", end = folder / "end.safetensors";
+  // As the program writes them.
+  s.model.common.out = folder / "run";
+  RunFiles files(s.model, data, /*resume=*/false);
+  const std::string middle = files.out().file("middle.safetensors");
+  const std::string end = files.out().file("end.safetensors");
   const auto save = [&](const std::string& path) {
     RunState state;
     state.place = trainer.place();
-    save_checkpoint(path, trainer.model(), trainer.optimizer(), state, s.model, data.facts);
+    files.save(trainer.model(), trainer.optimizer(), state);
+    std::filesystem::copy_file(checkpoint_path(s.model.common.out), path);
   };
-  save_codecs(s.model, data.codecs(), folder.path());
   size_t first_epoch = 0;
   for (int64_t epoch = 1; epoch <= 2; ++epoch) {
     bool more = true;

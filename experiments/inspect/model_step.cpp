@@ -89,7 +89,7 @@ ModelStep::ModelStep(const StepSettings& settings)
   } else {
     // The optimizer's moments have the precision of the run.
     if (checkpoint_settings(path).common.precision == settings_.model.common.precision)
-      (void)load_checkpoint(path, trainer_.model(), trainer_.optimizer(), data_.facts);
+      (void)load_checkpoint(path, trainer_.model(), trainer_.optimizer(), data_.facts.at("crc32"));
     else
       load_model(path, trainer_.model());
     const TrainingPlace place = checkpoint_state(path).place;
