@@ -325,17 +325,28 @@ void print_keys(const char* what, const std::vector<std::string>& keys) {
 
 }  // namespace
 
-double CheckedEntry::relative() const {
-  const double error = std::abs(analytic - numeric) - noise;
-  if (error <= 0) return 0.0;
-  const double relative = error / std::max(scale, std::abs(numeric));
-  return std::isnan(relative) ? INFINITY : relative;
+double CheckedEntry::raw() const {
+  const double error = std::abs(analytic - numeric);
+  const double share = error > 0 ? error / std::max(scale, std::abs(numeric)) : error;
+  return std::isnan(share) ? INFINITY : share;
 }
+
+double CheckedEntry::relative() const {
+  const double error = std::abs(analytic - numeric);
+  if (!std::isfinite(error)) return INFINITY;
+  return error <= noise ? 0.0 : raw() * (1 - noise / error);
+}
+
+namespace {
+bool worse(const CheckedEntry& a, const CheckedEntry& b) {
+  return std::pair(a.relative(), a.raw()) > std::pair(b.relative(), b.raw());
+}
+}  // namespace
 
 const CheckedEntry& CheckResult::worst(int order) const {
   const CheckedEntry* found = nullptr;
   for (const CheckedEntry& e : entries)
-    if (e.order == order && (!found || e.relative() > found->relative())) found = &e;
+    if (e.order == order && (!found || worse(e, *found))) found = &e;
   require(found != nullptr, "no entry of order {} was checked", order);
   return *found;
 }
@@ -396,11 +407,10 @@ int check_command(int argc, const char* const* argv) {
           const CheckedEntry& w = r.worst(order);
           good = good && w.relative() <= tolerance;
           fmt::print(
-              "order {}: {} entries, the worst {}[{}]: {:.10g}, differences {:.10g}, off by {:.2g} "
-              "of "
-              "its size\n",
+              "order {}: {} entries, the worst {}[{}]: {:.10g}, differences {:.10g}; off by "
+              "{:.2g} of its size, {:.2g} beyond rounding\n",
               order, r.entries.size() / static_cast<size_t>(s.order), w.key, w.entry, w.analytic,
-              w.numeric, w.relative());
+              w.numeric, w.raw(), w.relative());
         }
         fmt::print("gradients are {} {}\n", good ? "right to" : "OFF by more than", tolerance);
         return good ? 0 : kFound;

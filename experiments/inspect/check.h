@@ -27,13 +27,15 @@ struct CheckedEntry {
   double analytic = 0, numeric = 0;
   double scale = 0;  // largest |analytic| of that value at this order
   double noise = 0;  // what rounding may do to `numeric`
-  /// Error beyond the noise, as a share of max(scale, |numeric|).
+  /// Error as a share of max(scale, |numeric|): all of it, and what is beyond the noise.
+  double raw() const;
   double relative() const;
 };
 
 struct CheckResult {
   std::vector<std::string> inputs, outputs;  // keys
   std::vector<CheckedEntry> entries;
+  /// By relative(), then by raw().
   const CheckedEntry& worst(int order) const;
 };
 
