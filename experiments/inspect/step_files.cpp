@@ -226,7 +226,8 @@ void write_dot(const RecordedStep& step, const std::string& path) {
   std::map<std::string, std::vector<size_t>> scopes;
   const auto& ops = step.graph.ops();
   for (size_t i = 0; i < ops.size(); ++i) scopes[*ops[i].node->scope].push_back(i);
-  // Without newrank dot ranks each cluster by itself, and gives up on scopes that are entered twice.
+  // Without newrank dot ranks each cluster by itself, and gives up on scopes that are entered
+  // twice.
   std::string text = "digraph step {\n  rankdir=LR;\n  newrank=true;\n  node [shape=box];\n";
   for (const auto& [scope, members] : scopes) {
     text +=
