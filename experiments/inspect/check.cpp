@@ -351,10 +351,11 @@ const CheckedEntry& CheckResult::worst(int order) const {
   return *found;
 }
 
-CheckResult check_gradients(ModelStep& model, const CheckSettings& settings) {
+CheckResult check_gradients(ModelStep& model, const CheckSettings& settings,
+                            const std::function<bool()>& stop) {
   require(dtype_of(model.settings().common) == DType::float64 && model.settings().device() == kCpu,
           "differences need --precision float64 and --device cpu");
-  return Checker(model, settings, [] { return false; }).run();
+  return Checker(model, settings, stop).run();
 }
 
 int check_command(int argc, const char* const* argv) {
@@ -394,11 +395,7 @@ int check_command(int argc, const char* const* argv) {
         check_settings(step.model);
         const InterruptGuard guard;
         ModelStep model(step);
-        require(dtype_of(model.settings().common) == DType::float64 &&
-                    model.settings().device() == kCpu,
-                "differences need --precision float64 and --device cpu");
-        const std::function<bool()> stop = [&] { return guard.interrupted(); };
-        const CheckResult r = Checker(model, s, stop).run();
+        const CheckResult r = check_gradients(model, s, [&] { return guard.interrupted(); });
         if (guard.interrupted()) return guard.exit_code();
         print_keys("enters", r.inputs);
         print_keys("leaves", r.outputs);

@@ -4,6 +4,7 @@
 // cotangent.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -40,7 +41,10 @@ struct CheckResult {
 };
 
 /// Throws an Error that lists what there is when the part is not found, or when nothing enters it.
-CheckResult check_gradients(ModelStep& model, const CheckSettings& settings);
+/// `stop`: asked before each entry; true leaves the rest out.
+CheckResult check_gradients(
+    ModelStep& model, const CheckSettings& settings,
+    const std::function<bool()>& stop = [] { return false; });
 
 /// argv[0] is "check". Exit code kFound when an entry is off by more than the tolerance.
 int check_command(int argc, const char* const* argv);

@@ -77,7 +77,6 @@ class Search {
       e.gradient = true;
       const GraphRecord::Op* op = step_.graph.find(g.node);
       e.key = op ? output_key(key(*op), g.output) : g.name;
-      e.op = "the sum over its readers, or a hook";
       e.scope = g.scope;
       if (op)
         for (const Source& s : handed_to_readers(*op)) e.inputs.push_back(s.link);
@@ -87,7 +86,7 @@ class Search {
   }
 
  private:
-  // An input of an op: its link, and the op that made it.
+  // A value or gradient, and the op whose result it is of; no op for a leaf.
   struct Source {
     ChainLink link;
     const GraphRecord::Op* maker = nullptr;
@@ -132,7 +131,7 @@ class Search {
     return e;
   }
 
-  // Results of the readers of a value that were handed gradients.
+  // The gradients that an op was handed, by its outputs; its readers' likewise.
   std::vector<Source> handed(const GraphRecord::Op& op) const {
     std::vector<Source> list;
     for (size_t o = 0; o < op.outputs.size(); ++o)
@@ -207,10 +206,16 @@ std::string line(const ChainLink& l) {
 void print(const Explosion& e) {
   const char* what = e.gradient ? "gradient" : "value";
   fmt::print("update {}: the first {} that is not finite is that of {}\n", e.step, what, e.key);
-  fmt::print("made by {}{} (scope {})\n", e.gradient ? "the gradient rule of " : "", e.op,
-             e.scope.empty() ? "of the model itself" : e.scope);
-  fmt::print("{}its inputs:\n", e.gradient ? "the gradient it was handed, and " : "");
+  if (e.op.empty()) {
+    fmt::print("no rule is to blame: a sum of the gradients of its readers, or a hook\n");
+    fmt::print("the gradients that its readers were handed:\n");
+  } else {
+    fmt::print("made by {}{} (scope {})\n", e.gradient ? "the gradient rule of " : "", e.op,
+               e.scope.empty() ? "of the model itself" : e.scope);
+    fmt::print("{}its inputs:\n", e.gradient ? "the gradient it was handed, and " : "");
+  }
   for (const ChainLink& l : e.inputs) fmt::print("{}", line(l));
+  if (e.chain.empty()) return;
   fmt::print("{}:\n", e.gradient ? "the gradients that led there, back to the loss"
                                  : "the values that led there, by the largest magnitude");
   // Far from the place all is as it should be.

@@ -20,7 +20,7 @@ struct Explosion {
   int64_t step = 0;
   bool gradient = false;  // else a value
   std::string key;        // the first that is not finite, in the order in which they are made
-  std::string op;         // that made it; for a gradient the op whose rule did
+  std::string op;         // that made it; for a gradient the op whose rule did, "": none to blame
   std::string scope;
   std::vector<ChainLink> inputs;  // of that op; for a gradient the gradient it was handed, first
   // From there back, always by the largest magnitude: to a leaf, or for a gradient to the loss.
