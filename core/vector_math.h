@@ -135,5 +135,13 @@ MACGRAD_HD inline float pow(float x, float y) {
 MACGRAD_HD inline double pow(double x, double y) {
   return ::pow(x, y);
 }
+/// x·y + z with one rounding, where a compiler that chooses for itself would not choose alike in
+/// two places.
+MACGRAD_HD inline float fma(float x, float y, float z) {
+  return ::fmaf(x, y, z);
+}
+MACGRAD_HD inline double fma(double x, double y, double z) {
+  return ::fma(x, y, z);
+}
 
 }  // namespace macgrad::math

@@ -11,6 +11,8 @@
 namespace macgrad::cuda {
 namespace {
 
+constexpr size_t kMostCalls = 4;  // before copies of the operands are cheaper
+
 int blas_size(int64_t n) {
   require(n <= INT_MAX,
           "[matmul] cuBLAS takes sizes and strides up to {}, got {}; split the product", INT_MAX,
@@ -85,11 +87,18 @@ Batches batches_of(const std::array<const Tensor*, 3>& operands) {
 }
 
 template <class Scalar>
-void multiply(const Tensor& a, const Tensor& b, const Tensor& c, Scalar alpha, Scalar beta) {
+void multiply(const Tensor& left, const Tensor& right, const Tensor& c, Scalar alpha, Scalar beta) {
+  Tensor a = left, b = right;
+  Batches batches = batches_of({&a, &b, &c});
+  if (batches.starts.size() > kMostCalls) {
+    // Heads seen through a permutation would be a call a sentence; packed they are one.
+    a = a.contiguous();
+    b = b.contiguous();
+    batches = batches_of({&a, &b, &c});
+  }
   const int64_t m = a.size(-2), k = a.size(-1), n = b.size(-1);
   const MatrixLayout la = matrix_layout(a, "left operand"), lb = matrix_layout(b, "right operand");
   const MatrixLayout lc = matrix_layout(c, "result");
-  const Batches batches = batches_of({&a, &b, &c});
   const cudaDataType type = data_type(a.dtype());
   const cublasComputeType_t compute = compute_type(a.dtype());
   const auto item = static_cast<int64_t>(item_size(a.dtype()));

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <source_location>
 
 #include "cuda/runtime.h"
 
@@ -16,9 +17,12 @@ struct LaunchShape {
   dim3 grid;
   dim3 block;
   size_t shared_bytes = 0;
+  std::source_location from = std::source_location::current();  // where the launch stands
 };
 
-/// Queues `kernel` on stream(). An empty grid launches nothing. A failure names the kernel's file.
+/// Queues `kernel` on stream(). An empty grid launches nothing. A failure names the file and line
+/// of the launch; a fault within the kernel is known at a later call (CUDA_LAUNCH_BLOCKING=1: at
+/// once).
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const LaunchShape& shape,
             const Arguments&... arguments) {
@@ -27,15 +31,17 @@ void launch(void (*kernel)(Parameters...), const LaunchShape& shape,
     require(shape.shared_bytes <= card().shared_bytes,
             "a kernel needs {} bytes of shared memory a block, this card has {}",
             shape.shared_bytes, card().shared_bytes);
+    // All that the card has: a smaller launch must not lower what a recorded one was allowed.
     CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(shape.shared_bytes)));
+                                    static_cast<int>(card().shared_bytes)));
   }
   cudaLaunchConfig_t config{};
   config.gridDim = shape.grid;
   config.blockDim = shape.block;
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = stream();
-  CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), "the launch",
+        shape.from.file_name(), static_cast<int>(shape.from.line()));
 }
 
 /// Blocks of `per_block` that cover n, at most 2^31 - 1.

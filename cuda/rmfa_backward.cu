@@ -209,10 +209,13 @@ struct KeyMemory {
   Chunk chunk;
   alignas(16) float products[1];
 
-  static size_t bytes(int columns) {
+  static constexpr size_t bytes(int columns) {
     return sizeof(KeyMemory) + sizeof(float) * kTile * (static_cast<size_t>(columns) + 4);
   }
 };
+
+static_assert(KeyMemory<2, true>::bytes(most_columns(true)) == wide_shared_bytes(true) &&
+              KeyMemory<2, false>::bytes(most_columns(false)) == wide_shared_bytes(false));
 
 /// dk and dv of a tile of keys. Not `causal`: part i is the tile of keys from 64·i on, before
 /// `key_end`, and reads the one state. Causal: part i walks the tiles of segment i from its end.

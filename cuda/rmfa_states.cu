@@ -166,6 +166,7 @@ void make_states(const Problem<E>& p, const Cotangents<E>& cotangents, const Ran
                       : accumulate_states<E, rounding, W, false>,
            with_memory, p, cotangents, ranges, states);
   });
+  if (ranges.count() == 1) return;  // a state is its own sum
   const int64_t size = heads * p.map.state_size();
   launch(add_states, {blocks_for(size, 256), 256}, states, p.map, p.layout, size, ranges.count(),
          p.causal && of_queries, !p.causal);

@@ -51,6 +51,8 @@ cublasHandle_t cublas() {
     cublasHandle_t h = nullptr;
     CUBLAS_CHECK(cublasCreate(&h));
     CUBLAS_CHECK(cublasSetStream(h, stream()));
+    // Sums of a bfloat16 product that is split over blocks stay in float32.
+    CUBLAS_CHECK(cublasSetMathMode(h, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION));
     void* workspace = nullptr;
     CUDA_CHECK(cudaMalloc(&workspace, kCublasWorkspace));
     CUBLAS_CHECK(cublasSetWorkspace(h, workspace, kCublasWorkspace));

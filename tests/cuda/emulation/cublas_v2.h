@@ -23,6 +23,7 @@ cublasStatus_t cublasGetVersion(cublasHandle_t handle, int* version);
 enum cublasMath_t {
   CUBLAS_DEFAULT_MATH = 0,
   CUBLAS_TF32_TENSOR_OP_MATH = 3,
+  CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION = 16,
 };
 cublasStatus_t cublasSetMathMode(cublasHandle_t handle, cublasMath_t mode);
 
