@@ -2,9 +2,9 @@
 
 #include "autograd/attention.h"
 
-#include <array>
 #include <cmath>
 #include <limits>
+#include <memory>
 
 #include "autograd/fused.h"
 #include "autograd/op_support.h"
@@ -129,6 +129,8 @@ Variable softmax_attention(const Variable& q, const Variable& k, const Variable&
   op.attributes = {{"scale", fmt::format("{}", scale)},
                    {"causal", mask.causal ? "true" : "false"},
                    {"dropout", fmt::format("{}", dropout_p)}};
+  op.constants = {{key_valid, "softmax_attention's key mask"},
+                  {query_valid, "softmax_attention's query mask"}};
   op.supports = [=](const Tensors& in) {
     const Tensor none;
     return kernels::softmax_attention_forward.supports(
@@ -309,6 +311,12 @@ Variable rmfa(const Variable& q, const Variable& k, const Variable& v, const Att
   op.attributes = {{"features", fmt::format("{}", features)},
                    {"causal", mask.causal ? "true" : "false"},
                    {"floor", fmt::format("{}", args.floor)}};
+  op.constants = {{key_valid, "rmfa's key mask"},
+                  {query_valid, "rmfa's query mask"},
+                  {omega, "the feature draw's omega"},
+                  {weight, "the feature draw's weights"},
+                  {args.layout, "the feature draw's layout"}};
+  const auto measured = std::make_shared<Tensor>();
   op.supports = [=](const Tensors& in) {
     const Tensor none;
     return kernels::rmfa_forward.supports(in[0].device(), in[0], in[1], in[2], key_valid,
@@ -321,22 +329,11 @@ Variable rmfa(const Variable& q, const Variable& k, const Variable& v, const Att
     Tensor stats = Tensor::empty({2}, DType::float64, in[0].device());
     kernels::rmfa_forward(rows(in[0]), rows(in[1]), rows(in[2]), key_valid, query_valid, omega,
                           weight, args, out, den, stats, Scratch{});
-    if (statistics) *statistics = stats;
+    *measured = stats;
     return FusedOp::Forward{{out}, {den}};
-  };
-  const auto draw_versions = [=] {
-    return std::array{omega.version(), weight.version(), args.layout.version()};
-  };
-  const auto check_draw = [draw_versions, versions = draw_versions()] {
-    require(
-        draw_versions() == versions,
-        "[rmfa] the feature draw (omega, weight or layout) was overwritten in place after it was "
-        "saved for its gradient: run backward before the next draw, or compute the forward "
-        "pass again");
   };
   op.backward = [=](const Tensors& in, const FusedOp::Forward& result, const Tensors& g,
                     const std::vector<bool>&) {
-    check_draw();
     Tensors d;
     for (const Tensor& t : in) d.push_back(empty_heads(B, H, t.size(2), t.size(3), t));
     kernels::rmfa_backward(rows(in[0]), rows(in[1]), rows(in[2]), key_valid, query_valid, omega,
@@ -344,11 +341,10 @@ Variable rmfa(const Variable& q, const Variable& k, const Variable& v, const Att
                            d[2], Scratch{});
     return d;
   };
-  op.composite = [=](const Variables& in) {
-    check_draw();
-    return rmfa_composite(in, mask, omega, weight, args);
-  };
-  return apply_fused(op, {q, k, v})[0];
+  op.composite = [=](const Variables& in) { return rmfa_composite(in, mask, omega, weight, args); };
+  const Variable out = apply_fused(op, {q, k, v})[0];
+  if (statistics) *statistics = *measured;
+  return out;
 }
 
 }  // namespace macgrad

@@ -436,7 +436,8 @@ void backward(const Variable& output, const Variable& cotangent, const GradOptio
   for (const auto& leaf : engine.leaves_in_order()) {
     Variable& grad = leaf.meta->grad;
     if (!grad.defined()) {
-      // A gradient may be a view of something that lives on (a reshape of a cotangent).
+      // Packed: a gradient may be an expanded or transposed view. Its memory may still be shared
+      // with other gradients and with the cotangent.
       grad = leaf.sum.value.value().is_contiguous() ? leaf.sum.value : contiguous(leaf.sum.value);
     } else {
       grad = add(grad, leaf.sum.value);

@@ -155,6 +155,7 @@ Variables apply_fused(const FusedOp& op, const Variables& inputs) {
             "the result of {} was overwritten in place after it was saved for its gradient: run "
             "backward before changing it, or compute the forward pass again",
             op.name);
+    for (const SavedTensor& constant : op.constants) constant();
     Variables operands, cotangents;
     for (const Saved& s : saved) operands.push_back(s());
     for (size_t i = 0; i < result.outputs.size(); ++i)

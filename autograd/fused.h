@@ -18,6 +18,9 @@ struct FusedOp {
   };
   std::string name;
   Attributes attributes;
+  /// What the rules read beside inputs and results: masks, targets, feature draws. Overwriting one
+  /// before the gradient is asked for is an error that names it.
+  std::vector<SavedTensor> constants;
   /// Whether the kernels take these operands; absent: yes.
   std::function<Support(const Tensors& inputs)> supports;
   std::function<Forward(const Tensors& inputs)> forward;

@@ -126,6 +126,7 @@ Variable row_losses(const Variable& logits, const Tensor& target, double smoothi
   FusedOp op;
   op.name = "cross_entropy";
   op.attributes = {{"smoothing", fmt::format("{}", smoothing)}};
+  op.constants = {{target, "cross_entropy's target"}};
   op.forward = [=](const Tensors& in) {
     const Tensor x = in[0].contiguous();
     const DType dtype = compute_dtype(x.dtype());

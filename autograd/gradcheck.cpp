@@ -18,6 +18,14 @@ Variable random_like(const Variable& v, Generator& generator) {
   return Variable(t);
 }
 
+// Puts an element back, also when the function throws on the moved one.
+struct Moved {
+  explicit Moved(double& element) : at(element), kept(element) {}
+  ~Moved() { at = kept; }
+  double& at;
+  const double kept;
+};
+
 struct Checker {
   const GradcheckOptions& options;
   GradcheckResult result;
@@ -31,8 +39,9 @@ struct Checker {
       if (v.defined() && v.requires_grad()) wanted.push_back(v);
     require(!wanted.empty(), "[gradcheck] no input asks for a gradient");
     for (const Variable& v : wanted)
-      require(v.dtype() == DType::float64, "[gradcheck] input '{}' is {}, needs float64", v.name(),
-              name(v.dtype()));
+      require(v.dtype() == DType::float64 && v.device() == kCpu,
+              "[gradcheck] input '{}' is {} on {}, needs float64 on the CPU", v.name(),
+              name(v.dtype()), text(v.device()));
     const Variable y = f(inputs);
     const Variable cotangent = random_like(y, generator);
     const auto value = [&] {
@@ -49,13 +58,12 @@ struct Checker {
       require(x.is_contiguous() || x.numel() == 0, "[gradcheck] input {} must be contiguous", i);
       double* p = x.data<double>();
       for (int64_t j = 0; j < x.numel(); ++j) {
-        const double kept = p[j];
-        const double h = options.step * std::max(1.0, std::fabs(kept));
-        p[j] = kept + h;
+        const Moved moved(p[j]);
+        const double h = options.step * std::max(1.0, std::fabs(moved.kept));
+        p[j] = moved.kept + h;
         const double up = value();
-        p[j] = kept - h;
+        p[j] = moved.kept - h;
         const double down = value();
-        p[j] = kept;
         judge(i, j, g[static_cast<size_t>(j)], (up - down) / (2 * h));
       }
     }

@@ -24,7 +24,8 @@ struct GradcheckResult {
   explicit operator bool() const { return ok; }
 };
 
-/// Checks every float64 input that asks for a gradient.
+/// Checks every input that asks for a gradient: float64 on the CPU, an Error otherwise. Elements
+/// are moved in place and put back.
 GradcheckResult gradcheck(const std::function<Variable(const Variables&)>& f,
                           const Variables& inputs, const GradcheckOptions& options = {});
 

@@ -67,12 +67,30 @@ Saved::Saved(const Variable& v, bool needed) {
   version_ = v.value().version();
 }
 
-const Variable& Saved::operator()() const {
-  require(!variable_.defined() || variable_.value().version() == version_,
+namespace {
+
+void check_version(const Tensor& t, uint64_t saved, const std::string& what) {
+  require(t.version() == saved,
           "'{}' of shape {} was overwritten in place after it was saved for its gradient (version "
           "{}, saved {}): run backward before changing it, or compute the forward pass again",
-          variable_.name(), variable_.shape(), variable_.value().version(), version_);
+          what, t.shape(), t.version(), saved);
+}
+
+}  // namespace
+
+const Variable& Saved::operator()() const {
+  if (variable_.defined()) check_version(variable_.value(), version_, variable_.name());
   return variable_;
+}
+
+SavedTensor::SavedTensor(Tensor t, std::string what)
+    : tensor_(std::move(t)),
+      version_(tensor_.defined() ? tensor_.version() : 0),
+      what_(std::move(what)) {}
+
+const Tensor& SavedTensor::operator()() const {
+  if (tensor_.defined()) check_version(tensor_, version_, what_);
+  return tensor_;
 }
 
 const Variable& VjpContext::cotangent(int i) const {
@@ -151,7 +169,6 @@ Variables record(const char* op, const Variables& inputs, const Tensors& results
       in.shape = v.shape();
       in.dtype = v.dtype();
       in.device = v.device();
-      in.version = v.value().version();
     }
     node->inputs.push_back(std::move(in));
   }

@@ -29,6 +29,19 @@ class Saved {
   uint64_t version_ = 0;
 };
 
+/// The same for what is no Variable: a mask, an index, a feature draw. `what` names it in the
+/// error.
+class SavedTensor {
+ public:
+  SavedTensor(Tensor t, std::string what);
+  const Tensor& operator()() const;
+
+ private:
+  Tensor tensor_;
+  uint64_t version_;
+  std::string what_;
+};
+
 /// What a gradient rule sees.
 class VjpContext {
  public:
@@ -72,7 +85,6 @@ class Node : public std::enable_shared_from_this<Node> {
     DType dtype{};
     Device device;
     bool requires_grad = false;
-    uint64_t version = 0;  // of the storage when recorded
   };
   struct Output {
     Shape shape;

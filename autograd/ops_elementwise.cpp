@@ -267,13 +267,11 @@ Variable where(const Tensor& condition, const Variable& a, const Variable& b) {
       broadcast("where", condition.shape(), broadcast("where", a.shape(), b.shape()));
   Tensor y = Tensor::empty(shape, a.dtype(), a.device());
   kernels::where(condition.expand(shape), a.value().expand(shape), b.value().expand(shape), y);
-  return record("where", {a, b}, y,
-                {[condition](const Variable& g, const VjpContext&) {
-                   return where(condition, g, number(0.0, g));
-                 },
-                 [condition](const Variable& g, const VjpContext&) {
-                   return where(condition, number(0.0, g), g);
-                 }});
+  const SavedTensor kept(condition, "where's condition");
+  return record(
+      "where", {a, b}, y,
+      {[kept](const Variable& g, const VjpContext&) { return where(kept(), g, number(0.0, g)); },
+       [kept](const Variable& g, const VjpContext&) { return where(kept(), number(0.0, g), g); }});
 }
 
 Variable where(const Tensor& condition, const Variable& a, double b) {

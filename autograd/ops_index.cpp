@@ -27,11 +27,13 @@ Variable gather(const Variable& x, int dim, const Tensor& index) {
   Tensor y = Tensor::empty(index.shape(), x.dtype(), x.device());
   const Tensor places = around(index, dim);
   kernels::gather(around(x.value(), dim), places, y.view(places.shape()));
-  return record(
-      "gather", {x}, y, {[dim, index, from = x.shape()](const Variable& g, const VjpContext&) {
-        return scatter_add(Variable(Tensor::zeros(from, g.dtype(), g.device())), dim, index, g);
-      }},
-      {{"dim", fmt::format("{}", dim)}});
+  return record("gather", {x}, y,
+                {[dim, kept = SavedTensor(index, "gather's index"), from = x.shape()](
+                     const Variable& g, const VjpContext&) {
+                  return scatter_add(Variable(Tensor::zeros(from, g.dtype(), g.device())), dim,
+                                     kept(), g);
+                }},
+                {{"dim", fmt::format("{}", dim)}});
 }
 
 Variable scatter_add(const Variable& x, int dim, const Tensor& index, const Variable& source) {
@@ -45,11 +47,11 @@ Variable scatter_add(const Variable& x, int dim, const Tensor& index, const Vari
   check_same_kind("scatter_add", x.value(), source.value());
   Tensor y = x.value().clone();
   kernels::scatter_add(around(index, dim), around(source.value(), dim), around(y, dim));
-  return record(
-      "scatter_add", {x, source}, y,
-      {[](const Variable& g, const VjpContext&) { return g; },
-       [dim, index](const Variable& g, const VjpContext&) { return gather(g, dim, index); }},
-      {{"dim", fmt::format("{}", dim)}});
+  return record("scatter_add", {x, source}, y,
+                {[](const Variable& g, const VjpContext&) { return g; },
+                 [dim, kept = SavedTensor(index, "scatter_add's index")](
+                     const Variable& g, const VjpContext&) { return gather(g, dim, kept()); }},
+                {{"dim", fmt::format("{}", dim)}});
 }
 
 Variable index_select(const Variable& x, int dim, const Tensor& index) {
@@ -63,9 +65,10 @@ Variable index_select(const Variable& x, int dim, const Tensor& index) {
   const Tensor t = around(x.value(), dim);
   kernels::index_select(t, places, y.view({t.size(0), index.size(0), t.size(2)}));
   return record("index_select", {x}, y,
-                {[dim, places, from = x.shape()](const Variable& g, const VjpContext&) {
+                {[dim, kept = SavedTensor(places, "index_select's index"), from = x.shape()](
+                     const Variable& g, const VjpContext&) {
                   return index_add(Variable(Tensor::zeros(from, g.dtype(), g.device())), dim,
-                                   places, g);
+                                   kept(), g);
                 }},
                 {{"dim", fmt::format("{}", dim)}});
 }
@@ -82,12 +85,12 @@ Variable index_add(const Variable& x, int dim, const Tensor& index, const Variab
   const Tensor places = index.contiguous();
   Tensor y = x.value().clone();
   kernels::index_add(places, around(source.value(), dim), around(y, dim));
-  return record("index_add", {x, source}, y,
-                {[](const Variable& g, const VjpContext&) { return g; },
-                 [dim, places](const Variable& g, const VjpContext&) {
-                   return index_select(g, dim, places);
-                 }},
-                {{"dim", fmt::format("{}", dim)}});
+  return record(
+      "index_add", {x, source}, y,
+      {[](const Variable& g, const VjpContext&) { return g; },
+       [dim, kept = SavedTensor(places, "index_add's index")](
+           const Variable& g, const VjpContext&) { return index_select(g, dim, kept()); }},
+      {{"dim", fmt::format("{}", dim)}});
 }
 
 Variable embedding(const Variable& weight, const Tensor& index) {

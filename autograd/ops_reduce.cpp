@@ -145,8 +145,9 @@ Variable logsumexp(const Variable& x, int dim, bool keepdim) {
   const Scope scope("logsumexp");
   // The maximum is a constant shift; -inf throughout would make inf - inf.
   Variable shift = max(x.detach(), dim, true).first;
-  shift = where(greater(abs(shift).value(), std::numeric_limits<double>::max()), zeros_like(shift),
-                shift);
+  const Tensor size = abs(shift).value();
+  // As a float32 scalar the largest double would be infinite.
+  shift = where(equal(size, std::numeric_limits<double>::infinity()), zeros_like(shift), shift);
   const Variable y = log(sum(exp(x - shift), {dim}, true)) + shift;
   return keepdim ? y : squeeze(y, dim);
 }

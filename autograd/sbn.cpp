@@ -78,6 +78,7 @@ Variable pre_sbn(const Variable& x, const Tensor& valid, SbnStatistics statistic
                                   : statistics == SbnStatistics::fixed ? "fixed"
                                                                        : "row"},
                    {"eps", fmt::format("{}", eps)}};
+  op.constants = {{p.valid, "pre_sbn's mask"}};
   const auto rows = [](const Tensor& t) {
     return t.size(-1) <= 1 || t.stride(-1) == 1 ? t : t.contiguous();
   };

@@ -21,7 +21,6 @@ class Scope {
   static const std::shared_ptr<const std::string>& current();
 
  private:
-  friend class ReplaceScope;
   std::shared_ptr<const std::string> previous_;
 };
 

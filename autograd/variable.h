@@ -45,7 +45,8 @@ class Variable {
   /// Replaces the value of a leaf (loading, moving between devices, casting).
   void set_value(Tensor value);
 
-  /// The gradient left by backward(); undefined before.
+  /// The gradient left by backward(); undefined before. To be read only: it may share memory with
+  /// other gradients.
   const Variable& grad() const;
   void set_grad(Variable gradient) const;
   void zero_grad() const { set_grad(Variable()); }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <memory>
 
@@ -54,7 +55,10 @@ double CompareWithCpu::tolerance(DType dtype) {
 void CompareWithCpu::after(const KernelCall& call) {
   if (call.device.type == DeviceType::cpu) return;
   if (!call.on_cpu) {
-    ++skipped_[call.name];
+    if (++skipped_[call.name] == 1)
+      fmt::print(stderr,
+                 "MACGRAD_CHECK=cpu: {} is not compared: no CPU kernel takes its operands\n",
+                 call.name);
     return;
   }
   const PauseObserver pause;

@@ -77,7 +77,6 @@ class Generator {
   uint64_t seed() const { return seed_; }
   uint32_t stream() const { return stream_; }
   uint32_t step() const { return step_; }
-  uint32_t next_draw() const { return next_draw_; }
 
  private:
   uint64_t seed_;

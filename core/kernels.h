@@ -1,6 +1,6 @@
 // Every compute kernel of macgrad, in one list: the contents page of both backends. A slot starts
 // with its CPU function (core/cpu/); register_cuda_kernels() fills the CUDA column (cuda/ mirrors
-// core/cpu/ by file name).
+// core/cpu/ by file name). core/backend_functions.inc has the operands' names, in order.
 //
 // Shape letters: B batch, H heads, T query length, S key length, d head dimension, dv value
 // dimension, P projections, M features with a projection, R rows, N columns, V vocabulary.

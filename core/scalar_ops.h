@@ -1,6 +1,7 @@
 // Elementwise formulas, each once, as functors that g++ and nvcc both compile. The lists below make
 // the slots, the CPU loops and the CUDA kernels. A new op is a functor and a name in a list here, a
-// gradient line in autograd/ops_elementwise.cpp and a row in tests/op_cases.
+// gradient line in autograd/ops_elementwise.cpp, its declaration in autograd/ops.h and a row in
+// tests/op_cases.
 #pragma once
 
 #include "core/vector_math.h"

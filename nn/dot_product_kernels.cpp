@@ -14,6 +14,7 @@ namespace macgrad::nn {
 // Formulas call these unqualified; for the other types argument-dependent lookup finds theirs.
 using std::exp;
 using std::log;
+using std::pow;
 using std::sqrt;
 
 const std::vector<DotProductKernel>& dot_product_kernels() {

@@ -236,9 +236,16 @@ void RandomMaclaurinFeatures::on_eval_draw(int index) {
 
 void RandomMaclaurinFeatures::on_load() {
   const Device device = draw_.omega.device();
-  put_off_.reset();
   FeatureDraw loaded =
       from_record(kernel_, record_.value().to_vector<int64_t>(), draw_.omega.dtype());
+  const FeatureSettings &theirs = loaded.settings, &own = draw_.settings;
+  require(
+      theirs.head_dim == own.head_dim && theirs.heads == own.heads &&
+          theirs.features == own.features,
+      "[features] the draw is of {} features of {} dimensions for {} heads, the model has {} of "
+      "{} for {}",
+      theirs.features, theirs.head_dim, theirs.heads, own.features, own.head_dim, own.heads);
+  put_off_.reset();
   // Draws of another law or stream, which the steps recorded so far would not make.
   if (!(loaded.plan == draw_.plan) || loaded.key.seed != draw_.key.seed ||
       loaded.key.stream != draw_.key.stream ||

@@ -35,8 +35,9 @@ Variable Embedding::forward(const Tensor& ids) const {
 }
 
 Variable Embedding::project(const Variable& x) const {
+  // Not the module's result: its hooks see embeddings, not logits.
   const auto in_scope = scope();
-  return in_scope.result(linear(x, weight, Variable()));
+  return linear(x, weight, Variable());
 }
 
 LayerNorm::LayerNorm(Module* parent, std::string name, int64_t width, double eps)

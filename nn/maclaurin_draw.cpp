@@ -295,6 +295,12 @@ std::vector<int64_t> to_record(const FeatureDraw& draw) {
   return record;
 }
 
+namespace {
+
+constexpr int64_t kMostRecorded = 1 << 16;  // heads or dimensions of a record that is whole
+
+}  // namespace
+
 FeatureDraw from_record(const DotProductKernel& kernel, std::span<const int64_t> record,
                         DType dtype) {
   auto fail = [&](const char* why) {
@@ -315,7 +321,9 @@ FeatureDraw from_record(const DotProductKernel& kernel, std::span<const int64_t>
   const DrawKey key{std::bit_cast<uint64_t>(record[8]), static_cast<uint32_t>(record[9]),
                     static_cast<uint32_t>(record[10]), static_cast<uint32_t>(record[11])};
   if (std::ssize(record) != kRecordHeader + s.features) fail("its length is not header + D");
-  if (s.head_dim < 1 || s.heads < 1 || s.cap < 2 || s.cap > kMaxDegree) fail("sizes out of range");
+  if (s.head_dim < 1 || s.head_dim > kMostRecorded || s.heads < 1 || s.heads > kMostRecorded ||
+      s.cap < 2 || s.cap > kMaxDegree)
+    fail("sizes out of range");
   const std::vector<int64_t> degrees(record.begin() + kRecordHeader, record.end());
   if (!std::is_sorted(degrees.begin(), degrees.end(), std::greater<>()) || degrees.back() < 0 ||
       degrees.front() > s.cap)

@@ -2,6 +2,7 @@
 #include "nn/module.h"
 
 #include <algorithm>
+#include <set>
 
 namespace macgrad::nn {
 
@@ -129,8 +130,27 @@ void Module::load_state_dict(const std::map<std::string, Tensor>& state) {
     if (!own.contains(name)) problems += fmt::format("\n  unexpected: {} {}", name, value.shape());
   if (!problems.empty())
     throw Error("[load_state_dict] the state does not fit the model:{}", problems);
-  for (const auto& [name, value] : own) value.copy_from(state.at(name).to(value.device()));
-  for (Module* m : modules()) m->on_load();
+  // Buffers first: a module may refuse what it reads in them.
+  std::set<std::string> parameters;
+  for (const auto& [name, parameter] : named_parameters()) parameters.insert(name);
+  std::map<std::string, Tensor> before;
+  const auto load_buffers = [&](const std::map<std::string, Tensor>& from) {
+    for (const auto& [name, value] : own)
+      if (!parameters.contains(name)) value.copy_from(from.at(name).to(value.device()));
+    for (Module* m : modules()) m->on_load();
+  };
+  for (const auto& [name, value] : own)
+    if (!parameters.contains(name)) before.emplace(name, value.clone());
+  try {
+    load_buffers(state);
+  } catch (...) {
+    load_buffers(before);
+    throw;
+  }
+  for (const std::string& name : parameters) {
+    const Tensor& value = own.at(name);
+    value.copy_from(state.at(name).to(value.device()));
+  }
 }
 
 void Module::move(const std::function<Tensor(const Tensor&, const Buffer*)>& change) {

@@ -150,7 +150,7 @@ class Module {
   /// Opened by forward functions: what is recorded while it lives carries this module's path.
   class ForwardScope {
    public:
-    explicit ForwardScope(const Module& module) : module_(module), scope_(module.scope_name()) {}
+    explicit ForwardScope(const Module& module) : module_(module), scope_(module.name()) {}
     /// What a forward function returns, seen by the module's hooks.
     Variable result(Variable y) const { return module_.seen_by_hooks(std::move(y)); }
 
@@ -167,7 +167,6 @@ class Module {
     std::string name;
     Tensor value;
   };
-  const std::string& scope_name() const { return name_; }
   Variable seen_by_hooks(Variable y) const;
   void check_name(const std::string& name) const;
   /// Entries of the state dict with their paths relative to `this`, given `prefix`.

@@ -28,6 +28,13 @@ Tensor valid_keys(const Mask& mask, const Variable& k, const DecodeState* state)
   return mask.key_valid.slice(1, end - k.size(2), end).contiguous();
 }
 
+// A running statistic takes its share of this step's.
+void follow(const Buffer& running, const Tensor& now) {
+  const NoGrad no_grad;
+  const Variable before(running.value().to(now.dtype()));
+  running.set(add(mul(before, 1.0 - kMomentum), mul(Variable(now), kMomentum)).value());
+}
+
 }  // namespace
 
 PreSbn::PreSbn(Module* parent, std::string name, bool batch_statistics, int64_t heads,
@@ -47,13 +54,8 @@ Variable PreSbn::forward(const Variable& x, const Tensor& valid) const {
   }
   SbnMoments moments;
   const Variable y = pre_sbn(x, valid, SbnStatistics::batch, eps_, &moments);
-  const NoGrad no_grad;
-  const auto update = [](const Buffer& running, const Tensor& now) {
-    const Variable before(running.value().to(now.dtype()));
-    running.set(add(mul(before, 1.0 - kMomentum), mul(Variable(now), kMomentum)).value());
-  };
-  update(*running_mean, moments.mean);
-  update(*running_var, moments.var);
+  follow(*running_mean, moments.mean);
+  follow(*running_var, moments.var);
   return in_scope.result(y);
 }
 

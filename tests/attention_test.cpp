@@ -283,6 +283,24 @@ TEST_CASE("ppSBN: defaults by place, running statistics, described") {
   check_near(sbn.query_norm.running_mean->value(), kept, 0.0);
 }
 
+TEST_CASE("RMFA: what decoding keeps does not grow with what came before") {
+  Core core(rmfa_settings(32, false));
+  core.eval();
+  const NoGrad no_grad;
+  DecodeState state;
+  int64_t features = 0;
+  for (const int64_t length : {1, 10, 500}) {
+    while (state.length() < length) {
+      const Variable x = leaf(3, 1, static_cast<uint32_t>(state.length()));
+      core(x, x, x, {}, &state);
+    }
+    if (features == 0) features = state.products().size(2);
+    CHECK(state.products().shape() == Shape{3, kHeads, features, kDim + 1});
+    CHECK(state.sums().shape() == Shape{3, kHeads, 1, kDim + 1});
+  }
+  CHECK(features <= 32 + kDim);  // random features and the linear block
+}
+
 TEST_CASE("RMFA: floored denominators are counted a step") {
   AttentionSettings s = rmfa_settings(8, false);
   s.denominator = Denominator::none;

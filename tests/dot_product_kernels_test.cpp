@@ -8,6 +8,7 @@
 
 #include "autograd/engine.h"
 #include "experiments/common/output_files.h"
+#include "tests/errors.h"
 
 namespace macgrad::nn {
 namespace {
@@ -17,19 +18,11 @@ using std::exp;
 using std::log;
 using std::pow;
 using std::sqrt;
+using testing::error_of;
 
 const Json& fixture() {
   static const Json json = experiments::read_json(MACGRAD_FIXTURES "/maclaurin.json");
   return json;
-}
-
-std::string message_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "";
 }
 
 double series(const DotProductKernel& kernel, double t) {
@@ -94,7 +87,7 @@ TEST_CASE("a kernel of one's own is one expression") {
 }
 
 TEST_CASE("refused kernels are named with the reason") {
-  const std::string negative = message_of([] {
+  const std::string negative = error_of([] {
     DotProductKernel("dent", "exp(t) - t^3/5", kEverywhere,
                      [](const auto& t) { return exp(t) - 0.2 * t * t * t; });
   });
@@ -124,7 +117,7 @@ TEST_CASE("names and polynomials") {
   for (const char* bad : {"gauss", "poly:c=-1,k=2", "poly:c=1,k=1.5", "poly:c=1", "poly:c=x,k=2",
                           "poly:c=1,k=2,z=3", "poly:"})
     CHECK_THROWS_AS(dot_product_kernel(bad), Error);
-  CHECK(message_of([] { dot_product_kernel("gauss"); }).find("trigh") != std::string::npos);
+  CHECK(error_of([] { dot_product_kernel("gauss"); }).find("trigh") != std::string::npos);
 }
 
 TEST_CASE("the logit scale must keep t inside the radius") {

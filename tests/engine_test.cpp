@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "autograd/attention.h"
 #include "autograd/engine.h"
 #include "autograd/node.h"
 #include "autograd/ops.h"
@@ -380,6 +381,26 @@ TEST_CASE("a value overwritten after it was saved is an error that names variabl
   const Variable z = sum(w * w);
   w.value().fill(4);
   CHECK_THROWS_WITH_AS(grad({z}, {w}), Contains("block/mul#"), Error);
+  // Masks, indices and targets are read by rules as well.
+  const auto refused = [&](const Variable& result, const Tensor& changed, const char* what) {
+    changed.fill(1);
+    CHECK_THROWS_WITH_AS(grad({sum(result)}, {w}), Contains(what), Error);
+  };
+  const auto flags = [] { return Tensor::from_vector(std::vector<bool>{true, false}); };
+  const auto places = [] { return Tensor::from_vector(std::vector<int64_t>{0, 0}); };
+  const Tensor mask = flags(), picked = places(), chosen = places(), added = places(),
+               spread = places(), target = places();
+  refused(where(mask, w, 0.0), mask, "where's condition");
+  refused(gather(w, 0, picked), picked, "gather's index");
+  refused(index_select(w, 0, chosen), chosen, "index_select's index");
+  refused(index_add(leaf({0, 0}), 0, added, w), added, "index_add's index");
+  refused(scatter_add(leaf({0, 0}), 0, spread, w), spread, "scatter_add's index");
+  refused(cross_entropy(reshape(concat({w, w}, 0), Shape{2, 2}), target), target,
+          "cross_entropy's target");
+  const Tensor shown = reshape(Variable(flags()), Shape{1, 2}).value();
+  const Variable heads = reshape(w, Shape{1, 1, 2, 1});
+  refused(softmax_attention(heads, heads, heads, {shown, {}, false}, 1.0), shown,
+          "softmax_attention's key mask");
   // A result that the rule reads.
   const Variable e = exp(w);
   e.value().fill(0);

@@ -94,6 +94,9 @@ std::vector<Reader> readers() {
   make_toy(toy);
   toy.d_model = toy.ffn = 8;
   toy.heads = 2;
+  toy.attention = "rmfa";  // with feature draws in its checkpoint
+  toy.ppsbn = true;
+  toy.features = 12;
   const auto model = std::make_shared<nn::Transformer>(transformer_settings(toy, 12, 12));
   const auto adam = std::make_shared<nn::Adam>(nn::decay_groups(*model, 0.0));
   RunState state;

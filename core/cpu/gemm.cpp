@@ -75,24 +75,6 @@ void gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, d
               blas_size(ldc));
 }
 
-const char* gemm_libraries() {
-  static const std::string text = [] {
-    std::string s;
-#if MACGRAD_WITH_ONEDNN
-    const dnnl_version_t* v = dnnl_version();
-    s = fmt::format("oneDNN {}.{}.{}, ", v->major, v->minor, v->patch);
-#endif
-#ifdef OPENBLAS_VERSION
-    s += OPENBLAS_VERSION;
-#else
-    s += "CBLAS";
-#endif
-    while (!s.empty() && s.back() == ' ') s.pop_back();
-    return s;
-  }();
-  return text.c_str();
-}
-
 namespace {
 
 // Offsets of every batch entry of `t`, in row-major order of the batch dimensions.

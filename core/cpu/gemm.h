@@ -15,7 +15,4 @@ void gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, d
           const double* a, int64_t lda, const double* b, int64_t ldb, double beta, double* c,
           int64_t ldc);
 
-/// Name and version of the libraries in use: "oneDNN 2.6.3, OpenBLAS 0.3.21".
-const char* gemm_libraries();
-
 }  // namespace macgrad::cpu
