@@ -17,6 +17,8 @@ void bench_attention(BenchTable& table);
 void bench_training(BenchTable& table);
 /// The training step with its gradients recorded, against the step alone.
 void bench_recording(BenchTable& table);
+/// Time a token of short and of long translations, decoded token by token.
+void bench_decoding(BenchTable& table);
 /// Updates on padded batches of sentences of unequal length, as `multi30k` trains (CPU).
 void bench_translation(BenchTable& table);
 

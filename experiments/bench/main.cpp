@@ -46,6 +46,7 @@ int run_bench(BenchSettings& s) {
   bench_attention(table);
   bench_training(table);
   bench_recording(table);
+  bench_decoding(table);
   bench_translation(table);
   require(!table.rows().empty() || !table.failures().empty(), "no row's name contains '{}'",
           s.filter);

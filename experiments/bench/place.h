@@ -45,7 +45,8 @@ struct BenchSizes {
   std::vector<int64_t> causal_lengths = {};
   int64_t short_batch = 128, short_length = 20;
   std::vector<ModelSize> models = {{}};
-  int64_t translation_pairs = 1500;  // of the row with batches by length
+  std::vector<int64_t> decoded = {64, 1024};  // tokens
+  int64_t translation_pairs = 1500;           // of the row with batches by length
 };
 
 /// The sizes above on the CPU; on a GPU sizes that fill one: 1 GiB copied, 512 MiB a row op,

@@ -39,6 +39,7 @@ BenchPlace tiny_place() {
   s.short_batch = 2;
   s.short_length = 5;
   s.models = {{"small", 1, 16, 16, 2, 2, 4, 12}};
+  s.decoded = {2, 3};
   return place;
 }
 
@@ -49,6 +50,7 @@ TEST_CASE("cuda bench: every row runs in every precision") {
   bench_attention(table);
   bench_training(table);
   bench_recording(table);
+  bench_decoding(table);
   for (const std::string& failure : table.failures()) FAIL_CHECK(failure);
   std::set<std::string> names;
   for (const BenchRow& row : table.rows()) {
@@ -64,7 +66,8 @@ TEST_CASE("cuda bench: every row runs in every precision") {
         "training step small softmax replayed tf32",
         "training step small softmax replayed bf16 storage",
         "training step small rmfa+ppsbn D=16 bf16 storage", "recording norms small softmax",
-        "recording everything small rmfa+ppsbn"})
+        "recording everything small rmfa+ppsbn", "decoding softmax n=3",
+        "decoding rmfa+ppsbn D=16 n=2"})
     CHECK_MESSAGE(names.count(name) == 1, name);
   // Limits come before what is read against them, and notes carry the shares.
   const BenchRow* rmfa = table.find("rmfa D=16 n=20 forward tf32");
@@ -81,6 +84,7 @@ TEST_CASE("cuda bench: a filter leaves rows out without running them") {
   bench_attention(table);
   bench_training(table);
   bench_recording(table);
+  bench_decoding(table);
   REQUIRE(table.rows().size() == 2);  // "... bf16" and "... bf16 storage"
 }
 
