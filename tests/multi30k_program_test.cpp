@@ -1,13 +1,16 @@
-// The real program, killed: SIGKILL at several moments, Ctrl-C, and a disk that is full. Whatever
-// happens, the folder holds a checkpoint that the next sitting goes on from, or none yet.
+// The real program as a process: SIGKILL at several moments, Ctrl-C, a disk that is full, and its
+// standard input and output. Whatever happens, the folder of a run holds a checkpoint that the next
+// sitting goes on from, or none yet.
 #ifdef MACGRAD_MULTI30K
 #include <doctest/doctest.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <filesystem>
@@ -16,6 +19,7 @@
 
 #include "core/safetensors.h"
 #include "experiments/common/output_files.h"
+#include "tests/errors.h"
 #include "tests/temporary_folder.h"
 
 namespace macgrad::experiments {
@@ -23,6 +27,7 @@ namespace {
 namespace fs = std::filesystem;
 
 using Folder = testing::TemporaryFolder;
+using testing::contains;
 using Words = std::vector<std::string>;
 
 // A training of a second or two, which writes a checkpoint after every update.
@@ -33,8 +38,15 @@ Words small_run(const std::string& out) {
           out};
 }
 
-// The program with its output in `log`; returns its process id.
-pid_t start(const Words& words, const std::string& log, rlim_t largest_file = RLIM_INFINITY) {
+struct Streams {
+  std::string in;     // path; "": this process's
+  std::string out;    // path; "": beside the errors
+  int terminal = -1;  // stands for all three when it is open
+};
+
+// The program with its errors in `log`; returns its process id.
+pid_t start(const Words& words, const std::string& log, rlim_t largest_file = RLIM_INFINITY,
+            const Streams& streams = {}) {
   std::vector<char*> arguments;
   Words all = words;
   all.insert(all.begin(), MACGRAD_MULTI30K);
@@ -46,6 +58,12 @@ pid_t start(const Words& words, const std::string& log, rlim_t largest_file = RL
     const int file = open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0666);
     dup2(file, STDOUT_FILENO);
     dup2(file, STDERR_FILENO);
+    if (!streams.in.empty()) dup2(open(streams.in.c_str(), O_RDONLY), STDIN_FILENO);
+    if (!streams.out.empty())
+      dup2(open(streams.out.c_str(), O_WRONLY | O_CREAT, 0666), STDOUT_FILENO);
+    if (streams.terminal >= 0)
+      for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+        dup2(streams.terminal, stream);
     if (largest_file != RLIM_INFINITY) {
       // Writing past the limit is then an error of the system call, as on a full disk.
       signal(SIGXFSZ, SIG_IGN);
@@ -158,6 +176,83 @@ TEST_CASE("multi30k: a full disk leaves earlier results whole") {
   CHECK(fs::exists(out + "/best.safetensors"));
   CHECK(wait_for(start({"--resume", out, "--max-updates", "9"}, log)) == 0);
   CHECK(updates_of(checkpoint) == 9);
+}
+
+// A small trained model; its checkpoint.
+std::string trained(const Folder& folder) {
+  Words words = small_run(folder / "run");
+  words.insert(words.end(), {"--max-updates", "6"});
+  REQUIRE(wait_for(start(words, folder / "log")) == 0);
+  return folder / "run/checkpoint.safetensors";
+}
+
+TEST_CASE("multi30k translate: standard input is a file of --input") {
+  const Folder folder;
+  const std::string checkpoint = trained(folder);
+  // More than a block, some without words, in another order than batches have.
+  std::string text = "\xEF\xBB\xBF";
+  const char* const lines[] = {"ein hund", "", "zwei hunde und ein hund spielen", "mann"};
+  for (int i = 0; i < 1003; ++i) text += std::string(lines[i % 4]) + (i % 3 == 0 ? "\r\n" : "\n");
+  const std::string input = folder.write("in", text);
+  const Words translate{"translate", "--checkpoint", folder / "run", "--beam", "1", "--threads",
+                        "1"};
+  REQUIRE(wait_for(start(translate, folder / "err", RLIM_INFINITY, {input, folder / "out"})) == 0);
+  Words from_file = translate;
+  from_file.insert(from_file.end(), {"--input", input, "--output", folder / "whole"});
+  REQUIRE(wait_for(start(from_file, folder / "log")) == 0);
+  const std::string whole = text_of(folder / "whole");
+  CHECK(std::count(whole.begin(), whole.end(), '\n') == 1003);
+  CHECK(text_of(folder / "out") == whole);
+
+  // What cannot be read or written is an error, not an end.
+  CHECK(wait_for(start(translate, folder / "folder", RLIM_INFINITY, {folder.path(), ""})) == 1);
+  CHECK(contains(text_of(folder / "folder"), "standard input: line 1: Is a directory"));
+  const std::string broken = folder.write("broken", "ein hund\nein \xff hund\n");
+  CHECK(wait_for(start(translate, folder / "utf8", RLIM_INFINITY, {broken, ""})) == 1);
+  CHECK(contains(text_of(folder / "utf8"), "standard input: line 2: not valid UTF-8"));
+  CHECK(wait_for(start(translate, folder / "full", RLIM_INFINITY, {input, "/dev/full"})) == 1);
+  CHECK(contains(text_of(folder / "full"), "standard output"));
+  CHECK(wait_for(start({"study", "--list"}, folder / "list", RLIM_INFINITY, {"", "/dev/full"})) ==
+        1);
+  CHECK(contains(text_of(folder / "list"), "standard output"));
+}
+
+TEST_CASE("multi30k translate: a typed line is answered at once, and a wrong one too") {
+  const Folder folder;
+  const std::string checkpoint = trained(folder);
+  const int master = posix_openpt(O_RDWR | O_NOCTTY);
+  if (master < 0 || grantpt(master) != 0 || unlockpt(master) != 0) {
+    MESSAGE("skipped: no pseudo-terminal here");
+    return;
+  }
+  const int slave = open(ptsname(master), O_RDWR | O_NOCTTY);
+  REQUIRE(slave >= 0);
+  const pid_t child = start({"translate", "--checkpoint", checkpoint, "--threads", "1"},
+                            folder / "log", RLIM_INFINITY, {"", "", slave});
+  std::string seen;
+  const auto read_until = [&](const std::string& prompt) {
+    const std::size_t from = seen.size();
+    char buffer[4096];
+    while (seen.find(prompt, from) == std::string::npos) {
+      const ssize_t count = read(master, buffer, sizeof buffer);
+      REQUIRE(count > 0);
+      seen.append(buffer, static_cast<std::size_t>(count));
+    }
+    return seen.substr(from);
+  };
+  read_until("> ");
+  // Types `line` and reads until the next prompt.
+  const auto answer = [&](const std::string& line) {
+    REQUIRE(write(master, line.data(), line.size()) == static_cast<ssize_t>(line.size()));
+    return read_until("\n> ");
+  };
+  CHECK(contains(answer("ein hund\n"), "\n"));
+  CHECK(contains(answer("ein \xff hund\n"), "standard input: line 2: not valid UTF-8"));
+  CHECK_FALSE(contains(answer("ein mann\n"), "UTF-8"));
+  REQUIRE(write(master, "\x04", 1) == 1);
+  CHECK(wait_for(child) == 0);
+  close(slave);
+  close(master);
 }
 
 }  // namespace

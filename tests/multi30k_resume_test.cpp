@@ -6,6 +6,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <tuple>
 
 #include "core/safetensors.h"
 #include "experiments/common/text_files.h"
@@ -28,20 +29,12 @@ namespace fs = std::filesystem;
 
 using Folder = testing::TemporaryFolder;
 using testing::contains;
+using testing::error_of;
 using testing::OneThread;
 using testing::tiny;
 
 bool go_on(const UpdateReport&) {
   return true;
-}
-
-std::string message_of(const std::function<void()>& act) {
-  try {
-    act();
-  } catch (const std::exception& error) {
-    return error.what();
-  }
-  return "";
 }
 
 // Tensors of two files, and what their states say of losses, to the bit; seconds may differ.
@@ -57,7 +50,7 @@ void check_same_checkpoints(const std::string& a, const std::string& b) {
   }
   const auto without_times = [](const Safetensors& file) {
     Json state = Json::parse(file.metadata.at("state"));
-    state.erase("wall_seconds");
+    for (const char* name : {"wall_seconds", "sittings"}) state.erase(name);
     state["done"].erase("seconds");
     for (Json& row : state["epochs"]) row.erase("seconds");
     return state;
@@ -80,13 +73,23 @@ Multi30kSettings with_dropout(const std::string& attention, const std::string& r
 TEST_CASE("multi30k: 20 updates are 7 and 13 after a resume, bit for bit") {
   const OneThread one_thread;
   // 7 lies within an epoch, so that its place, its sums and the draws of an epoch count too.
-  const std::pair<const char*, const char*> kinds[] = {
-      {"softmax", "step"}, {"rmfa", "step"}, {"rmfa", "epoch"}};
-  for (const auto& [attention, redraw] : kinds) {
+  const std::tuple<const char*, const char*, const char*> kinds[] = {{"softmax", "step", "iid"},
+                                                                     {"rmfa", "step", "iid"},
+                                                                     {"rmfa", "epoch", "iid"},
+                                                                     {"rmfa", "step", "optimal"},
+                                                                     {"rmfa", "never", "optimal"}};
+  for (const auto& [attention, redraw, draws] : kinds) {
     CAPTURE(attention);
     CAPTURE(redraw);
+    CAPTURE(draws);
     const Folder folder;
     Multi30kSettings straight = with_dropout(attention, redraw);
+    straight.draws = draws;
+    if (straight.draws == "optimal") {
+      straight.norm = "post";
+      straight.vocabularies = "shared";
+      straight.share_embeddings = true;
+    }
     straight.common.out = folder / "straight";
     REQUIRE(run_multi30k(straight) == 0);
     const TranslationData data = load_translation_data(straight);
@@ -110,6 +113,8 @@ TEST_CASE("multi30k: 20 updates are 7 and 13 after a resume, bit for bit") {
                b = read_json(folder / "halves/results.json");
     CHECK(a.at("scores") == b.at("scores"));
     CHECK(a.at("model") == b.at("model"));
+    REQUIRE(b.at("sittings").size() == 3);
+    CHECK(b.at("sittings")[2].at("from_update") == 12);
   }
 }
 
@@ -137,6 +142,29 @@ TEST_CASE("multi30k: accumulated batches, subwords, two draws and early stopping
         read_json(folder / "halves/results.json").at("scores"));
 }
 
+TEST_CASE("multi30k: options given beside --resume stay with the run") {
+  const OneThread one_thread;
+  const Folder folder;
+  Multi30kSettings s = tiny();
+  s.epochs = 1;
+  s.common.out = folder / "run";
+  REQUIRE(run_multi30k(s) == 0);
+  s.beam = 3;
+  REQUIRE(run_multi30k(s, Start::resume) == 0);
+  CHECK(checkpoint_settings(checkpoint_path(s.common.out)).beam == 3);
+
+  const std::string out = s.common.out;
+  const auto command = [](std::vector<std::string> words) {
+    std::vector<const char*> arguments{"train"};
+    for (const std::string& word : words) arguments.push_back(word.c_str());
+    return train_command(static_cast<int>(arguments.size()), arguments.data());
+  };
+  // The checkpoint stands for its run; no name is not a new run.
+  CHECK(command({"--resume", checkpoint_path(out)}) == 0);
+  CHECK(command({"--resume", ""}) == 2);
+  CHECK(command({"--resume="}) == 2);
+}
+
 TEST_CASE("multi30k: a finished run without epochs cannot be averaged afterwards") {
   const OneThread one_thread;
   const Folder folder;
@@ -149,7 +177,7 @@ TEST_CASE("multi30k: a finished run without epochs cannot be averaged afterwards
   CHECK_FALSE(fs::exists(folder / "run/epochs/epoch-9.safetensors"));
   CHECK(fs::exists(folder / "run/epochs/notes.txt"));
   s.average = 2;
-  CHECK(contains(message_of([&] { run_multi30k(s, Start::resume); }), "leave --average out"));
+  CHECK(contains(error_of([&] { run_multi30k(s, Start::resume); }), "leave --average out"));
   // What is trained on the way can be.
   s.epochs = 2;
   REQUIRE(run_multi30k(s, Start::resume) == 0);
@@ -247,7 +275,7 @@ TEST_CASE("multi30k: the state of a run in JSON, with numbers that are not finit
   const auto refused = [&](const char* name, const Json& value) {
     Json json = to_json(state);
     json[name] = value;
-    return message_of([&] { run_state_from_json(json); });
+    return error_of([&] { run_state_from_json(json); });
   };
   CHECK(contains(refused("updates", -1), "updates is -1, out of range"));
   CHECK(contains(refused("updates", 4), "more updates in an epoch"));
@@ -273,7 +301,7 @@ TEST_CASE("multi30k: what is no checkpoint of the run is refused by name") {
   const Json crc{{"train", "00"}};
   save_checkpoint(path, trainer.model(), trainer.optimizer(), {}, s, crc);
   const auto load = [&](const std::string& file, const Json& facts) {
-    return message_of([&] { load_checkpoint(file, trainer.model(), trainer.optimizer(), facts); });
+    return error_of([&] { load_checkpoint(file, trainer.model(), trainer.optimizer(), facts); });
   };
   CHECK(load(path, crc) == "");
   CHECK(to_json(checkpoint_settings(path)) == to_json(s));
@@ -289,7 +317,7 @@ TEST_CASE("multi30k: what is no checkpoint of the run is refused by name") {
   save_safetensors(other, {{"x", Tensor::zeros(Shape{2})}});
   CHECK(contains(load(other, crc), other));
   CHECK(contains(load(other, crc), "not a checkpoint"));
-  CHECK(contains(message_of([&] { checkpoint_settings(other); }), "not a checkpoint"));
+  CHECK(contains(error_of([&] { checkpoint_settings(other); }), "not a checkpoint"));
 
   std::ifstream whole(path, std::ios::binary);
   const std::string bytes{std::istreambuf_iterator<char>(whole), {}};
@@ -298,7 +326,7 @@ TEST_CASE("multi30k: what is no checkpoint of the run is refused by name") {
     CAPTURE(length);
     const std::string cut = folder.write("cut.safetensors", bytes.substr(0, length));
     CHECK(contains(load(cut, crc), cut));
-    const std::string message = message_of([&] { checkpoint_settings(cut); });
+    const std::string message = error_of([&] { checkpoint_settings(cut); });
     CHECK(contains(message, cut));
   }
 
@@ -306,7 +334,7 @@ TEST_CASE("multi30k: what is no checkpoint of the run is refused by name") {
   wider.ffn = 48;
   Trainer wrong(wider, data);
   const std::string message =
-      message_of([&] { load_checkpoint(path, wrong.model(), wrong.optimizer(), crc); });
+      error_of([&] { load_checkpoint(path, wrong.model(), wrong.optimizer(), crc); });
   CHECK(contains(message, path));
   CHECK(contains(message, "misshapen"));
 }
@@ -319,7 +347,7 @@ TEST_CASE(
   s.epochs = 1;
   s.common.out = folder / "run";
   REQUIRE(run_multi30k(s) == 0);
-  CHECK(contains(message_of([&] { run_multi30k(s); }), "--resume"));
+  CHECK(contains(error_of([&] { run_multi30k(s); }), "--resume"));
   const Multi30kSettings saved = checkpoint_settings(checkpoint_path(s.common.out));
   Multi30kSettings asked = saved;
   asked.epochs = 3;
@@ -329,18 +357,18 @@ TEST_CASE(
   asked.lr = 0.25;
   asked.common.seed = 9;
   asked.label_smoothing = 0.3;
-  const std::string message = message_of([&] { check_same_run(saved, asked, "RUN"); });
-  CHECK(contains(message, "--resume RUN"));
+  const std::string message = error_of([&] { check_same_run(saved, asked, "RUN"); });
+  CHECK(contains(message, "RUN: other settings"));
   CHECK(contains(message, "--lr 0.25 (the run has 0.003)"));
   CHECK(contains(message, "--seed 9 (the run has 1)"));
   CHECK(contains(message, "--label-smoothing 0.3"));
-  CHECK(contains(message, "What may change: --epochs"));
+  CHECK(contains(message, "What may change: --data, --epochs, --max-updates"));
   CHECK_FALSE(contains(message, "--epochs 3"));
   asked = saved;
   asked.schedule = "one-cycle";
   Multi30kSettings cycle = asked;
   cycle.epochs = 9;
-  CHECK(contains(message_of([&] { check_same_run(asked, cycle, "RUN"); }), "one-cycle"));
+  CHECK(contains(error_of([&] { check_same_run(asked, cycle, "RUN"); }), "one-cycle"));
 
   // Through the command line: more epochs go on, another rate does not.
   const auto command = [&](std::vector<const char*> words) {
@@ -476,7 +504,7 @@ TEST_CASE("multi30k: several seeds, their mean, and none run twice") {
   CHECK(loss.at("mean").get<double>() == doctest::Approx((losses[0] + losses[1]) / 2));
   CHECK(loss.at("standard_deviation").get<double>() ==
         doctest::Approx(std::abs(losses[0] - losses[1]) / std::sqrt(2.0)));
-  CHECK(read_lines(folder / "runs/summary.csv").size() == 3);
+  CHECK(read_lines(folder / "runs/summary.csv").size() == 4);  // loss, BLEU, chrF
 
   const auto written = fs::last_write_time(folder / "runs/seed-3/results.json");
   REQUIRE(run_seeds(s, {3, 5, 7}) == 0);

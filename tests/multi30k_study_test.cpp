@@ -1,9 +1,11 @@
 // `multi30k study`: the table asks one thing a row, and the command runs, goes on, and compares.
 #include <doctest/doctest.h>
 
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <thread>
 
 #include "experiments/common/csv.h"
 #include "experiments/multi30k/commands.h"
@@ -81,6 +83,7 @@ TEST_CASE("multi30k study: runs what is missing and compares") {
                        .get<double>());
   CHECK(page.find("| `rmfa` |") != std::string::npos);
   CHECK(page.find("| 10 |") != std::string::npos);
+  CHECK(page.find("10 updates and no more") != std::string::npos);
   CHECK(fs::exists(folder / "study/figure3.gp"));
   CHECK(fs::exists(folder / "study/curves.gp"));
 }
@@ -112,6 +115,53 @@ TEST_CASE("multi30k study: --only trains, the tables hold every complete row of 
   s.max_updates = 2;
   CHECK_THROWS_WITH_AS(run_study(s, {"softmax"}), doctest::Contains("beyond --max-updates 2"),
                        Error);
+}
+
+TEST_CASE("multi30k study: rows that another process completes meanwhile are in the tables") {
+  const Folder folder;
+  Multi30kSettings s = testing::tiny();
+  s.epochs = 1;
+  s.max_updates = 3;
+  s.common.out = folder / "other";
+  REQUIRE(run_study(s, {"softmax"}) == 0);
+  s.common.out = folder / "study";
+  std::thread other([&] {
+    while (!fs::exists(folder / "study/rmfa-iid/settings.json"))
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    fs::copy(folder / "other/softmax", folder / "study/softmax", fs::copy_options::recursive);
+  });
+  const int code = run_study(s, {"rmfa-iid"});
+  other.join();
+  REQUIRE(code == 0);
+  CHECK(read_csv(folder / "study/study.csv").rows.size() == 2);
+}
+
+TEST_CASE("multi30k study: results without their checkpoint stay, of other data they are refused") {
+  const Folder folder;
+  Multi30kSettings s = testing::tiny();
+  s.epochs = 1;
+  s.max_updates = 3;
+  s.common.out = folder / "study";
+  REQUIRE(run_study(s, {"softmax"}) == 0);
+  fs::remove(folder / "study/softmax/checkpoint.safetensors");
+  const std::string path = folder / "study/softmax/results.json";
+  const auto written = fs::last_write_time(path);
+  REQUIRE(run_study(s, {"softmax"}) == 0);
+  CHECK(fs::last_write_time(path) == written);
+  Multi30kSettings longer = s;
+  longer.max_updates = 4;
+  CHECK_THROWS_WITH_AS(run_study(longer, {"softmax"}), doctest::Contains("other settings"), Error);
+  CHECK(fs::last_write_time(path) == written);
+
+  Json results = read_json(path);
+  results["data"]["crc32"]["train_source"] = "00000000";
+  write_json(path, results);
+  CHECK_THROWS_WITH_AS(run_study(s, {"softmax-ppsbn"}),
+                       doctest::Contains("softmax and softmax-ppsbn were trained on other data"),
+                       Error);
+  results.erase("scores");
+  write_json(path, results);
+  CHECK_THROWS_WITH_AS(run_study(s, {"softmax"}), doctest::Contains(path.c_str()), Error);
 }
 
 TEST_CASE("multi30k study: a folder that was moved is not run again") {
@@ -156,10 +206,10 @@ TEST_CASE("multi30k study: a run that diverges is a row, not the end") {
   s.warmup = 0;
   s.clip = 0;
   s.common.out = folder / "study";
-  REQUIRE(run_study(s, {"softmax"}) == 0);
+  REQUIRE(run_study(s, {"softmax"}) == 1);
   CHECK(contents(folder / "study/study.md").find("lower --lr") != std::string::npos);
   // It stays one when other rows are trained.
-  REQUIRE(run_study(s, {"softmax-ppsbn"}) == 0);
+  REQUIRE(run_study(s, {"softmax-ppsbn"}) == 1);
   const CsvTable table = read_csv(folder / "study/study.csv");
   CHECK(table.rows.size() == 2);
   CHECK(contents(folder / "study/study.csv").find("softmax,") != std::string::npos);

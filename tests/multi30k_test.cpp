@@ -95,6 +95,8 @@ TEST_CASE("multi30k: options that do not go together say what to do") {
   CHECK(contains(parse_error("--attention rmfa --kernel inv --ppsbn --logit-scale 6"),
                  "below 5.657"));
   CHECK(contains(parse_error("--dropout 1"), "--dropout"));
+  CHECK(contains(parse_error("--share-embeddings --vocabularies separate"),
+                 "or --separate-embeddings"));
   CHECK(contains(parse_error("--precision tf32"), "known: float32, float64, bf16"));
   CHECK(contains(parse_error("--beam 0"), "--beam"));
   CHECK(contains(parse_error("--beam 1 --length-penalty 2"), "--beam 2 or more"));

@@ -41,10 +41,10 @@ std::string write_run(const Folder& folder, const std::string& name, const std::
   return folder / name;
 }
 
-std::vector<RecordedRun> read_all(const std::vector<std::string>& folders) {
-  std::vector<RecordedRun> runs;
+std::vector<PlottedRun> read_all(const std::vector<std::string>& folders) {
+  std::vector<PlottedRun> runs;
   for (const std::string& path : folders)
-    for (RecordedRun& run : read_runs(path)) runs.push_back(std::move(run));
+    for (PlottedRun& run : read_runs(path)) runs.push_back(std::move(run));
   return runs;
 }
 
@@ -100,7 +100,7 @@ TEST_CASE("plot: runs are found in folders and grouped by what differs") {
                 {{"attention", "rmfa"}, {"ppsbn", true}, {"train_logit_scale", true}});
 
   CHECK(read_runs(folder / "a").size() == 3);
-  const std::vector<RecordedRun> runs = read_all({folder / "a", sbn, few, more});
+  const std::vector<PlottedRun> runs = read_all({folder / "a", sbn, few, more});
   const std::vector<Configuration> groups = group_runs(runs);
   REQUIRE(groups.size() == 4);
   CHECK(groups[0].name == "softmax (3 runs)");
@@ -113,18 +113,35 @@ TEST_CASE("plot: runs are found in folders and grouped by what differs") {
   CHECK(group_runs(read_all({soft, folder / "deep"})).size() == 2);
 
   // Alone, a configuration is named by its attention.
-  const std::vector<RecordedRun> one = read_all({few});
+  const std::vector<PlottedRun> one = read_all({few});
   CHECK(group_runs(one)[0].name == "rmfa + ppSBN");
   // A setting that one run's version did not have does not make two names the same.
-  const std::vector<RecordedRun> versions =
+  const std::vector<PlottedRun> versions =
       read_all({soft, write_run(folder, "new", kMetrics, {{"averaged", 10}})});
   CHECK(group_runs(versions)[1].name == "softmax, " + (folder / "new"));
   // On and off.
-  const std::vector<RecordedRun> flags =
+  const std::vector<PlottedRun> flags =
       read_all({write_run(folder, "on", kMetrics, {{"shared_embeddings", true}, {"lr", 0.005}}),
                 write_run(folder, "off", kMetrics, {{"shared_embeddings", false}})});
   CHECK(group_runs(flags)[0].name == "softmax, lr 0.005, shared embeddings");
   CHECK(group_runs(flags)[1].name == "softmax, lr 0.001, no shared embeddings");
+
+  // Results that were published without the rest of their run; other training text is no band.
+  const std::string published = write_run(folder, "published", kMetrics);
+  const auto with_text = [&](const char* crc) {
+    Json json = read_json(published + (crc[0] == 'a' ? "/settings.json" : "/results.json"));
+    json["data"]["crc32"] = {{"train_source", crc}, {"train_target", "b"}};
+    write_json(published + "/results.json", json);
+  };
+  with_text("a");
+  std::filesystem::remove(published + "/settings.json");
+  const std::vector<PlottedRun> first = read_all({published});
+  CHECK(first[0].title == "Multi30K de-en (tok)");
+  with_text("c");
+  std::vector<PlottedRun> both = read_all({published});
+  both.push_back(first[0]);
+  REQUIRE(group_runs(both).size() == 2);
+  CHECK(group_runs(both)[0].name == "softmax, training text b-c");
 }
 
 TEST_CASE("plot: mean and band over the epochs that every run measured") {
@@ -132,7 +149,7 @@ TEST_CASE("plot: mean and band over the epochs that every run measured") {
   write_run(folder, "r/1", "epoch,valid_bleu\n1,10\n2,20\n3,30\n");
   write_run(folder, "r/2", "valid_bleu,epoch\n14,1\n,2\n36,3\n40,4\n");
   write_run(folder, "r/3", "epoch,valid_bleu,train_loss\n1,18,1\n2,22,1\n3,nan,1\n");
-  const std::vector<RecordedRun> runs = read_runs(folder / "r");
+  const std::vector<PlottedRun> runs = read_runs(folder / "r");
   const std::vector<Configuration> groups = group_runs(runs);
   REQUIRE(groups.size() == 1);
   Curve curve = mean_curve(groups[0], "valid_bleu", Band::range);
@@ -161,7 +178,7 @@ TEST_CASE("plot: perplexities over decades get a logarithmic axis") {
   const Folder folder;
   const std::string path =
       write_run(folder, "r", "epoch,valid_loss,valid_perplexity\n1,6,400\n2,2,7.4\n");
-  const std::vector<RecordedRun> runs = read_runs(path);
+  const std::vector<PlottedRun> runs = read_runs(path);
   const Panels panels = training_panels(group_runs(runs), Band::range);
   REQUIRE(panels.plots.size() == 2);
   CHECK_FALSE(panels.plots[0].log_y);
@@ -231,7 +248,7 @@ TEST_CASE("plot: the command draws pictures and names what is wrong") {
   fs::remove(folder / "runs/b/settings.json");
   CHECK(contains(error_of([&] { read_runs(b); }), "settings.json"));
   const std::string early = write_run(folder, "early", "epoch,valid_loss\n1,\n");
-  const std::vector<RecordedRun> runs = read_runs(early);
+  const std::vector<PlottedRun> runs = read_runs(early);
   CHECK(contains(error_of([&] { training_panels(group_runs(runs), Band::range); }),
                  "plot runs that ended at least one epoch"));
 }

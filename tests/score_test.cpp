@@ -1,12 +1,13 @@
 // `multi30k score`: its lines and figures against those that sacreBLEU 2.6 prints for the same
-// texts, intervals and paired tests against its own, errors that name file and line.
+// texts, intervals against its own, paired tests against what they are defined to be, errors that
+// name file and line.
 #include <doctest/doctest.h>
 
 #include <cmath>
 
-#include "core/error.h"
 #include "experiments/common/confidence.h"
 #include "experiments/multi30k/score.h"
+#include "tests/errors.h"
 #include "tests/temporary_folder.h"
 
 namespace macgrad::experiments {
@@ -33,12 +34,7 @@ std::string joined(const std::vector<std::string>& lines) {
 }
 
 std::string error_of(const ScoreSettings& s) {
-  try {
-    score_files(s);
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
+  return testing::error_of([&] { score_files(s); });
 }
 
 TEST_CASE("score: lines, figures and sentences are sacreBLEU's") {
@@ -71,7 +67,7 @@ TEST_CASE("score: lines, figures and sentences are sacreBLEU's") {
       "line\tBLEU\tchrF2\n1\t53.73\t51.39\n2\t75.98\t93.01\n3\t33.44\t73.10\n"));
 }
 
-TEST_CASE("score: intervals and paired tests agree with sacreBLEU's up to the draws") {
+TEST_CASE("score: intervals agree with sacreBLEU's up to the draws") {
   const Json fixture = read_json(MACGRAD_FIXTURES "/bleu.json");
   std::vector<std::string> hypotheses;
   std::vector<std::vector<std::string>> references;

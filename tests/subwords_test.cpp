@@ -293,7 +293,10 @@ TEST_CASE("text codecs: words and subwords behind one face") {
 
 TEST_CASE("subwords: every line of Multi30K comes back (needs $MULTI30K_DIR)") {
   const char* folder = std::getenv("MULTI30K_DIR");
-  if (folder == nullptr || *folder == '\0') return;
+  if (folder == nullptr || *folder == '\0') {
+    MESSAGE("skipped: MULTI30K_DIR is not set");
+    return;
+  }
   const std::string task1 = find_multi30k(folder);
   for (const Multi30kForm form : {Multi30kForm::tokenized, Multi30kForm::raw}) {
     const ParallelText train = load_multi30k(task1, "train", "de", "en", form);

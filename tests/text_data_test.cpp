@@ -166,6 +166,8 @@ TEST_CASE("the Multi30K layout") {
         Lines{"Ein Hund.", "Zwei."});
   CHECK(contains(error_of([&] { load_multi30k(task1, "train", "fr", "en"); }),
                  "train.lc.norm.tok.fr: no such file"));
+  CHECK(contains(error_of([&] { load_multi30k(task1, "test", "de", "en"); }),
+                 "there are train.de, train.en, val.de, val.en: choose another split or language"));
   CHECK(contains(error_of([&] { load_multi30k(task1, "val", "de", "en"); }), "is empty"));
 
   // --data wins over the environment, and a wrong one does not fall back to it.

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstdio>
 #include <new>
 #include <optional>
 
@@ -276,7 +277,11 @@ int run_program(int argc, const char* const* argv, const std::string& program,
       // --help and --version arrive here too, with exit code 0.
       return app.exit(error) == 0 ? 0 : 2;
     }
-    return body();
+    const int code = body();
+    // What was printed may have stayed in the buffer until now.
+    require(std::fflush(stdout) == 0 && std::ferror(stdout) == 0,
+            "standard output cannot be written: what was printed is not complete");
+    return code;
   } catch (const std::bad_alloc&) {
     fmt::print(stderr, "{}: error: out of memory\n", program);
   } catch (const std::exception& error) {

@@ -2,6 +2,8 @@
 // not gzip, a stream that ends early) is checked here.
 #include "experiments/common/text_files.h"
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <zlib.h>
 
 #include <cerrno>
@@ -9,6 +11,7 @@
 #include <cstring>
 #include <filesystem>
 #include <memory>
+#include <set>
 
 #include "core/error.h"
 #include "experiments/common/unicode.h"
@@ -74,14 +77,31 @@ std::string task1_below(const fs::path& root) {
   return "";
 }
 
-std::string plain_or_gz(const fs::path& path) {
+// "SPLIT.LANGUAGE" of the files that stand beside `path`, as "train.de, train.en, val.de".
+std::string others_beside(const fs::path& path, std::string_view form) {
+  std::set<std::string> names;
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(path.parent_path(), ignored)) {
+    fs::path name = entry.path().filename();
+    if (name.extension() == ".gz") name = name.stem();
+    const std::string split = name.stem().string();
+    if (!split.ends_with(form)) continue;
+    names.insert(split.substr(0, split.size() - form.size()) + name.extension().string());
+  }
+  return names.empty() ? "none" : fmt::format("{}", fmt::join(names, ", "));
+}
+
+// `path`, or path.gz. `form` stands between split and language.
+std::string plain_or_gz(const fs::path& path, std::string_view form) {
   const std::string plain = path.string();
   const std::string gz = plain + ".gz";
   std::error_code ignored;
   if (fs::exists(plain, ignored)) return plain;
   if (fs::exists(gz, ignored)) return gz;
-  throw Error("{}: no such file (nor {}); the Multi30K copy is incomplete, fetch it with: {}",
-              plain, path.filename().string() + ".gz", kCloneCommand);
+  throw Error(
+      "{}: no such file (nor {}); there are {}: choose another split or language, or fetch the "
+      "whole repository with: {}",
+      plain, path.filename().string() + ".gz", others_beside(path, form), kCloneCommand);
 }
 
 }  // namespace
@@ -145,10 +165,10 @@ ParallelText load_multi30k(const std::string& task1, std::string_view split,
                            std::string_view source_language, std::string_view target_language,
                            Multi30kForm form) {
   const auto file = [&](std::string_view language) {
-    std::string name(split);
-    if (form == Multi30kForm::tokenized) name += ".lc.norm.tok";
-    name.append(".").append(language);
-    return plain_or_gz(fs::path(task1) / (form == Multi30kForm::raw ? "raw" : "tok") / name);
+    const std::string_view middle = form == Multi30kForm::tokenized ? ".lc.norm.tok" : "";
+    const std::string name = fmt::format("{}{}.{}", split, middle, language);
+    return plain_or_gz(fs::path(task1) / (form == Multi30kForm::raw ? "raw" : "tok") / name,
+                       middle);
   };
   const std::string source_path = file(source_language);
   ParallelText text = read_parallel(source_path, file(target_language));

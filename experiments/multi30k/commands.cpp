@@ -22,7 +22,13 @@ class TrainCommand {
   void declare(CLI::App& app) {
     start_settings();
     declare_options(app, settings_);
-    app.add_option("--resume", resume_, "Go on with the run in this folder")->type_name("RUN");
+    app.add_option("--resume", resume_, "Go on with the run in this folder")
+        ->check(CLI::Validator(
+            [](const std::string& run) {
+              return run.empty() ? "--resume: empty; give the folder of a run" : "";
+            },
+            ""))
+        ->type_name("RUN");
     add_integer_list(app, "--seeds", seeds_,
                      "One run a seed in OUT/seed-1 ..., and their mean; finished ones stay", 0)
         ->excludes("--resume")
@@ -32,6 +38,7 @@ class TrainCommand {
   int run() {
     if (resume_.empty())
       return seeds_.empty() ? run_multi30k(settings_) : run_seeds(settings_, seeds_);
+    if (std::filesystem::is_regular_file(resume_)) resume_ = folder_of_run(resume_);
     require(settings_.common.out == saved_.common.out ||
                 std::filesystem::weakly_canonical(settings_.common.out) ==
                     std::filesystem::weakly_canonical(resume_),
@@ -45,11 +52,13 @@ class TrainCommand {
  private:
   // Options given beside --resume, too, win over it.
   void start_settings() {
-    const std::string run = value_of("--resume", argc_, argv_);
+    std::string run = value_of("--resume", argc_, argv_);
     if (!run.empty()) {
+      if (std::filesystem::is_regular_file(run)) run = folder_of_run(run);
       require(std::filesystem::exists(checkpoint_path(run)),
-              "--resume {}: there is no {}; start that run anew, with --out {}", run,
-              checkpoint_path(run), run);
+              "--resume {}: there is no {}; is it the folder of a run? One that had no checkpoint "
+              "yet is started anew, with --out {}",
+              run, checkpoint_path(run), run);
       settings_ = saved_ = checkpoint_settings(checkpoint_path(run));
       return;
     }

@@ -11,20 +11,17 @@
 #include "experiments/common/arguments.h"
 #include "experiments/common/confidence.h"
 #include "experiments/multi30k/commands.h"
+#include "experiments/multi30k/settings.h"
 
 namespace macgrad::experiments {
 namespace fs = std::filesystem;
 namespace {
 
-// What may differ between runs of one configuration.
-const std::set<std::string> kNoConfiguration = {
-    "seed", "threads",        "out",    "data", "checkpoint_minutes", "keep", "average", "test",
-    "beam", "length_penalty", "preset", "graph"};
-
 // Settings below the object `json`, by their name; those of nested objects too.
 void collect(const Json& json, std::map<std::string, std::string>& settings) {
   for (const auto& [name, value] : json.items()) {
-    if (kNoConfiguration.contains(name)) continue;
+    const SettingRole role = setting_role(name);
+    if (role != SettingRole::model && role != SettingRole::end) continue;
     if (value.is_object()) {
       collect(value, settings);
     } else {
@@ -45,21 +42,35 @@ void drop_idle(std::map<std::string, std::string>& settings) {
   if (settings["ppsbn"] == "false") drop({"presbn"});
 }
 
-RecordedRun read_run(const std::string& folder) {
-  RecordedRun run;
+PlottedRun read_run(const std::string& folder) {
+  PlottedRun run;
   run.folder = folder;
   run.metrics = read_csv((fs::path(folder) / "metrics.csv").string());
   require(std::count(run.metrics.columns.begin(), run.metrics.columns.end(), "epoch") == 1,
           "{}: line 1: no column \"epoch\"; it was not written by multi30k", run.metrics.path);
-  const std::string path = (fs::path(folder) / "settings.json").string();
+  // Results that were published without the rest of their run have the settings too.
+  std::string path = (fs::path(folder) / "settings.json").string();
+  if (const fs::path results = fs::path(folder) / "results.json";
+      !fs::exists(path) && fs::exists(results))
+    path = results.string();
   const Json json = read_json(path);
   require(json.is_object() && json.contains("settings") && json["settings"].is_object(),
           "{}: no object \"settings\"; it was not written by multi30k", path);
   collect(json["settings"], run.settings);
   drop_idle(run.settings);
-  if (json.contains("data") && json["data"].is_object() && json["data"].contains("name") &&
-      json["data"]["name"].is_string())
-    run.title = json["data"]["name"].get<std::string>();
+  try {
+    if (!json.contains("data")) return run;
+    const Json& data = json["data"];
+    run.title = data.value("name", "");
+    if (const auto crc = data.find("crc32"); crc != data.end()) {
+      // In both directions the same text.
+      const auto sides =
+          std::minmax({crc->value("train_source", ""), crc->value("train_target", "")});
+      run.settings["training text"] = fmt::format("{}-{}", sides.first, sides.second);
+    }
+  } catch (const nlohmann::json::exception& error) {
+    throw Error("{}: \"data\": {}", path, error.what());
+  }
   return run;
 }
 
@@ -104,7 +115,7 @@ bool spans_decades(const CurvePlot& plot) {
 
 }  // namespace
 
-std::vector<RecordedRun> read_runs(const std::string& folder) {
+std::vector<PlottedRun> read_runs(const std::string& folder) {
   std::error_code error;
   require(fs::is_directory(folder, error), "{}: no such folder; give folders that multi30k left",
           folder);
@@ -115,14 +126,14 @@ std::vector<RecordedRun> read_runs(const std::string& folder) {
           "{}: no metrics.csv in it or up to two folders down; give folders that multi30k left",
           folder);
   std::sort(below.begin(), below.end());
-  std::vector<RecordedRun> runs;
+  std::vector<PlottedRun> runs;
   for (const std::string& path : below) runs.push_back(read_run(path));
   return runs;
 }
 
-std::vector<Configuration> group_runs(const std::vector<RecordedRun>& runs) {
+std::vector<Configuration> group_runs(const std::vector<PlottedRun>& runs) {
   std::vector<Configuration> groups;
-  for (const RecordedRun& run : runs) {
+  for (const PlottedRun& run : runs) {
     const auto same = std::find_if(groups.begin(), groups.end(), [&](const Configuration& g) {
       return g.runs[0]->settings == run.settings;
     });
@@ -156,7 +167,7 @@ std::vector<Configuration> group_runs(const std::vector<RecordedRun>& runs) {
 
 Curve mean_curve(const Configuration& configuration, const std::string& column, Band band) {
   std::map<double, std::vector<double>> by_epoch;
-  for (const RecordedRun* run : configuration.runs) {
+  for (const PlottedRun* run : configuration.runs) {
     const std::vector<double> epochs = run->metrics.numbers("epoch");
     const std::vector<double> values = run->metrics.numbers(column);
     for (size_t i = 0; i < std::min(epochs.size(), values.size()); ++i)
@@ -212,7 +223,7 @@ Panels training_panels(const std::vector<Configuration>& configurations, Band ba
   bool several = false;
   for (const Configuration& c : configurations) {
     several = several || c.runs.size() > 1;
-    for (const RecordedRun* run : c.runs) titles.insert(run->title);
+    for (const PlottedRun* run : c.runs) titles.insert(run->title);
   }
   panels.title = titles.size() == 1 ? *titles.begin() : "";
   if (several)
@@ -222,17 +233,17 @@ Panels training_panels(const std::vector<Configuration>& configurations, Band ba
 }
 
 DrawnRuns draw_runs(const std::vector<std::string>& folders, Band band, const std::string& base) {
-  std::vector<RecordedRun> runs;
+  std::vector<PlottedRun> runs;
   std::set<std::string> seen;  // a run named twice is one run
   for (const std::string& folder : folders)
-    for (RecordedRun& run : read_runs(folder))
+    for (PlottedRun& run : read_runs(folder))
       if (seen.insert(fs::canonical(run.folder).string()).second) runs.push_back(std::move(run));
   const std::vector<Configuration> configurations = group_runs(runs);
   DrawnRuns result;
   for (const Configuration& c : configurations) {
     std::vector<std::string>& its =
         result.configurations.emplace_back(c.name, std::vector<std::string>()).second;
-    for (const RecordedRun* run : c.runs) its.push_back(run->folder);
+    for (const PlottedRun* run : c.runs) its.push_back(run->folder);
   }
   result.drawn = write_plot(training_panels(configurations, band), base);
   return result;

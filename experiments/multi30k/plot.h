@@ -1,6 +1,6 @@
-// `multi30k plot`: the curves of runs from their metrics.csv and settings.json, as the three panels
-// of Macformer's Figure 3: loss, perplexity and BLEU over epochs. Runs that differ in their seed
-// alone become one curve with a band.
+// `multi30k plot`: the curves of runs from their metrics.csv and settings.json (or results.json),
+// as the three panels of Macformer's Figure 3: loss, perplexity and BLEU over epochs. Runs that
+// differ in their seed alone become one curve with a band.
 #pragma once
 
 #include <map>
@@ -12,28 +12,28 @@
 
 namespace macgrad::experiments {
 
-struct RecordedRun {
+struct PlottedRun {
   std::string folder;
   CsvTable metrics;
   std::string title;  // of its data: "Multi30K de-en (tok)", "" when it is not recorded
-  /// What makes results differ, by the setting's name, as JSON; settings that the run's attention
-  /// does not read are left out, and seeds, threads and folders.
+  /// Settings that make curves differ (SettingRole), by name, as JSON; those that the run's
+  /// attention does not read are left out. "training text": its checksums.
   std::map<std::string, std::string> settings;
 };
 
 /// A folder that holds metrics.csv, or the folders one and two levels down that do (all of those,
 /// sorted by name: runs/softmax, runs/quick/seed-1). Throws naming the folder, or the file and line
 /// that is damaged.
-std::vector<RecordedRun> read_runs(const std::string& folder);
+std::vector<PlottedRun> read_runs(const std::string& folder);
 
 /// Runs of equal settings.
 struct Configuration {
   std::string name;  // "rmfa + ppSBN, features 64 (3 runs)": attention, and what differs
-  std::vector<const RecordedRun*> runs;
+  std::vector<const PlottedRun*> runs;
 };
 
 /// In the order of their first runs. `runs` must outlive the result.
-std::vector<Configuration> group_runs(const std::vector<RecordedRun>& runs);
+std::vector<Configuration> group_runs(const std::vector<PlottedRun>& runs);
 
 enum class Band { range, deviation };  // lowest to highest; mean ± standard deviation
 

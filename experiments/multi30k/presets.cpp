@@ -58,6 +58,8 @@ void transformer_tiny(Multi30kSettings& s) {
 // The base Transformer of Figure 3 of the Macformer paper; --ppsbn is its second curve.
 void paper(Multi30kSettings& s) {
   base(s);
+  s.source = "de";
+  s.target = "en";
   s.layers = 6;
   s.d_model = 512;
   s.heads = 8;

@@ -3,14 +3,10 @@
 #pragma once
 
 #include <string>
-#include <vector>
 
 #include "experiments/multi30k/settings.h"
 
 namespace macgrad::experiments {
-
-/// Options that may differ from those that a run was started with.
-const std::vector<std::string>& changeable_options();
 
 /// Throws an Error naming every option whose value in `asked` contradicts `saved`, the settings of
 /// the run in `folder`.

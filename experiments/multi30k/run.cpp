@@ -13,7 +13,7 @@
 #include "experiments/multi30k/metrics.h"
 #include "experiments/multi30k/plot.h"
 #include "experiments/multi30k/run_files.h"
-#include "experiments/multi30k/scores.h"
+#include "experiments/multi30k/split_scores.h"
 #include "experiments/multi30k/training.h"
 
 namespace macgrad::experiments {
@@ -93,12 +93,15 @@ class Run {
     if (start == Start::resume) {
       state_ = files_.load(trainer_.model(), trainer_.optimizer());
       trainer_.restore(state_.place);
+      earlier_seconds_ = state_.wall_seconds;
       // Stopped by --max-updates within an epoch, and validated there: the epoch goes on.
       if (validated() && !trainer_.epoch_complete() && !trainer_.finished())
         state_.epochs.pop_back();
       write_metrics(files_.out(), state_.epochs);
     }
-    earlier_seconds_ = state_.wall_seconds;
+    state_.sittings.push_back(sitting());
+    // The next --resume goes on with the options given beside this one.
+    if (start == Start::resume && files_.saved_settings() != to_json(settings_)) save_checkpoint();
     save_settings("running");
   }
 
@@ -132,7 +135,8 @@ class Run {
     Progress progress(trainer_.total_updates(), "step");
     while (!guard_.interrupted()) {
       if (validated()) {
-        if (trainer_.finished()) return "updates";
+        if (trainer_.finished())
+          return state_.place.updates == settings_.max_updates ? "updates" : "epochs";
         if (settings_.patience > 0 && state_.epochs_without_improvement() >= settings_.patience)
           return "patience";
         ++state_.place.epoch;
@@ -198,6 +202,16 @@ class Run {
     return true;
   }
 
+  // What has trained from here on: a run may go on elsewhere, and with another program.
+  Json sitting() const {
+    const Json facts = provenance();
+    return {{"from_update", trainer_.updates()},
+            {"commit", facts.at("build").value("commit", "")},
+            {"machine", facts.at("machine").at("model")},
+            {"device", settings_.common.device},
+            {"threads", settings_.common.threads}};
+  }
+
   void save_checkpoint() {
     state_.place = trainer_.place();
     state_.wall_seconds = earlier_seconds_ + seconds_since(start_);
@@ -221,6 +235,7 @@ class Run {
               {"best_epoch", state_.best_epoch},
               {"best_valid_loss", state_.best_loss},
               {"wall_seconds", earlier_seconds_ + seconds_since(start_)},
+              {"sittings", state_.sittings},
               {"data", data_.facts}};
     json.update(provenance());
     write_json(files_.out().file("results.json"), json);

@@ -10,8 +10,12 @@ std::string checkpoint_path(const std::string& out) {
   return (fs::path(out) / "checkpoint.safetensors").string();
 }
 
+std::string checkpoint_at(const std::string& path) {
+  return fs::is_directory(path) ? checkpoint_path(path) : path;
+}
+
 std::string folder_of_run(const std::string& checkpoint) {
-  const fs::path folder = fs::path(checkpoint).parent_path();
+  const fs::path folder = fs::absolute(checkpoint).parent_path();
   // The models of single epochs lie one folder deeper.
   return (folder.filename() == "epochs" ? folder.parent_path() : folder).string();
 }
@@ -85,6 +89,10 @@ void RunFiles::save(nn::Transformer& model, const nn::Adam& optimizer, const Run
 
 RunState RunFiles::load(nn::Transformer& model, nn::Adam& optimizer) const {
   return load_checkpoint(checkpoint_path(out_.path()), model, optimizer, data_);
+}
+
+Json RunFiles::saved_settings() const {
+  return to_json(checkpoint_settings(checkpoint_path(out_.path())));
 }
 
 std::string RunFiles::epoch_file(int64_t epoch) const {

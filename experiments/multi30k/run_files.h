@@ -15,6 +15,9 @@ namespace macgrad::experiments {
 /// The checkpoint that a run in folder `out` goes on from.
 std::string checkpoint_path(const std::string& out);
 
+/// `path`, or the checkpoint in it where it is a folder.
+std::string checkpoint_at(const std::string& path);
+
 /// The folder of the run that a checkpoint or model file is of, where its vocabularies lie.
 std::string folder_of_run(const std::string& checkpoint);
 
@@ -33,6 +36,8 @@ class RunFiles {
 
   void save(nn::Transformer& model, const nn::Adam& optimizer, const RunState& state);
   RunState load(nn::Transformer& model, nn::Adam& optimizer) const;
+  /// Those in the checkpoint.
+  Json saved_settings() const;
 
   /// The model after an epoch; removes epochs that no average needs any more.
   void save_epoch(nn::Transformer& model, int64_t epoch, bool best);

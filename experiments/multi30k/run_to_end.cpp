@@ -13,11 +13,22 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// Settings as results depend on them: where a run lies and what it keeps make no other run.
-Json of_results(Json settings) {
-  for (const char* name : {"data", "checkpoint_minutes", "keep"}) settings.erase(name);
-  for (const char* name : {"out", "device", "threads"}) settings.at("common").erase(name);
-  return settings;
+// The settings that results depend on.
+Json of_results(const Json& settings) {
+  Json kept = Json::object();
+  for (const auto& [name, value] : settings.items()) {
+    const SettingRole role = setting_role(name);
+    if (value.is_object()) {
+      kept[name] = of_results(value);
+    } else if (role != SettingRole::place && role != SettingRole::label) {
+      kept[name] = value;
+    }
+  }
+  return kept;
+}
+
+std::string results_path(const std::string& out) {
+  return (fs::path(out) / "results.json").string();
 }
 
 // Training cannot be taken back.
@@ -34,16 +45,26 @@ void check_budget(const RunState& state, const Multi30kSettings& s, const std::s
 }  // namespace
 
 std::optional<Json> complete_results(const Multi30kSettings& settings) {
-  const std::string& out = settings.common.out;
-  const std::string path = (fs::path(out) / "results.json").string();
-  if (!fs::exists(path) || !fs::exists(checkpoint_path(out))) return std::nullopt;
+  // A run that begins anew removes the file, so that its presence means that it is of this one.
+  const std::string path = results_path(settings.common.out);
+  if (!fs::exists(path)) return std::nullopt;
   Json results = read_json(path);
   try {
     if (of_results(results.at("settings")) != of_results(to_json(settings))) return std::nullopt;
+    for (const char* part : {"scores", "data", "updates", "wall_seconds"}) results.at(part);
   } catch (const nlohmann::json::exception& error) {
     throw Error("{}: not the results of a run: {}", path, error.what());
   }
   return results;
+}
+
+void check_same_data(const std::vector<std::pair<std::string, Json>>& runs) {
+  const auto crc32 = [](const Json& results) { return results.at("data").value("crc32", Json()); };
+  for (const auto& [name, results] : runs)
+    require(crc32(results) == crc32(runs.front().second),
+            "{} and {} were trained on other data (their results.json has other checksums) and "
+            "cannot be compared; give the runs on this data another --out",
+            runs.front().first, name);
 }
 
 std::optional<std::string> failure_of(const Multi30kSettings& settings) {
@@ -63,14 +84,19 @@ std::optional<std::string> failure_of(const Multi30kSettings& settings) {
 int run_to_end(const Multi30kSettings& settings, const std::string& label) {
   const std::string& out = settings.common.out;
   const std::string checkpoint = checkpoint_path(out);
+  if (complete_results(settings)) {
+    fmt::print("{}: complete\n", label);
+    return 0;
+  }
   const bool begun = fs::exists(checkpoint);
   if (begun) {
     check_same_run(checkpoint_settings(checkpoint), settings, out);
     check_budget(checkpoint_state(checkpoint), settings, label);
-    if (complete_results(settings)) {
-      fmt::print("{}: complete\n", label);
-      return 0;
-    }
+  } else {
+    require(!fs::exists(results_path(out)),
+            "{}: {} is of a run with other settings, whose checkpoint is not there; choose another "
+            "--out",
+            label, results_path(out));
   }
   fmt::print("{}: {}\n", label, begun ? "resumed" : "started");
   std::fflush(stdout);

@@ -3,6 +3,8 @@
 
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "experiments/multi30k/settings.h"
 
@@ -14,9 +16,12 @@ namespace macgrad::experiments {
 /// is beyond --max-updates or --epochs.
 int run_to_end(const Multi30kSettings& settings, const std::string& label);
 
-/// results.json of the run in settings.common.out if it is complete with these settings. Where it
-/// lies, its data and its device do not count, nor what it keeps.
+/// results.json of the run in settings.common.out if it is complete with these settings, but for
+/// those that results do not depend on (SettingRole::place).
 std::optional<Json> complete_results(const Multi30kSettings& settings);
+
+/// Throws naming two of these runs (name, results.json) that were trained on other data.
+void check_same_data(const std::vector<std::pair<std::string, Json>>& runs);
 
 /// Why the run there, with these settings, stopped for good (NotFinite), if it did.
 std::optional<std::string> failure_of(const Multi30kSettings& settings);

@@ -91,14 +91,17 @@ int run_seeds(const Multi30kSettings& settings, const std::vector<int64_t>& seed
   Scores scores;
   Failures failures;
   std::vector<int64_t> measured;
+  std::vector<std::pair<std::string, Json>> complete;
   for (const int64_t seed : seeds_in(out)) {
     if (const auto results = complete_results(with_seed(seed))) {
       measured.push_back(seed);
+      complete.emplace_back(fmt::format("seed {}", seed), *results);
       collect(*results, scores);
     } else if (const auto reason = failure_of(with_seed(seed))) {
       failures[seed] = *reason;
     }
   }
+  check_same_data(complete);
   write_summary(out, measured, scores, failures);
   return std::any_of(seeds.begin(), seeds.end(), [&](int64_t s) { return !failures.contains(s); })
              ? 0

@@ -94,6 +94,27 @@ struct Multi30kSettings {
   BleuOptions bleu() const;
 };
 
+/// What another value of a setting makes of a run.
+enum class SettingRole {
+  model,  // another run, with a curve of its own
+  seed,   // another run of the same curve
+  end,    // a curve that ends elsewhere; may change when a run goes on
+  use,    // other results of the same training; may change
+  place,  // nothing: where and how it is computed and kept; may change
+  label   // nothing: where other settings came from
+};
+
+/// Every setting, the common ones too, by its name in JSON; `model` where this version has none.
+SettingRole setting_role(const std::string& name);
+
+/// Whether a run can go on with another value.
+bool may_change(SettingRole role);
+/// The options, such as "--epochs", whose settings may.
+std::vector<std::string> changeable_options();
+
+/// "--max-updates" of "max_updates".
+std::string option_of(std::string setting);
+
 /// A model and settings that learn the toy corpus in seconds.
 void make_toy(Multi30kSettings& settings);
 

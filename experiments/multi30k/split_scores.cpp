@@ -1,6 +1,7 @@
-#include "experiments/multi30k/scores.h"
+#include "experiments/multi30k/split_scores.h"
 
 #include "experiments/common/bleu.h"
+#include "experiments/common/chrf.h"
 
 namespace macgrad::experiments {
 
@@ -41,12 +42,15 @@ std::optional<Json> final_scores(nn::Transformer& model, const TranslationData& 
     if (!scored) return false;
     const std::string file = fmt::format("translations-{}.txt", split);
     files.emplace_back(file, scored->translations);
-    fmt::print("{}: BLEU {:.2f}, loss {:.4f}\n", split, scored->bleu, *loss);
+    const double chrf = corpus_chrf(scored->translations, {references}, {});
+    fmt::print("{}: BLEU {:.2f}, chrF {:.2f}, loss {:.4f}\n", split, scored->bleu, chrf, *loss);
     std::fflush(stdout);
     scores[split] = {{"bleu", scored->bleu},
+                     {"chrf", chrf},
                      {"loss", *loss},
                      {"sentences", pairs.size()},
                      {"signature", bleu_signature(1, settings.bleu())},
+                     {"chrf_signature", chrf_signature(1, {})},
                      {"crc32", crc32},
                      {"translations", file}};
     return true;

@@ -20,14 +20,16 @@ struct StudyRun {
 };
 std::span<const StudyRun> study_runs();
 
-/// transformer-tiny with a budget that many runs can afford: 1,500 updates, 400 of warm-up, no
-/// early stopping.
+/// A model of transformer-tiny's size with a recipe that learns soon and a budget that many runs can
+/// afford: pre-norm, dropout 0.1, 1,500 updates of 2,048 tokens, no early stopping.
 Multi30kSettings study_settings();
 
 /// Runs the table (or the rows that `only` names) in OUT/NAME, each started, continued or left
 /// alone as it needs, then writes OUT/study.csv, study.md and the curves of all rows there that are
 /// complete with these settings. A run whose loss is no longer finite is a row that says so.
-/// Returns the exit code of the run that was interrupted, or 0.
+/// Several processes may train rows of one folder; each writes the tables of what is complete by
+/// then. Returns the exit code of the run that was interrupted; 1 when no row asked for is
+/// complete, else 0. Throws when complete rows were trained on different data.
 int run_study(const Multi30kSettings& settings, const std::vector<std::string>& only);
 
 }  // namespace macgrad::experiments

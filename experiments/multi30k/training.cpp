@@ -122,17 +122,16 @@ void Trainer::update(const std::vector<Batch>& batches, size_t first, size_t las
 EpochSummary Trainer::train_epoch(int64_t epoch,
                                   const std::function<bool(const UpdateReport&)>& report) {
   using Clock = std::chrono::steady_clock;
-  const auto start = Clock::now();
   const std::vector<Batch> batches = shuffled_batches(
       data_.train, settings_.batch_tokens, settings_.common.seed, static_cast<uint64_t>(epoch));
   const auto group = static_cast<size_t>(settings_.accumulate);
   if (epoch != place_.epoch) place_.done = {};
   place_.epoch = epoch;
   EpochSummary& done = place_.done;
-  const double earlier_seconds = done.seconds;
   done.stopped = false;
   model_.train();
   while (!epoch_complete() && !finished() && !done.stopped) {
+    const auto start = Clock::now();
     const size_t first = static_cast<size_t>(done.updates) * group;
     UpdateReport r;
     r.update = place_.updates + 1;
@@ -154,7 +153,7 @@ EpochSummary Trainer::train_epoch(int64_t epoch,
     done.loss_sum += r.loss * static_cast<double>(r.tokens);
     done.rmfa.floored += r.rmfa.floored;
     done.rmfa.smallest_ratio = std::min(done.rmfa.smallest_ratio, r.rmfa.smallest_ratio);
-    done.seconds = earlier_seconds + std::chrono::duration<double>(Clock::now() - start).count();
+    done.seconds += std::chrono::duration<double>(Clock::now() - start).count();
     done.stopped = !report(r);
   }
   return done;

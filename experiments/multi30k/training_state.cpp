@@ -114,6 +114,7 @@ Json to_json(const RunState& state) {
             {"best_epoch", state.best_epoch},
             {"best_loss", number(state.best_loss)},
             {"wall_seconds", number(state.wall_seconds)},
+            {"sittings", state.sittings},
             {"done", Json::object()},
             {"epochs", Json::array()}};
   each_field(state.place.done, writer(json["done"]));
@@ -134,6 +135,9 @@ RunState run_state_from_json(const Json& json) {
   state.best_epoch = whole(json, "best_epoch");
   state.best_loss = number_from_json(json.at("best_loss"));
   state.wall_seconds = number_from_json(json.at("wall_seconds"));
+  // Earlier versions did not keep them.
+  if (json.contains("sittings")) state.sittings = json.at("sittings");
+  require(state.sittings.is_array(), "sittings is no list");
   each_field(state.place.done, reader(json.at("done")));
   for (const Json& row : json.at("epochs")) {
     Metrics m;

@@ -54,7 +54,8 @@ struct RunState {
   std::vector<Metrics> epochs;  // that have been validated
   int64_t best_epoch = 0;       // of the lowest validation loss; 0: none yet
   double best_loss = std::numeric_limits<double>::infinity();
-  double wall_seconds = 0;  // of the run, in all its sittings
+  double wall_seconds = 0;        // of the run, in all its sittings
+  Json sittings = Json::array();  // a program, machine and first update each
 
   /// Adds a row; true when its validation loss is the lowest so far.
   bool add(const Metrics& epoch);

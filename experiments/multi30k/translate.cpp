@@ -2,13 +2,15 @@
 // once; otherwise lines are read in blocks, so that batches are full, and the order is kept.
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <iostream>
-#include <istream>
 
 #include "experiments/common/text_files.h"
 #include "experiments/common/unicode.h"
 #include "experiments/multi30k/commands.h"
+#include "experiments/multi30k/run_files.h"
 #include "experiments/multi30k/translator.h"
 
 namespace macgrad::experiments {
@@ -21,17 +23,25 @@ struct TranslateOptions {
   std::string checkpoint, input, output;
 };
 
-// The next line of standard input, without its end. False at the end of input.
+// Line `number` of standard input without its end, read by read_lines' rules. False at the end.
 bool next_line(std::string& line, int64_t number) {
-  if (!std::getline(std::cin, line)) return false;
+  errno = 0;
+  if (!std::getline(std::cin, line)) {
+    require(errno == 0, "standard input: line {}: {}", number, std::strerror(errno));
+    return false;
+  }
+  if (number == 1 && line.starts_with("\xEF\xBB\xBF")) line.erase(0, 3);
   if (line.ends_with('\r')) line.pop_back();
-  const size_t wrong = find_invalid_utf8(line);
-  require(wrong == std::string_view::npos && line.find('\0') == std::string::npos,
-          "standard input: line {}: not valid UTF-8 text; convert it to UTF-8 first", number);
   return true;
 }
 
-// Calls take(lines) with what is translated together: one line on a terminal, else blocks.
+void check_line(const std::string& line, int64_t number) {
+  require(find_invalid_utf8(line) == std::string_view::npos && line.find('\0') == std::string::npos,
+          "standard input: line {}: not valid UTF-8 text; convert it to UTF-8 first", number);
+}
+
+// Calls take(lines) with what is translated together: one line on a terminal, else blocks. A typed
+// line that is no text is answered by its error, and the next one is read.
 template <class F>
 void read_standard_input(F&& take) {
   const bool typed = isatty(STDIN_FILENO) != 0;
@@ -40,6 +50,13 @@ void read_standard_input(F&& take) {
   for (int64_t number = 1;; ++number) {
     if (typed) fmt::print(stderr, "> ");
     if (!next_line(line, number)) break;
+    try {
+      check_line(line, number);
+    } catch (const Error& error) {
+      if (!typed) throw;
+      fmt::print(stderr, "{}\n", error.what());
+      continue;
+    }
     lines.push_back(line);
     if (typed || lines.size() == kBlockLines) {
       take(lines);
@@ -54,7 +71,7 @@ int run(TranslateOptions& o) {
   // On what the model was trained does not bind where it translates.
   apply_common_options(o.settings.common);
   if (!o.output.empty()) check_writable(o.output);
-  Translator translator(o.checkpoint, device_of(o.settings.common));
+  Translator translator(checkpoint_at(o.checkpoint), device_of(o.settings.common));
   const nn::SearchSettings search{o.settings.beam, o.settings.length_penalty};
   std::string all;
   const auto take = [&](const std::vector<std::string>& lines) {
@@ -92,7 +109,7 @@ int translate_command(int argc, const char* const* argv) {
       "Translates lines of standard input, one a line, with a trained model.",
       [&](CLI::App& app) {
         app.add_option("--checkpoint", o.checkpoint,
-                       "checkpoint.safetensors of a run, its vocabularies beside it")
+                       "A run, or one of its models with the vocabularies beside it")
             ->required();
         declare_search_options(app, o.settings);
         app.add_option("--input", o.input, "File to translate (default: standard input)");
