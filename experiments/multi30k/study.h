@@ -20,8 +20,8 @@ struct StudyRun {
 };
 std::span<const StudyRun> study_runs();
 
-/// A model of transformer-tiny's size with a recipe that learns soon and a budget that many runs can
-/// afford: pre-norm, dropout 0.1, 1,500 updates of 2,048 tokens, no early stopping.
+/// A model of transformer-tiny's size with a recipe that learns soon and a budget that many runs
+/// can afford: pre-norm, dropout 0.1, 1,500 updates of 2,048 tokens, no early stopping.
 Multi30kSettings study_settings();
 
 /// Runs the table (or the rows that `only` names) in OUT/NAME, each started, continued or left
