@@ -36,22 +36,8 @@ void check_qkv(const char* op, const Variable& q, const Variable& k, const Varia
   check_mask(mask.query_valid, q.size(2), "query_valid");
 }
 
-// A view with unit last stride, else a copy.
-Tensor rows(const Tensor& t) {
-  return t.size(-1) <= 1 || t.stride(-1) == 1 ? t : t.contiguous();
-}
-
 Tensor packed(const Tensor& mask) {
   return mask.defined() ? mask.contiguous() : mask;
-}
-
-// (B, H, T, d) laid out as (B, T, H, d), so that joining heads afterwards is a view.
-Tensor empty_heads(int64_t B, int64_t H, int64_t T, int64_t d, const Tensor& like) {
-  return Tensor::empty({B, T, H, d}, like.dtype(), like.device()).transpose(1, 2);
-}
-
-Tensor not_(const Tensor& mask) {
-  return equal(mask.to(DType::float32), 0.0);
 }
 
 Tensor and_(const Tensor& a, const Tensor& b) {
@@ -60,12 +46,6 @@ Tensor and_(const Tensor& a, const Tensor& b) {
   kernels::where(a.expand(y.shape()), b.expand(y.shape()),
                  Tensor::zeros({}, DType::boolean, a.device()).expand(y.shape()), y);
   return y;
-}
-
-// Values at invalid positions may be anything, NaN included: they are replaced before use.
-Variable cleaned(const Variable& x, const Tensor& valid) {
-  if (!valid.defined()) return x;
-  return masked_fill(x, not_(valid).unsqueeze(1).unsqueeze(3), 0.0);
 }
 
 struct Visibility {
@@ -101,6 +81,10 @@ Tensor not_ahead(int64_t T, int64_t S, Device device) {
 }
 
 }  // namespace
+
+Variable without_invalid(const Variable& x, const Tensor& valid) {
+  return valid.defined() ? where(valid.unsqueeze(1).unsqueeze(3), x, 0.0) : x;
+}
 
 Tensor visible(const AttentionMask& mask, int64_t T, int64_t S, Device device) {
   Tensor shown;
@@ -139,23 +123,23 @@ Variable softmax_attention(const Variable& q, const Variable& k, const Variable&
   op.forward = [=](const Tensors& in) {
     Tensor out = empty_heads(B, H, T, dv, in[0]);
     Tensor lse = Tensor::empty({B, H, T}, compute_dtype(in[0].dtype()), in[0].device());
-    kernels::softmax_attention_forward(rows(in[0]), rows(in[1]), rows(in[2]), key_valid,
-                                       query_valid, args, out, lse, Scratch{});
+    kernels::softmax_attention_forward(unit_stride(in[0]), unit_stride(in[1]), unit_stride(in[2]),
+                                       key_valid, query_valid, args, out, lse, Scratch{});
     return FusedOp::Forward{{out}, {lse}};
   };
   op.backward = [=](const Tensors& in, const FusedOp::Forward& result, const Tensors& g,
                     const std::vector<bool>&) {
     Tensors d;
     for (const Tensor& t : in) d.push_back(empty_heads(B, H, t.size(2), t.size(3), t));
-    kernels::softmax_attention_backward(rows(in[0]), rows(in[1]), rows(in[2]), key_valid,
-                                        query_valid, result.outputs[0], result.saved[0], rows(g[0]),
-                                        args, d[0], d[1], d[2], Scratch{});
+    kernels::softmax_attention_backward(unit_stride(in[0]), unit_stride(in[1]), unit_stride(in[2]),
+                                        key_valid, query_valid, result.outputs[0], result.saved[0],
+                                        unit_stride(g[0]), args, d[0], d[1], d[2], Scratch{});
     return d;
   };
   op.composite = [=](const Variables& in) {
-    const Variable qc = cleaned(in[0], mask.query_valid);
-    const Variable kc = cleaned(in[1], mask.key_valid);
-    const Variable vc = cleaned(in[2], mask.key_valid);
+    const Variable qc = without_invalid(in[0], mask.query_valid);
+    const Variable kc = without_invalid(in[1], mask.key_valid);
+    const Variable vc = without_invalid(in[2], mask.key_valid);
     const Visibility seen = visibility(mask, qc, kc);
     const Variable scores = (matmul(qc, transpose(kc, -2, -1)) * scale).named("scores");
     const double lowest = std::numeric_limits<float>::lowest();
@@ -225,9 +209,9 @@ namespace {
 Variables rmfa_composite(const Variables& in, const AttentionMask& mask, const Tensor& omega,
                          const Tensor& weight, const RmfaArgs& args) {
   check_not_recorded("rmfa", args);
-  const Variable q = cleaned(in[0], mask.query_valid);
-  const Variable k = cleaned(in[1], mask.key_valid);
-  const Variable v = cleaned(in[2], mask.key_valid);
+  const Variable q = without_invalid(in[0], mask.query_valid);
+  const Variable k = without_invalid(in[1], mask.key_valid);
+  const Variable v = without_invalid(in[2], mask.key_valid);
   const Visibility seen = visibility(mask, q, k);
   const bool features = args.linear > 0 || (!args.levels.empty() && args.levels[0] > 0);
   Variable num, den;
@@ -249,7 +233,8 @@ Variables rmfa_composite(const Variables& in, const AttentionMask& mask, const T
       const Variable phi_q = maclaurin_features(q, omega, weight, args).named("phi_q");
       // Padding zeroes the features themselves: phi(0) is not 0.
       const Variable phi_k =
-          cleaned(maclaurin_features(k, omega, weight, args), mask.key_valid).named("phi_k");
+          without_invalid(maclaurin_features(k, omega, weight, args), mask.key_valid)
+              .named("phi_k");
       const Variable state = matmul(transpose(phi_k, -2, -1), v).named("state");
       num = num + matmul(phi_q, state);
       den = den + matmul(phi_q, transpose(sum(phi_k, {2}, true), -2, -1));
@@ -327,8 +312,8 @@ Variable rmfa(const Variable& q, const Variable& k, const Variable& v, const Att
     Tensor out = empty_heads(B, H, T, dv, in[0]);
     Tensor den = Tensor::empty({B, H, T}, compute_dtype(in[0].dtype()), in[0].device());
     Tensor stats = Tensor::empty({2}, DType::float64, in[0].device());
-    kernels::rmfa_forward(rows(in[0]), rows(in[1]), rows(in[2]), key_valid, query_valid, omega,
-                          weight, args, out, den, stats, Scratch{});
+    kernels::rmfa_forward(unit_stride(in[0]), unit_stride(in[1]), unit_stride(in[2]), key_valid,
+                          query_valid, omega, weight, args, out, den, stats, Scratch{});
     *measured = stats;
     return FusedOp::Forward{{out}, {den}};
   };
@@ -336,9 +321,9 @@ Variable rmfa(const Variable& q, const Variable& k, const Variable& v, const Att
                     const std::vector<bool>&) {
     Tensors d;
     for (const Tensor& t : in) d.push_back(empty_heads(B, H, t.size(2), t.size(3), t));
-    kernels::rmfa_backward(rows(in[0]), rows(in[1]), rows(in[2]), key_valid, query_valid, omega,
-                           weight, result.outputs[0], result.saved[0], rows(g[0]), args, d[0], d[1],
-                           d[2], Scratch{});
+    kernels::rmfa_backward(unit_stride(in[0]), unit_stride(in[1]), unit_stride(in[2]), key_valid,
+                           query_valid, omega, weight, result.outputs[0], result.saved[0],
+                           unit_stride(g[0]), args, d[0], d[1], d[2], Scratch{});
     return d;
   };
   op.composite = [=](const Variables& in) { return rmfa_composite(in, mask, omega, weight, args); };

@@ -15,6 +15,10 @@ struct AttentionMask {
   bool causal = false;  // key j visible to query i when j <= i + S - T
 };
 
+/// x (B,H,N,d) with zeros at places that valid (B,N) bool hides, whatever stands there, NaN
+/// included, and gradients 0; x itself when valid is undefined.
+Variable without_invalid(const Variable& x, const Tensor& valid);
+
 /// The bool Tensor (B|1, 1, T, S) of what a mask shows; undefined when everything is visible.
 Tensor visible(const AttentionMask& mask, int64_t T, int64_t S, Device device);
 

@@ -1,14 +1,12 @@
+// Forward derivatives by differentiating twice: a Jacobian-vector product is the gradient, with
+// respect to a cotangent, of the vector-Jacobian product. Gradients of single examples are passes
+// of their own.
 #include "autograd/derivatives.h"
 
-#include "autograd/ops.h"
-#include "autograd/scope.h"
+#include "autograd/op_support.h"
 
 namespace macgrad {
 namespace {
-
-Variable zeros_of(const Variable& v) {
-  return Variable(Tensor::zeros(v.shape(), v.dtype(), v.device()));
-}
 
 void check_directions(const char* name, const Variables& inputs, const Variables& directions) {
   check(inputs.size() == directions.size(), "[{}] {} inputs and {} directions", name, inputs.size(),
@@ -36,7 +34,7 @@ Variables pulled_back(const Variables& values, const Variables& directions, cons
   Variables result(wanted.size());
   if (!live.empty()) result = grad(live, wanted, cotangents, options);
   for (size_t i = 0; i < wanted.size(); ++i)
-    if (!result[i].defined()) result[i] = zeros_of(wanted[i]);
+    if (!result[i].defined()) result[i] = zeros_like(wanted[i]);
   return result;
 }
 
@@ -79,7 +77,7 @@ Tensors per_example_gradients(int64_t examples, const std::function<Variable(int
     const Variables gradients = grad({loss(e)}, inputs, {}, {.allow_unused = true});
     for (size_t i = 0; i < inputs.size(); ++i)
       result[i].select(0, e).copy_from(gradients[i].defined() ? gradients[i].value()
-                                                              : zeros_of(inputs[i]).value());
+                                                              : zeros_like(inputs[i]).value());
   }
   return result;
 }

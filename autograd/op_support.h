@@ -56,6 +56,21 @@ inline Tensor around(const Tensor& t, int dim) {
   return t.contiguous().view({before, t.shape()[dim], after});
 }
 
+/// A view of `t` with unit last stride where it has one, else a copy.
+inline Tensor unit_stride(const Tensor& t) {
+  return t.size(-1) <= 1 || t.stride(-1) == 1 ? t : t.contiguous();
+}
+
+/// (B,H,T,d) laid out as (B,T,H,d), so that joining heads afterwards is a view.
+inline Tensor empty_heads(int64_t B, int64_t H, int64_t T, int64_t d, const Tensor& like) {
+  return Tensor::empty({B, T, H, d}, like.dtype(), like.device()).transpose(1, 2);
+}
+
+/// The complement of a bool mask.
+inline Tensor not_(const Tensor& mask) {
+  return equal(mask.to(DType::float32), 0.0);
+}
+
 inline Variable zeros_like(const Variable& v) {
   return Variable(Tensor::zeros(v.shape(), v.dtype(), v.device()));
 }

@@ -57,8 +57,7 @@ Variable pre_sbn(const Variable& x, const Tensor& valid, SbnStatistics statistic
         "[pre_sbn] valid must be bool ({}, {}), is {}", x.size(0), x.size(2), valid.shape());
   check(eps >= 0.0, "[pre_sbn] eps = {} must not be negative", eps);
   PreSbn p{statistics, eps, valid.defined() ? valid.contiguous() : valid, {}};
-  if (p.valid.defined())
-    p.invalid = equal(p.valid.to(DType::float32), 0.0).unsqueeze(1).unsqueeze(3);
+  if (p.valid.defined()) p.invalid = not_(p.valid).unsqueeze(1).unsqueeze(3);
   const DType dtype = compute_dtype(x.dtype());
   SbnMoments used;
   if (statistics == SbnStatistics::fixed) {
@@ -79,25 +78,22 @@ Variable pre_sbn(const Variable& x, const Tensor& valid, SbnStatistics statistic
                                                                        : "row"},
                    {"eps", fmt::format("{}", eps)}};
   op.constants = {{p.valid, "pre_sbn's mask"}};
-  const auto rows = [](const Tensor& t) {
-    return t.size(-1) <= 1 || t.stride(-1) == 1 ? t : t.contiguous();
-  };
   const auto like = [](const Tensor& t) {
-    return Tensor::empty({t.size(0), t.size(2), t.size(1), t.size(3)}, t.dtype(), t.device())
-        .transpose(1, 2);
+    return empty_heads(t.size(0), t.size(1), t.size(2), t.size(3), t);
   };
   const auto measured = std::make_shared<bool>(false);  // whether a kernel filled `used`
   op.forward = [=](const Tensors& in) {
     Tensor y = like(in[0]);
     *measured = true;
-    kernels::pre_sbn_forward(rows(in[0]), p.valid, p.statistics, p.eps, used.mean, used.var, y);
+    kernels::pre_sbn_forward(unit_stride(in[0]), p.valid, p.statistics, p.eps, used.mean, used.var,
+                             y);
     return FusedOp::Forward{{y}, {}};
   };
   op.backward = [=](const Tensors& in, const FusedOp::Forward&, const Tensors& g,
                     const std::vector<bool>&) {
     Tensor dx = like(in[0]);
-    kernels::pre_sbn_backward(rows(in[0]), p.valid, used.mean, used.var, rows(g[0]), p.statistics,
-                              p.eps, dx);
+    kernels::pre_sbn_backward(unit_stride(in[0]), p.valid, used.mean, used.var, unit_stride(g[0]),
+                              p.statistics, p.eps, dx);
     return Tensors{dx};
   };
   op.composite = [=](const Variables& in) { return Variables{pre_sbn_composite(in[0], p, used)}; };

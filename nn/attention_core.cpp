@@ -124,15 +124,10 @@ ExactKernelCore::ExactKernelCore(Module* parent, std::string name,
 Variable ExactKernelCore::forward(const Variable& q_in, const Variable& k_in, const Variable& v_in,
                                   const Mask& mask, DecodeState* state) {
   const auto in_scope = scope();
-  Variable q = q_in;
-  auto [k, v] = state ? state->append(k_in, v_in) : std::pair(k_in, v_in);
-  // Whatever stands at invalid places, NaN included, must not reach a sum.
-  const auto column = [](const Tensor& valid) { return valid.unsqueeze(1).unsqueeze(3); };
-  if (mask.query_valid.defined()) q = where(column(mask.query_valid), q, 0.0);
-  if (mask.key_valid.defined()) {
-    k = where(column(mask.key_valid), k, 0.0);
-    v = where(column(mask.key_valid), v, 0.0);
-  }
+  const auto [all_k, all_v] = state ? state->append(k_in, v_in) : std::pair(k_in, v_in);
+  const Variable q = without_invalid(q_in, mask.query_valid);
+  const Variable k = without_invalid(all_k, mask.key_valid);
+  const Variable v = without_invalid(all_v, mask.key_valid);
   const double root = std::sqrt(static_cast<double>(head_dim_));
   Variable weights = kernel_(matmul(logit_scale.apply(q, root), transpose(k, 2, 3)));
   Tensor shown = visible(mask, q.size(2), k.size(2), q.device());

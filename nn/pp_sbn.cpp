@@ -104,14 +104,10 @@ QkNorm::QkNorm(Module* parent, std::string name, const AttentionSettings& settin
 Variable QkNorm::forward(const Variable& q, const Variable& k, const Variable& v, const Mask& mask,
                          DecodeState* state) {
   const auto in_scope = scope();
-  // Whatever stands at invalid places, NaN included, must not reach a gradient.
-  const auto cleaned = [](const Variable& x, const Tensor& valid) {
-    return valid.defined() ? where(valid.unsqueeze(1).unsqueeze(3), x, 0.0) : x;
-  };
   const Variable keys =
-      k.defined() ? unit_rows(cleaned(k, valid_keys(mask, k, state))) : Variable();
+      k.defined() ? unit_rows(without_invalid(k, valid_keys(mask, k, state))) : Variable();
   return in_scope.result(
-      inner_->forward(unit_rows(cleaned(q, mask.query_valid)), keys, v, mask, state));
+      inner_->forward(unit_rows(without_invalid(q, mask.query_valid)), keys, v, mask, state));
 }
 
 std::string QkNorm::describe() const {

@@ -9,7 +9,6 @@ namespace macgrad::nn {
 Variable RmfaCore::decode(const Variable& q_in, const Variable& k_in, const Variable& v,
                           const Mask& mask, DecodeState& state, const FeatureDraw& draw,
                           const RmfaArgs& args) {
-  const auto column = [](const Tensor& valid) { return valid.unsqueeze(1).unsqueeze(3); };
   const bool has_features = args.linear > 0 || (!args.levels.empty() && args.levels[0] > 0);
   // Features and values of low precision are summed, and the sums divided, in the wider one.
   const DType wide = compute_dtype(q_in.dtype());
@@ -37,14 +36,14 @@ Variable RmfaCore::decode(const Variable& q_in, const Variable& k_in, const Vari
     if (mask.key_valid.defined()) {
       const int64_t end = mask.key_valid.size(1);
       new_valid = mask.key_valid.slice(1, end - n, end).contiguous();
-      k = where(column(new_valid), k, 0.0);
-      values = where(column(new_valid), values, 0.0);
+      k = without_invalid(k, new_valid);
+      values = without_invalid(values, new_valid);
     }
     phi_k = phi(k);
     if (!among_new) state.add(phi_k, values);
   }
 
-  const Variable q = mask.query_valid.defined() ? where(column(mask.query_valid), q_in, 0.0) : q_in;
+  const Variable q = without_invalid(q_in, mask.query_valid);
   const Variable phi_q = phi(q);
   // [numerator, denominator] (B,H,T,dv+1) and visible keys (B,H,T|1,1).
   Variable sums, count;
@@ -74,9 +73,8 @@ Variable RmfaCore::decode(const Variable& q_in, const Variable& k_in, const Vari
   }
   // Where nothing is visible the numerator is 0 as well.
   const Tensor blind = equal(count.value(), 0.0);
-  Variable out = cast(div(slice(sums, 3, 0, dv), masked_fill(den, blind, 1.0)), q.dtype());
-  if (mask.query_valid.defined()) out = where(column(mask.query_valid), out, 0.0);
-  return out;
+  const Variable out = cast(div(slice(sums, 3, 0, dv), masked_fill(den, blind, 1.0)), q.dtype());
+  return without_invalid(out, mask.query_valid);
 }
 
 }  // namespace macgrad::nn

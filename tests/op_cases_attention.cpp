@@ -344,6 +344,23 @@ void add_features(OpCases& cases) {
     return y;
   };
   cases.push_back(std::move(row));
+
+  OpCase hidden;
+  hidden.name = hidden.op = "without_invalid";
+  hidden.inputs = {{{2, 2, 5, 3}}};
+  hidden.f = [](const Variables& x) {
+    const Problem p{.name = "", .S = 5, .key_mask = true};
+    return without_invalid(x[0], p.mask().key_valid);
+  };
+  hidden.reference = [](const Values& x) {
+    std::vector<double> y = x[0];
+    for (size_t i = 0; i < y.size(); ++i) {
+      const size_t b = i / 30, s = i / 3 % 5;
+      if (b == 0 ? s == 4 : s == 0) y[i] = 0;
+    }
+    return y;
+  };
+  cases.push_back(std::move(hidden));
 }
 
 }  // namespace

@@ -8,32 +8,12 @@
 #include <cmath>
 #include <cstdint>
 
+#include "core/cpu/arena.h"
 #include "core/cpu/attention_tile.h"
 #include "core/cpu/parallel.h"
 #include "core/kernels.h"
 
 namespace macgrad::cpu::attention {
-
-/// Hands out 64-byte aligned pieces; with a null start it only counts.
-class Arena {
- public:
-  explicit Arena(void* start) : next_(reinterpret_cast<uintptr_t>(start)), first_(next_) {
-    next_ = aligned(next_);
-  }
-  template <class T>
-  T* take(int64_t count) {
-    T* piece = reinterpret_cast<T*>(next_);
-    next_ = aligned(next_ + static_cast<uintptr_t>(count) * sizeof(T));
-    return piece;
-  }
-  /// What has been handed out, with the worst alignment of the start.
-  size_t bytes() const { return next_ - first_ + 64; }
-
- private:
-  static uintptr_t aligned(uintptr_t p) { return (p + 63) & ~uintptr_t{63}; }
-  uintptr_t next_;
-  uintptr_t first_;
-};
 
 /// One head of a (B, H, N, width) operand.
 template <class T>
