@@ -51,7 +51,10 @@ struct SbnMoments {
   Tensor mean;
   Tensor var;
 };
-/// preSBN (paper, Algorithm 1): x (B,H,T,d), valid (B,T) bool or undefined -> rows of unit norm.
+/// preSBN (paper, Algorithm 1): x (B,H,T,d), valid (B,T) bool or undefined -> rows of unit norm, 0
+/// at invalid places and where the norm is below 1e-12. statistics: of batch and places a head
+/// dimension (`moments`, if not null, is set to them), of each row (`moments` is not read), or
+/// `fixed`, those in `moments`, (H,d) each and copied; an Error without them or with eps < 0.
 Variable pre_sbn(const Variable& x, const Tensor& valid, SbnStatistics statistics, double eps,
                  SbnMoments* moments);
 /// postSBN: s·(s² + eps²)^((beta-1)/2), s = gamma·x; gamma, beta (1) or (d), x (…, d).

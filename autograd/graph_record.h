@@ -52,7 +52,8 @@ class GraphRecord : public RecordTool {
   void recorded(const std::shared_ptr<Node>& node, const Variables& inputs,
                 const Tensors& outputs) override;
 
-  /// Records the ops of this thread while it lives, and times their kernels.
+  /// Records the ops of this thread while it lives, and times kernels: the observer is the
+  /// process's, so no other thread may compute meanwhile.
   class Recording {
    public:
     explicit Recording(GraphRecord& record);

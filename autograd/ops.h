@@ -118,7 +118,9 @@ inline Variable operator/(double a, const Variable& b) {
   return mul(reciprocal(b), a);
 }
 
-// Reductions (ops_reduce.cpp). `dims` empty: all.
+// Reductions (ops_reduce.cpp). `dims` empty: all. A dimension counts from 0, or back from -1, in
+// all of these ops; one that x does not have is an Error. With keepdim reduced dimensions stay with
+// extent 1.
 Variable sum(const Variable& x, std::vector<int> dims = {}, bool keepdim = false);
 Variable mean(const Variable& x, std::vector<int> dims = {}, bool keepdim = false);
 /// Variance; `correction` is subtracted from the count (1: unbiased).
@@ -129,7 +131,9 @@ std::pair<Variable, Tensor> max(const Variable& x, int dim, bool keepdim = false
 std::pair<Variable, Tensor> min(const Variable& x, int dim, bool keepdim = false);
 /// Product along `dim`; right at zeros to any order.
 Variable prod(const Variable& x, int dim, bool keepdim = false);
+/// y[k] = x[0] + … + x[k] along `dim`, x's shape; reverse: x[k] + … + x[last].
 Variable cumsum(const Variable& x, int dim, bool reverse = false);
+/// log Σ exp(x) along `dim`, shifted by the maximum; -inf where all is -inf.
 Variable logsumexp(const Variable& x, int dim, bool keepdim = false);
 /// Sums broadcast dimensions away: the reverse of expand.
 Variable sum_to(const Variable& x, const Shape& shape);
@@ -140,7 +144,9 @@ Variable matmul(const Variable& a, const Variable& b);
 /// x (…, I) · weightᵀ (I, O) + bias (O); bias may be undefined.
 Variable linear(const Variable& x, const Variable& weight, const Variable& bias);
 
-// Shapes (ops_shape.cpp).
+// Shapes (ops_shape.cpp): views where strides allow it. One extent of reshape may be -1: what is
+// left. expand repeats extents of 1 and adds dimensions in front; squeeze wants an extent of 1;
+// slice is [start, end) with step >= 1; concat joins along `dim`, stack along a new one.
 Variable reshape(const Variable& x, const Shape& shape);
 Variable permute(const Variable& x, std::vector<int> dims);
 Variable transpose(const Variable& x, int dim0, int dim1);
@@ -158,7 +164,8 @@ Variable pad(const Variable& x, int dim, int64_t before, int64_t after, double v
 /// A contiguous copy when needed.
 Variable contiguous(const Variable& x);
 
-// Indexing (ops_index.cpp).
+// Indexing (ops_index.cpp): int64, from 0; an index outside is an Error (on a GPU at the next time
+// that the host reads a value).
 /// y[…, k, …] = x[…, index[…, k, …], …] along `dim`; index has x's rank, and x's extents but at
 /// `dim`.
 Variable gather(const Variable& x, int dim, const Tensor& index);
@@ -172,6 +179,7 @@ Variable index_add(const Variable& x, int dim, const Tensor& index, const Variab
 Variable embedding(const Variable& weight, const Tensor& index);
 
 // Normalised exponentials, norms, losses (fused_rows.cpp). Fused; each has a composite.
+/// Along `dim`, x's shape; NaN where all of a row is -inf.
 Variable softmax(const Variable& x, int dim);
 Variable log_softmax(const Variable& x, int dim);
 /// x (…, N), weight and bias (N): biased variance over N, y = (x - mean)/sqrt(var + eps)·w + b.

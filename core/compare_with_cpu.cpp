@@ -1,3 +1,4 @@
+// An observer of the kernel slots that runs every call once more on the CPU and compares outputs.
 #include "core/compare_with_cpu.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Names of dtypes and devices.
 #include "core/dtype.h"
 
 #include <fmt/format.h>

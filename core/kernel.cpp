@@ -1,3 +1,4 @@
+// What all slots share: the observer, the error context, requests for scratch memory.
 #include "core/kernel.h"
 
 namespace macgrad {

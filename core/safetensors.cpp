@@ -1,3 +1,6 @@
+// The format: 8 bytes of header length, a JSON header of names, dtypes, shapes and offsets, then
+// the data. Everything in a header is checked before memory is asked for, and files are replaced
+// whole.
 #include "core/safetensors.h"
 
 #include <fcntl.h>

@@ -1,3 +1,4 @@
+// Extents and the rules of broadcasting.
 #include "core/shape.h"
 
 #include <fmt/ranges.h>

@@ -1,3 +1,4 @@
+// The table of what backends bring for recorded steps, and recording and replay on top of it.
 #include "core/step_graph.h"
 
 #include <array>

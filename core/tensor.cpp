@@ -1,3 +1,5 @@
+// Storage, views, copies and casts. A Tensor is a view of shared storage; every write through one
+// moves the storage's version on.
 #include "core/tensor.h"
 
 #include <fmt/ranges.h>

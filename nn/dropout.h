@@ -10,6 +10,7 @@ class Dropout : public Module {
  public:
   /// Throws an Error unless 0 <= p < 1.
   Dropout(Module* parent, std::string name, double p, ModelRandom& random);
+  /// x (…) -> the same shape.
   Variable forward(const Variable& x) const;
   double p() const { return p_; }
 

@@ -28,7 +28,9 @@ struct RedrawPolicy {
 
 class RandomMaclaurinFeatures : public Module {
  public:
-  /// settings.logit_scale is the scale of the first draw, which is made at once (number 0).
+  /// settings.logit_scale is the scale of the first draw, which is made at once (number 0). Throws
+  /// as feature_plan does. A map serves one thread at a time: draws are made when they are asked
+  /// for.
   RandomMaclaurinFeatures(Module* parent, std::string name, DotProductKernel kernel,
                           const FeatureSettings& settings, RedrawPolicy redraw, int eval_draws,
                           ModelRandom& random);

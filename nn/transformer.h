@@ -82,6 +82,7 @@ class Encoder : public Module {
   /// `final_norm`: a LayerNorm named "norm" after the last layer.
   Encoder(Module* parent, std::string name, int64_t layer_count, const LayerSettings& settings,
           bool final_norm, ModelRandom& random);
+  /// x (B,S,C), valid (B,S) -> (B,S,C).
   Variable forward(const Variable& x, const Tensor& valid);
 
   std::vector<std::unique_ptr<EncoderLayer>> layers;
@@ -92,7 +93,7 @@ class Decoder : public Module {
  public:
   Decoder(Module* parent, std::string name, int64_t layer_count, const LayerSettings& settings,
           bool final_norm, ModelRandom& random);
-  /// `states`: none, or one a layer.
+  /// As DecoderLayer::forward; `states`: none, or one a layer.
   Variable forward(const Variable& x, const Tensor& valid, const Variable& memory,
                    const Tensor& memory_valid, std::vector<LayerState>* states = nullptr);
 
@@ -134,6 +135,8 @@ Variable log_probs(const Variable& logits);
 /// From token ids to logits.
 class Transformer : public Module {
  public:
+  /// Throws an Error for empty vocabularies, heads that do not divide the width, tables shared by
+  /// unequal vocabularies, and what attention refuses (make_attention_core).
   explicit Transformer(const TransformerSettings& settings);
 
   /// source (B,S), target (B,T) int64 ids -> logits (B,T,V). target is the decoder's input (begin

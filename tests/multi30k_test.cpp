@@ -15,6 +15,7 @@
 #include "experiments/multi30k/commands.h"
 #include "experiments/multi30k/evaluation.h"
 #include "experiments/multi30k/run.h"
+#include "experiments/multi30k/split_scores.h"
 #include "experiments/multi30k/training.h"
 #include "experiments/multi30k/translator.h"
 #include "tests/composites_allowed.h"
@@ -244,6 +245,30 @@ TEST_CASE("multi30k: translations stand in the order of the corpus") {
   // A model that says the same of every sentence would show no order.
   CHECK(std::set<std::string>(all->begin(), all->end()).size() >= 5);
   for (size_t i = 0; i < all->size(); ++i) CHECK((*all)[i] == alone(i));
+}
+
+TEST_CASE("multi30k: a scoring that is stopped leaves no file, whenever it is") {
+  const OneThread one_thread;
+  const Multi30kSettings s = tiny();
+  const TranslationData data = load_translation_data(s);
+  Trainer trainer(s, data);
+  const Folder folder;
+  const RunDirectory out(folder / "run", "multi30k");
+  int asked = 0;
+  const Stop never = [&] {
+    ++asked;
+    return false;
+  };
+  REQUIRE(final_scores(trainer.model(), data, {}, s, out, never));
+  REQUIRE(fs::exists(folder / "run/translations-val.txt"));
+  fs::remove(folder / "run/translations-val.txt");
+  REQUIRE(asked > 1);
+  for (int at = 1; at <= asked; ++at) {
+    int count = 0;
+    const Stop stop = [&] { return ++count >= at; };
+    CHECK_FALSE(final_scores(trainer.model(), data, {}, s, out, stop).has_value());
+    CHECK_FALSE(fs::exists(folder / "run/translations-val.txt"));
+  }
 }
 
 TEST_CASE("multi30k: accumulated batches make the update of the large batch") {

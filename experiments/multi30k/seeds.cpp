@@ -73,6 +73,7 @@ int run_seeds(const Multi30kSettings& settings, const std::vector<int64_t>& seed
   for (auto seed = seeds.begin(); seed != seeds.end(); ++seed)
     require(std::find(seeds.begin(), seed, *seed) == seed, "--seeds: {} is given twice", *seed);
   const RunDirectory out(settings.common.out, "multi30k", Holds::runs);
+  if (settings.common.out.empty()) fmt::print("--out {} goes on with these runs\n", out.path());
   const auto with_seed = [&](int64_t seed) {
     Multi30kSettings one = settings;
     one.common.seed = static_cast<uint64_t>(seed);

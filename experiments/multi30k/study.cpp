@@ -240,6 +240,7 @@ int run_study(const Multi30kSettings& settings, const std::vector<std::string>& 
   std::vector<const StudyRun*> asked;
   for (const std::string& name : only) asked.push_back(&study_run(name));
   const RunDirectory out(settings.common.out, "multi30k-study", Holds::runs);
+  if (settings.common.out.empty()) fmt::print("--out {} goes on with these runs\n", out.path());
   const auto wanted = [&](const StudyRun& run) {
     return only.empty() || std::find(asked.begin(), asked.end(), &run) != asked.end();
   };
