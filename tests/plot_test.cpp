@@ -176,13 +176,14 @@ TEST_CASE("plot: mean and band over the epochs that every run measured") {
 
 TEST_CASE("plot: perplexities over decades get a logarithmic axis") {
   const Folder folder;
-  const std::string path =
-      write_run(folder, "r", "epoch,valid_loss,valid_perplexity\n1,6,400\n2,2,7.4\n");
+  const std::string path = write_run(
+      folder, "r", "epoch,valid_loss,valid_perplexity,valid_bleu\n1,6,400,0.2\n2,2,7.4,30\n");
   const std::vector<PlottedRun> runs = read_runs(path);
   const Panels panels = training_panels(group_runs(runs), Band::range);
-  REQUIRE(panels.plots.size() == 2);
+  REQUIRE(panels.plots.size() == 3);
   CHECK_FALSE(panels.plots[0].log_y);
   CHECK(panels.plots[1].log_y);
+  CHECK_FALSE(panels.plots[2].log_y);  // a BLEU of 0.2 is as good as none
 }
 
 TEST_CASE("plot: a panel's script carries data, bands and one legend") {

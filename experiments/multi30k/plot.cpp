@@ -99,7 +99,7 @@ std::string shown(const std::string& setting, const std::string& value) {
   return name + " " + value;
 }
 
-// Values that an axis from zero would press together, such as perplexity over a whole training.
+// Values that an axis from zero would press together: of perplexity, whose steps count by ratio.
 bool spans_decades(const CurvePlot& plot) {
   double low = INFINITY;
   double high = 0;
@@ -110,7 +110,7 @@ bool spans_decades(const CurvePlot& plot) {
       high = std::max(high, y);
     }
   }
-  return low > 0 && high > 30 * low;
+  return low > 0 && high > 10 * low;
 }
 
 }  // namespace
@@ -193,7 +193,7 @@ Curve mean_curve(const Configuration& configuration, const std::string& column, 
 
 Panels training_panels(const std::vector<Configuration>& configurations, Band band) {
   Panels panels;
-  const auto add = [&](const char* title, const char* label,
+  const auto add = [&](const char* title, const char* label, bool by_ratio,
                        std::initializer_list<std::pair<const char*, bool>> columns) {
     CurvePlot plot;
     plot.title = title;
@@ -208,13 +208,13 @@ Panels training_panels(const std::vector<Configuration>& configurations, Band ba
         plot.curves.push_back(std::move(curve));
       }
     }
-    plot.log_y = spans_decades(plot);
+    plot.log_y = by_ratio && spans_decades(plot);
     if (!plot.curves.empty()) panels.plots.push_back(std::move(plot));
   };
-  add("Loss: validation, training dashed", "loss a token (nats)",
+  add("Loss: validation, training dashed", "loss a token (nats)", false,
       {{"valid_loss", false}, {"train_loss", true}});
-  add("Validation perplexity", "perplexity a token", {{"valid_perplexity", false}});
-  add("Validation BLEU", "BLEU", {{"valid_bleu", false}});
+  add("Validation perplexity", "perplexity a token", true, {{"valid_perplexity", false}});
+  add("Validation BLEU", "BLEU", false, {{"valid_bleu", false}});
   require(!panels.plots.empty(),
           "no run has an epoch with train_loss, valid_loss, valid_perplexity or valid_bleu in its "
           "metrics.csv; plot runs that ended at least one epoch");
