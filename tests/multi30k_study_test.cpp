@@ -56,6 +56,15 @@ TEST_CASE("multi30k study: one factor at a time around RMFA") {
       {"rmfa-never", {"redraw"}}, {"rmfa-iid", {"draws"}}};
   for (const auto& [name, names] : factor)
     CHECK_MESSAGE(differences(rows.at(name), rows.at("rmfa")) == names, name);
+  // Rows that start the logit scale elsewhere, and change nothing else with it.
+  const std::map<std::string, std::string> start{
+      {"softmax-ppsbn-scale-8", "softmax-ppsbn-trained-scale"},
+      {"softmax-ppsbn-scale-16", "softmax-ppsbn-trained-scale"},
+      {"rmfa-scale-4", "rmfa-trained-scale"},
+      {"rmfa-scale-8", "rmfa-trained-scale"}};
+  for (const auto& [name, from_one] : start)
+    CHECK_MESSAGE(differences(rows.at(name), rows.at(from_one)) == Names{"logit_scale"}, name);
+  CHECK(differences(rows.at("rmfa-256-scale-8"), rows.at("rmfa-scale-8")) == Names{"features"});
 }
 
 TEST_CASE("multi30k study: runs what is missing and compares") {

@@ -43,8 +43,24 @@ void with_features(Settings& s) {
   s.features = features;
 }
 
+// The logit scale is trained as its logarithm, which 1,500 updates of Adam move by little more than
+// the sum of their learning rates, 1.6: from 1 it ends below 6 wherever it would go.
+template <int start>
 void trained_scale(Settings& s) {
   s.train_logit_scale = true;
+  s.logit_scale = start;
+}
+
+template <int start, int features>
+void rmfa_from_scale(Settings& s) {
+  with_features<features>(s);
+  trained_scale<start>(s);
+}
+
+template <int start>
+void softmax_from_scale(Settings& s) {
+  s.ppsbn = true;
+  trained_scale<start>(s);
 }
 
 constexpr StudyRun kRuns[] = {
@@ -56,22 +72,21 @@ constexpr StudyRun kRuns[] = {
        rmfa(s);
        s.attention = "exact";
      }},
-    {"rmfa-trained-scale", "a trained logit scale, from 1",
-     [](Settings& s) {
-       rmfa(s);
-       trained_scale(s);
-     }},
+    {"rmfa-trained-scale", "a trained logit scale, from 1", rmfa_from_scale<1, 128>},
     {"softmax-ppsbn-trained-scale", "ppSBN around softmax, logit scale trained from 1",
-     [](Settings& s) {
-       s.ppsbn = true;
-       trained_scale(s);
-     }},
+     softmax_from_scale<1>},
     {"exact-trained-scale", "exact kernel, logit scale trained from 1",
      [](Settings& s) {
-       rmfa(s);
+       rmfa_from_scale<1, 128>(s);
        s.attention = "exact";
-       trained_scale(s);
      }},
+    {"softmax-ppsbn-scale-8", "ppSBN around softmax, logit scale trained from 8",
+     softmax_from_scale<8>},
+    {"softmax-ppsbn-scale-16", "ppSBN around softmax, logit scale trained from 16",
+     softmax_from_scale<16>},
+    {"rmfa-scale-4", "RMFA, logit scale trained from 4", rmfa_from_scale<4, 128>},
+    {"rmfa-scale-8", "RMFA, logit scale trained from 8", rmfa_from_scale<8, 128>},
+    {"rmfa-256-scale-8", "256 features, logit scale trained from 8", rmfa_from_scale<8, 256>},
     {"rmfa-inv", "kernel inv", with_kernel<kInv>},
     {"rmfa-log", "kernel log", with_kernel<kLog>},
     {"rmfa-trigh", "kernel trigh", with_kernel<kTrigh>},
