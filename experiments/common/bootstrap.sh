@@ -13,7 +13,8 @@ macgrad_build=${MACGRAD_BUILD:-$macgrad_root/build/release}
 macgrad_say() { printf '%s\n' "macgrad: $*" >&2; }
 
 # Prints the Debian packages whose content is not found, one a line. Headers are asked of the
-# compiler itself, so a library in CPATH or CMAKE_PREFIX_PATH counts as found.
+# compiler itself, so a library in CPATH or CMAKE_PREFIX_PATH counts as found. CBLAS is asked for by
+# its library: the header also comes with the reference BLAS, which is slow and not what CMake takes.
 macgrad_missing() {
   macgrad_cxx=${CXX:-c++}
   if ! command -v "$macgrad_cxx" >/dev/null 2>&1; then
@@ -25,17 +26,20 @@ macgrad_missing() {
     macgrad_ifs=$IFS
     IFS=':;'
     for macgrad_prefix in ${CMAKE_PREFIX_PATH:-}; do
-      macgrad_prefix=$macgrad_prefix/include
-      set -- "$@" "-I$macgrad_prefix" "-I$macgrad_prefix/$macgrad_machine" \
-        "-I$macgrad_prefix/$macgrad_machine/openblas-openmp"
+      set -- "$@" "-I$macgrad_prefix/include" "-I$macgrad_prefix/include/$macgrad_machine" \
+        "-B$macgrad_prefix/lib/" "-B$macgrad_prefix/lib/$macgrad_machine/" \
+        "-B$macgrad_prefix/lib/$macgrad_machine/openblas-openmp/"
     done
     IFS=$macgrad_ifs
+    # The compiler answers with a path where it finds the file, and with the name alone elsewhere.
+    case $("$macgrad_cxx" "$@" -print-file-name=libopenblas.so)$("$macgrad_cxx" "$@" \
+      -print-file-name=libcblas.so) in
+      */*) ;;
+      *) echo libopenblas-openmp-dev ;;
+    esac
     "$macgrad_cxx" -E -P -x c++ "$@" - <<'HEADERS' 2>/dev/null | sed -n 's/^MISSING //p' | tr -d ' '
 #if !__has_include(<oneapi/dnnl/dnnl.h>)
 MISSING libdnnl-dev
-#endif
-#if !__has_include(<cblas.h>) && !__has_include(<openblas/cblas.h>)
-MISSING libopenblas-openmp-dev
 #endif
 #if !__has_include(<fmt/format.h>)
 MISSING libfmt-dev

@@ -1,5 +1,5 @@
-// inspect: a training step looked at op by op, and questions to its gradients. Without the name of
-// a command it records. What the commands do: README.md in this folder.
+// inspect: a training step looked at op by op, and questions to its gradients.
+// Without the name of a command it records. What the commands do: README.md in this folder.
 #include <fmt/format.h>
 
 #include <string_view>

@@ -1,5 +1,5 @@
-// nmse: how close random Maclaurin feature attention comes to exact attention, and how fast
-// (Macformer, arXiv 2408.11656, Figure 4), beside the two baselines that need no random feature.
+// nmse: how close random Maclaurin feature attention comes to exact attention, and how fast.
+// Figure 4 of Macformer (arXiv 2408.11656), beside the two baselines that need no random feature.
 // What came out: README.md in this folder.
 
 #include <fmt/format.h>
