@@ -11,6 +11,8 @@
 #include "autograd/ops.h"
 #include "core/safetensors.h"
 #include "experiments/common/csv.h"
+#include "experiments/inspect/attention_seen.h"
+#include "experiments/inspect/attention_sharpness.h"
 #include "experiments/inspect/attention_view.h"
 #include "experiments/inspect/check.h"
 #include "experiments/inspect/compare.h"
@@ -525,6 +527,97 @@ TEST_CASE("what the model estimates is what the view takes apart") {
     return;
   }
   FAIL("no kernel matrix was recorded");
+}
+
+// The value of this name that was made in a scope or below it.
+Tensor recorded(const RecordedStep& step, const std::string& scope, const std::string& name) {
+  for (const GraphRecord::Op& op : step.graph.ops())
+    if (op.node->outputs[0].meta->name == name && op.node->scope->starts_with(scope))
+      return op.outputs[0];
+  FAIL("no ", name, " in ", scope);
+  return Tensor();
+}
+
+TEST_CASE("inspect attention: the weights that the model itself recorded") {
+  const OneThread one;
+  const std::string name = "decoder.layers.0.self_attention";
+  const auto of = [&](const std::vector<AttentionSharpness>& list) {
+    for (const AttentionSharpness& a : list)
+      if (a.attention == name) return a;
+    FAIL("no ", name);
+    return AttentionSharpness{};
+  };
+  SUBCASE("softmax: entropy, largest weight and logits of every head and sentence") {
+    ModelStep step(small("softmax"));
+    const auto record = record_step(step, true);
+    const Tensor weights = recorded(*record, name, "weights");
+    const Tensor scores = recorded(*record, name, "scores");
+    double rows = 0, keys = 0, effective = 0, largest = 0, squares = 0, entries = 0;
+    for (int64_t b = 0; b < step.rows(); ++b)
+      for (int64_t h = 0; h < 2; ++h)
+        for (int64_t i = 1; i < std::ssize(step.target_tokens(b)); ++i) {
+          double entropy = 0, top = 0, mean = 0;
+          for (int64_t j = 0; j <= i; ++j) {
+            const double w = weights.at({b, h, i, j});
+            entropy -= w * std::log(w);
+            top = std::max(top, w);
+            mean += scores.at({b, h, i, j}) / static_cast<double>(i + 1);
+          }
+          for (int64_t j = 0; j <= i; ++j) squares += std::pow(scores.at({b, h, i, j}) - mean, 2);
+          rows += 1;
+          entries += static_cast<double>(i + 1);
+          keys += static_cast<double>(i + 1);
+          effective += std::exp(entropy);
+          largest += top;
+        }
+    const std::vector<AttentionSharpness> list = attention_sharpness(step, *record, 2);
+    REQUIRE(list.size() == 3);
+    const AttentionSharpness a = of(list);
+    CHECK(a.logit_scale == 1.0);
+    CHECK(a.keys == doctest::Approx(keys / rows));
+    CHECK(a.effective_keys == doctest::Approx(effective / rows).epsilon(1e-4));
+    CHECK(a.effective_keys < a.keys);
+    CHECK(a.largest_weight == doctest::Approx(largest / rows).epsilon(1e-4));
+    CHECK(a.logit_deviation == doctest::Approx(std::sqrt(squares / entries)).epsilon(1e-4));
+    CHECK(std::isnan(a.weight_error));
+  }
+  SUBCASE("RMFA: the error of the kernel that the model estimated") {
+    StepSettings s = small();
+    s.model.heads = 1;
+    s.model.logit_scale = 3.0;
+    s.sentences = 1;
+    ModelStep step(s);
+    const auto record = record_step(step, true);
+    const Tensor kernel = recorded(*record, name, "kernel").select(0, 0).select(0, 0);
+    AttentionViewSettings view;
+    view.attention = name;
+    view.redraws = 2;
+    const Json mode = attention_views(step, *record, view)[0].at("modes")[0];
+    REQUIRE(mode.at("used_by_the_model") == true);
+    const Json& exact = mode.at("exact_weights").at("values");
+    const auto n = std::ssize(step.target_tokens(0));
+    double error = 0, beyond = 0;
+    for (int64_t i = 1; i < n; ++i) {
+      double total = 0;
+      for (int64_t j = 0; j <= i; ++j) total += kernel.at({i, j});
+      for (int64_t j = 0; j <= i; ++j) {
+        const double w = exact[static_cast<size_t>(i * n + j)];
+        error += std::pow(kernel.at({i, j}) / total - w, 2);
+        beyond += std::pow(w - 1.0 / static_cast<double>(i + 1), 2);
+      }
+    }
+    const AttentionSharpness own = of(attention_sharpness(step, *record, 0));
+    CHECK(own.logit_scale == 3.0);
+    CHECK(own.weight_error == doctest::Approx(error / beyond).epsilon(0.01));
+    CHECK(of(attention_sharpness(step, *record, 8)).weight_error > 0.0);
+  }
+  SUBCASE("the command writes a row an attention") {
+    const Folder folder;
+    CHECK(inspect(tiny_model(folder / "out"), attention_command) == 0);
+    const CsvTable table = read_csv(folder / "out/attention.csv");
+    CHECK(table.numbers("effective_keys").size() == 3);
+    CHECK(std::filesystem::exists(folder / "out/attention.json"));
+  }
 }
 
 }  // namespace

@@ -29,14 +29,4 @@ Json attention_views(ModelStep& model, const RecordedStep& step,
 /// Throws, before any step is run, what attention_views would throw of its settings.
 void check_view(ModelStep& model, const AttentionViewSettings& settings);
 
-/// A kernel matrix taken apart: entry (i, j) of `degrees[n]` is what the features of degree n add.
-struct KernelEstimate {
-  std::vector<double> total;                 // (T, S)
-  std::vector<std::vector<double>> degrees;  // by degree
-};
-
-/// Φ(q)Φ(k)ᵀ of a draw for rows q (T, d) and k (S, d), in float64.
-KernelEstimate kernel_estimate(const nn::FeatureDraw& draw, int64_t head,
-                               const std::vector<double>& q, const std::vector<double>& k);
-
 }  // namespace macgrad::experiments

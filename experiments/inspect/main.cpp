@@ -4,6 +4,7 @@
 
 #include <string_view>
 
+#include "experiments/inspect/attention_sharpness.h"
 #include "experiments/inspect/bias.h"
 #include "experiments/inspect/check.h"
 #include "experiments/inspect/compare.h"
@@ -19,11 +20,9 @@ struct Command {
   std::string_view name;
   int (*run)(int argc, const char* const* argv);
 };
-constexpr Command kCommands[] = {{"page", page_command},
-                                 {"check", check_command},
-                                 {"compare", compare_command},
-                                 {"explode", explode_command},
-                                 {"bias", bias_command}};
+constexpr Command kCommands[] = {{"page", page_command},           {"check", check_command},
+                                 {"compare", compare_command},     {"explode", explode_command},
+                                 {"attention", attention_command}, {"bias", bias_command}};
 
 }  // namespace
 
@@ -32,7 +31,8 @@ int main(int argc, char** argv) {
   for (const Command& command : kCommands)
     if (command.name == argv[1]) return command.run(argc - 1, argv + 1);
   fmt::print(stderr,
-             "inspect: error: unknown command \"{}\"; known: page, check, compare, explode, bias\n",
+             "inspect: error: unknown command \"{}\"; known: page, check, compare, explode, "
+             "attention, bias\n",
              argv[1]);
   return 2;
 }

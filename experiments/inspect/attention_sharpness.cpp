@@ -1,0 +1,191 @@
+#include "experiments/inspect/attention_sharpness.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "experiments/common/machine.h"
+#include "experiments/common/progress.h"
+#include "experiments/inspect/attention_seen.h"
+
+namespace macgrad::experiments {
+namespace {
+
+using Values = std::vector<double>;
+
+// The rows of a matrix (T, S) of which two entries or more are visible, without the hidden ones.
+std::vector<Values> visible_rows(const Values& matrix, const Values& logits, size_t keys) {
+  std::vector<Values> rows;
+  for (size_t i = 0; i < matrix.size(); i += keys) {
+    Values row;
+    for (size_t j = i; j < i + keys; ++j)
+      if (!std::isnan(logits[j])) row.push_back(matrix[j]);
+    if (row.size() >= 2) rows.push_back(std::move(row));
+  }
+  return rows;
+}
+
+double sum(const Values& row) {
+  double total = 0.0;
+  for (const double x : row) total += x;
+  return total;
+}
+
+// Divided by their sum, which is at least `floor` a key.
+Values weights(Values row, double floor) {
+  const double total = std::max(sum(row), floor * static_cast<double>(row.size()));
+  for (double& x : row) x /= total;
+  return row;
+}
+
+// What the heads and sentences of one attention add up to.
+struct Sums {
+  double rows = 0, keys = 0, effective = 0, largest = 0, entries = 0, squared_deviation = 0;
+  double error = 0, beyond_mean = 0;
+
+  void add_exact(const Values& logits, const Values& kernel) {
+    const auto n = static_cast<double>(logits.size());
+    const double mean = sum(logits) / n;
+    for (const double t : logits) squared_deviation += (t - mean) * (t - mean);
+    double entropy = 0, largest_of_row = 0;
+    for (const double w : weights(kernel, 0.0)) {
+      if (w > 0) entropy -= w * std::log(w);
+      largest_of_row = std::max(largest_of_row, w);
+    }
+    rows += 1;
+    keys += n;
+    entries += n;
+    effective += std::exp(entropy);
+    largest += largest_of_row;
+  }
+
+  void add_estimate(const Values& kernel, const Values& estimate, double floor) {
+    const Values exact = weights(kernel, 0.0), estimated = weights(estimate, floor);
+    const double mean = 1.0 / static_cast<double>(exact.size());
+    for (size_t j = 0; j < exact.size(); ++j) {
+      error += (estimated[j] - exact[j]) * (estimated[j] - exact[j]);
+      beyond_mean += (exact[j] - mean) * (exact[j] - mean);
+    }
+  }
+};
+
+// One head of one sentence.
+void add(Sums& sums, const SeenAttention& seen, const Multi30kSettings& settings,
+         const nn::DotProductKernel& kernel, int64_t sentence, int64_t redraws) {
+  const HeadRows& q = seen.normalises ? seen.unit_q : seen.q;
+  const HeadRows& k = seen.normalises ? seen.unit_k : seen.k;
+  const auto keys = static_cast<size_t>(k.n);
+  const Values logits = logits_of(seen, q, k), values = kernel_values(kernel, logits);
+  for (size_t i = 0; i < logits.size(); ++i)
+    require(std::isnan(logits[i]) || !std::isnan(values[i]),
+            "{}: a logit of {:.4g} is outside the radius of {}", seen.name, logits[i],
+            kernel.name());
+  const std::vector<Values> logit_rows = visible_rows(logits, logits, keys),
+                            exact_rows = visible_rows(values, logits, keys);
+  for (size_t i = 0; i < exact_rows.size(); ++i) sums.add_exact(logit_rows[i], exact_rows[i]);
+  if (settings.attention != "rmfa") return;
+  const double floor =
+      settings.denominator == "floor" ? nn::AttentionSettings().floor * kernel(0.0) : -INFINITY;
+  for (int64_t r = 0; r < std::max<int64_t>(redraws, 1); ++r) {
+    const nn::FeatureDraw draw =
+        redraws == 0
+            ? seen.draw
+            : nn::draw_features(kernel, seen.draw.settings, seen.draw.plan,
+                                {settings.common.seed, kViewDraws, static_cast<uint32_t>(sentence),
+                                 static_cast<uint32_t>(r)},
+                                DType::float64);
+    const std::vector<Values> rows =
+        visible_rows(kernel_estimate(seen, draw, q, k).total, logits, keys);
+    for (size_t i = 0; i < rows.size(); ++i) sums.add_estimate(exact_rows[i], rows[i], floor);
+  }
+}
+
+void print(const std::vector<AttentionSharpness>& list) {
+  fmt::print("{:<36} {:>6} {:>9} {:>6} {:>10} {:>8} {:>8}\n", "", "tau", "logit dev", "keys",
+             "effective", "largest", "error");
+  for (const AttentionSharpness& a : list)
+    fmt::print("{:<36} {:>6.3g} {:>9.3f} {:>6.1f} {:>10.2f} {:>8.3f} {:>8}\n", a.attention,
+               a.logit_scale, a.logit_deviation, a.keys, a.effective_keys, a.largest_weight,
+               std::isnan(a.weight_error) ? std::string() : fmt::format("{:.3g}", a.weight_error));
+}
+
+int run_attention(StepSettings& s, int64_t redraws) {
+  apply_common_options(s.model.common);
+  check_settings(s.model);
+  ModelStep model(s);
+  const RunDirectory out(s.model.common.out, "inspect-attention");
+  const auto step = record_step(model, /*open=*/true);
+  const std::vector<AttentionSharpness> list = attention_sharpness(model, *step, redraws);
+  std::vector<std::vector<CsvValue>> cells;
+  for (const AttentionSharpness& a : list)
+    cells.push_back({a.attention, a.logit_scale, a.logit_deviation, a.keys, a.effective_keys,
+                     a.largest_weight,
+                     std::isnan(a.weight_error) ? CsvValue{} : CsvValue{a.weight_error}});
+  CsvWriter(out.file("attention.csv"),
+            {"attention", "logit_scale", "logit_deviation", "keys", "effective_keys",
+             "largest_weight", "weight_error"},
+            cells);
+  Json settings{{"settings", to_json(s.model)},
+                {"sentences", model.rows()},
+                {"checkpoint", s.checkpoint},
+                {"redraws", redraws}};
+  settings.update(provenance());
+  write_json(out.file("attention.json"), settings);
+  print(list);
+  fmt::print(
+      "Means over {} sentences of the training text; what the columns are: README.md of "
+      "inspect.\nResults: {}\n",
+      model.rows(), out.path());
+  return 0;
+}
+
+}  // namespace
+
+std::vector<AttentionSharpness> attention_sharpness(ModelStep& model, const RecordedStep& step,
+                                                    int64_t redraws) {
+  const Multi30kSettings& s = model.settings();
+  const nn::DotProductKernel kernel = shown_kernel(s);
+  std::vector<AttentionSharpness> list;
+  for (const std::string& name : attention_names(model)) {
+    AttentionSharpness& a = list.emplace_back();
+    a.attention = name;
+    Sums sums;
+    for (int64_t sentence = 0; sentence < model.rows(); ++sentence)
+      for (int64_t head = 0; head < s.heads; ++head) {
+        const SeenAttention seen = see_attention(model, step, name, head, sentence);
+        a.logit_scale = seen.scale;
+        add(sums, seen, s, kernel, sentence, redraws);
+      }
+    require(sums.rows > 0, "{}: no query sees two keys; take more --sentences", name);
+    a.logit_deviation = std::sqrt(sums.squared_deviation / sums.entries);
+    a.keys = sums.keys / sums.rows;
+    a.effective_keys = sums.effective / sums.rows;
+    a.largest_weight = sums.largest / sums.rows;
+    a.weight_error = s.attention == "rmfa" ? sums.error / sums.beyond_mean
+                                           : std::numeric_limits<double>::quiet_NaN();
+  }
+  return list;
+}
+
+int attention_command(int argc, const char* const* argv) {
+  StepSettings s;
+  int64_t redraws = 4;
+  return run_program(
+      argc, argv, "inspect attention",
+      "How far each attention is from a mean over its keys, and how much of that RMFA's features "
+      "leave.",
+      [&](CLI::App& app) {
+        s = step_settings(argc, argv);
+        s.sentences = 16;
+        declare_step_options(app, s);
+        app.add_option("--redraws", redraws, "Fresh feature draws a sentence; 0: the step's own")
+            ->check(CLI::Validator(CLI::Range(0, 10000)).description(""))
+            ->type_name("INT")
+            ->capture_default_str();
+      },
+      [&] { return run_attention(s, redraws); });
+}
+
+}  // namespace macgrad::experiments
