@@ -65,7 +65,7 @@ TEST_CASE("multi30k study: one factor at a time around RMFA") {
       {"rmfa-scale-16", "rmfa-trained-scale"}};
   for (const auto& [name, from_one] : start)
     CHECK_MESSAGE(differences(rows.at(name), rows.at(from_one)) == Names{"logit_scale"}, name);
-  CHECK(differences(rows.at("rmfa-256-scale-16"), rows.at("rmfa-scale-16")) == Names{"features"});
+  CHECK(differences(rows.at("rmfa-512-scale-16"), rows.at("rmfa-scale-16")) == Names{"features"});
 }
 
 TEST_CASE("multi30k study: runs what is missing and compares") {

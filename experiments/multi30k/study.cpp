@@ -88,7 +88,7 @@ constexpr StudyRun kRuns[] = {
      softmax_from_scale<32>},
     {"rmfa-scale-8", "RMFA, logit scale trained from 8", rmfa_from_scale<8, 128>},
     {"rmfa-scale-16", "RMFA, logit scale trained from 16", rmfa_from_scale<16, 128>},
-    {"rmfa-256-scale-16", "256 features, logit scale trained from 16", rmfa_from_scale<16, 256>},
+    {"rmfa-512-scale-16", "512 features, logit scale trained from 16", rmfa_from_scale<16, 512>},
     {"rmfa-inv", "kernel inv", with_kernel<kInv>},
     {"rmfa-log", "kernel log", with_kernel<kLog>},
     {"rmfa-trigh", "kernel trigh", with_kernel<kTrigh>},
