@@ -51,8 +51,8 @@ namespace {
 std::vector<double> scaled_coefficients(const DotProductKernel& kernel, int64_t head_dim,
                                         double logit_scale) {
   const double scale = logit_scale / std::sqrt(static_cast<double>(head_dim));
-  std::vector<double> a = kernel.coefficients();
-  for (size_t n = 0; n < a.size(); ++n) a[n] *= std::pow(scale, static_cast<double>(n));
+  std::vector<double> a;
+  for (int64_t n = 0; n <= kMaxDegree; ++n) a.push_back(kernel.coefficient(n, scale));
   return a;
 }
 

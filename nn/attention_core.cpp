@@ -1,6 +1,7 @@
 // Softmax and exact kernelized attention, the logit scale, and the choice of a core.
 #include "nn/attention_core.h"
 
+#include <charconv>
 #include <cmath>
 #include <limits>
 
@@ -23,10 +24,20 @@ PreSbnMode parse_pre_sbn(const std::string& name) {
   throw Error("preSBN mode '{}' is unknown; use auto, batch or row", name);
 }
 
-Denominator parse_denominator(const std::string& name) {
-  if (name == "floor") return Denominator::floor;
-  if (name == "none") return Denominator::none;
-  throw Error("denominator policy '{}' is unknown; use floor or none", name);
+double parse_denominator_floor(const std::string& text) {
+  if (text == "floor") return kDenominatorFloor;
+  if (text == "none") return 0.0;
+  const std::string with_delta = "floor:";
+  if (text.starts_with(with_delta)) {
+    double delta = 0.0;
+    const auto [end, code] =
+        std::from_chars(text.data() + with_delta.size(), text.data() + text.size(), delta);
+    if (code == std::errc{} && end == text.data() + text.size() && delta > 0.0 &&
+        std::isfinite(delta))
+      return delta;
+  }
+  throw Error("denominator policy '{}' is unknown; use floor, floor:DELTA with DELTA > 0, or none",
+              text);
 }
 
 // Logit scale: nn/README.md, equation (5).

@@ -22,10 +22,10 @@ PreSbnMode parse_pre_sbn(const std::string& name);
 /// Where an attention stands in a model.
 enum class AttentionRole { self, causal_self, cross };
 
-/// Denominator of RMFA: floored at δ·(visible keys)·f(0), or as it comes.
-enum class Denominator { floor, none };
-/// "floor", "none"; an Error lists them.
-Denominator parse_denominator(const std::string& name);
+inline constexpr double kDenominatorFloor = 1e-3;
+/// δ of equation (18), by which RMFA's denominators are floored at δ·(visible keys)·f(0): "floor"
+/// (δ = 1e-3), "floor:DELTA" with 0 < DELTA, or "none" (0: as they come); an Error lists them.
+double parse_denominator_floor(const std::string& text);
 
 struct AttentionSettings {
   AttentionKind kind = AttentionKind::softmax;
@@ -42,8 +42,7 @@ struct AttentionSettings {
   bool draws_per_head = false;
   RedrawPolicy redraw;
   int eval_draws = 1;
-  Denominator denominator = Denominator::floor;
-  double floor = 1e-3;  // δ
+  double floor = kDenominatorFloor;  // δ of equation (18); 0: denominators as they come
 
   // ppSBN
   bool ppsbn = false;

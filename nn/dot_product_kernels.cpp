@@ -17,6 +17,12 @@ using std::log;
 using std::pow;
 using std::sqrt;
 
+double DotProductKernel::coefficient(int64_t degree, double scale) const {
+  const double a = coefficient(degree), power = std::pow(scale, static_cast<double>(degree));
+  if (std::isfinite(power)) return a * power;
+  return a > 0.0 ? std::exp(std::log(a) + static_cast<double>(degree) * std::log(scale)) : 0.0;
+}
+
 const std::vector<DotProductKernel>& dot_product_kernels() {
   // To add a kernel, add a line: name, formula, radius of convergence, f.
   static const std::vector<DotProductKernel> table = {

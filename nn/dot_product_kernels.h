@@ -42,6 +42,8 @@ class DotProductKernel {
   /// a_0 … a_kMaxDegree.
   const std::vector<double>& coefficients() const { return *coefficients_; }
   double coefficient(int64_t degree) const { return (*coefficients_)[static_cast<size_t>(degree)]; }
+  /// A_n = a_n scaleⁿ, equation (2) with scale = τ/√d; finite also where the power alone is not.
+  double coefficient(int64_t degree, double scale) const;
   double operator()(double t) const { return value_(t); }
   /// f of every element, differentiable.
   Variable operator()(const Variable& t) const { return graph_(t); }

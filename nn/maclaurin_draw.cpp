@@ -87,7 +87,7 @@ double square_weight(const DotProductKernel& kernel, const FeaturePlan& plan, do
                            ? static_cast<double>(plan.counts[static_cast<size_t>(n)])
                            : static_cast<double>(plan.tail_count) *
                                  plan.tail_law[static_cast<size_t>(n - plan.tail_from)];
-  return kernel.coefficient(n) * std::pow(scale, static_cast<double>(n)) / count;
+  return kernel.coefficient(n, scale) / count;
 }
 
 double scale_of(const FeatureSettings& settings) {

@@ -1,6 +1,7 @@
 // RMFA (nn/README.md, equation (16)): the draw, the denominator policy (18) and its statistics
 // around the rmfa op.
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "core/kernels.h"
@@ -40,12 +41,12 @@ RmfaCore::RmfaCore(Module* parent, std::string name, const AttentionSettings& se
                feature_settings(settings, heads, head_dim), settings.redraw, settings.eval_draws,
                random),
       settled_(read_statistics(Tensor())) {
+  require(settings.floor >= 0.0 && std::isfinite(settings.floor),
+          "[rmfa] the floor of denominators is {}; use a positive number, or 0 for none",
+          settings.floor);
   const double at_zero = features.kernel().coefficient(0);
-  if (settings.denominator == Denominator::floor) {
-    require(settings.floor > 0.0, "[rmfa] the floor is {} and must be positive", settings.floor);
-    floor_ = settings.floor * at_zero;
-    no_floor_at_zero_ = at_zero == 0.0;
-  }
+  floor_ = settings.floor * at_zero;
+  no_floor_at_zero_ = settings.floor > 0.0 && at_zero == 0.0;
 }
 
 Variable RmfaCore::forward(const Variable& q, const Variable& k, const Variable& v,

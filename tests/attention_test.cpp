@@ -303,7 +303,7 @@ TEST_CASE("RMFA: what decoding keeps does not grow with what came before") {
 
 TEST_CASE("RMFA: floored denominators are counted a step") {
   AttentionSettings s = rmfa_settings(8, false);
-  s.denominator = Denominator::none;
+  s.floor = 0.0;
   Core core(s);
   auto& rmfa = dynamic_cast<RmfaCore&>(*core.core);
   // Long queries make estimates of exp vary around values far below their spread.
@@ -318,11 +318,14 @@ TEST_CASE("RMFA: floored denominators are counted a step") {
   CHECK(rmfa.statistics().floored == 0);
   CHECK(std::isinf(rmfa_statistics(core).smallest_ratio));
 
-  s.denominator = Denominator::floor;
+  s.floor = parse_denominator_floor("floor");
   Core floored(s);
   const Variable out = floored(q, k, v, {});
   CHECK(all_finite(out.value()));
   CHECK(rmfa_statistics(floored).floored >= once.floored);
+  CHECK(parse_denominator_floor("floor:0.25") == 0.25);
+  s.floor = 0.25;
+  CHECK(contains(Core(s).core->describe(), "floored at 0.25 a visible key"));
   s.kernel = "poly:c=0,k=2";
   CHECK(contains(Core(s).core->describe(), "denominator none (f(0) = 0)"));
 }

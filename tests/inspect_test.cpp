@@ -553,16 +553,19 @@ TEST_CASE("inspect attention: the weights that the model itself recorded") {
     const Tensor weights = recorded(*record, name, "weights");
     const Tensor scores = recorded(*record, name, "scores");
     double rows = 0, keys = 0, effective = 0, largest = 0, squares = 0, entries = 0;
+    double least = INFINITY;
     for (int64_t b = 0; b < step.rows(); ++b)
       for (int64_t h = 0; h < 2; ++h)
         for (int64_t i = 1; i < std::ssize(step.target_tokens(b)); ++i) {
-          double entropy = 0, top = 0, mean = 0;
+          double entropy = 0, top = 0, mean = 0, total = 0;
           for (int64_t j = 0; j <= i; ++j) {
             const double w = weights.at({b, h, i, j});
             entropy -= w * std::log(w);
             top = std::max(top, w);
             mean += scores.at({b, h, i, j}) / static_cast<double>(i + 1);
+            total += std::exp(scores.at({b, h, i, j}));
           }
+          least = std::min(least, total / static_cast<double>(i + 1));
           for (int64_t j = 0; j <= i; ++j) squares += std::pow(scores.at({b, h, i, j}) - mean, 2);
           rows += 1;
           entries += static_cast<double>(i + 1);
@@ -578,6 +581,7 @@ TEST_CASE("inspect attention: the weights that the model itself recorded") {
     CHECK(a.effective_keys == doctest::Approx(effective / rows).epsilon(1e-4));
     CHECK(a.effective_keys < a.keys);
     CHECK(a.largest_weight == doctest::Approx(largest / rows).epsilon(1e-4));
+    CHECK(a.least_denominator == doctest::Approx(least).epsilon(1e-4));
     CHECK(a.logit_deviation == doctest::Approx(std::sqrt(squares / entries)).epsilon(1e-4));
     CHECK(std::isnan(a.weight_error));
   }

@@ -76,6 +76,7 @@ TEST_CASE("multi30k: options that go together are accepted") {
   CHECK(parse_error("") == "");
   CHECK(parse_error("--attention rmfa --ppsbn --kernel inv --features 64 --draws optimal "
                     "--redraw every:5 --eval-draws 3 --presbn row --denominator none") == "");
+  CHECK(parse_error("--attention rmfa --ppsbn --denominator floor:0.25") == "");
   CHECK(parse_error("--beam 5 --length-penalty 0.6") == "");
   CHECK(parse_error("--attention exact --kernel log --ppsbn --train-logit-scale") == "");
   CHECK(parse_error("--text raw --source en --target de --attention-dropout 0.1") == "");
@@ -90,6 +91,9 @@ TEST_CASE("multi30k: options that do not go together say what to do") {
   CHECK(contains(parse_error("--attention rmfa --attention-dropout 0.1"), "use --dropout"));
   CHECK(contains(parse_error("--toy --text raw"), "--toy"));
   CHECK(contains(parse_error("--attention rmfa --redraw sometimes"), "every:K"));
+  for (const char* denominator : {"ceiling", "floor:", "floor:-1", "floor:0.1x", "floor:inf"})
+    CHECK(contains(parse_error(std::string("--attention rmfa --denominator ") + denominator),
+                   "floor:DELTA"));
   CHECK(contains(parse_error("--attention rmfa --kernel gauss"), "trigh"));
   CHECK(contains(parse_error("--source en --target en"), "two languages"));
   CHECK(contains(parse_error("--heads 3"), "multiple of the heads"));

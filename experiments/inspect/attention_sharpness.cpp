@@ -43,12 +43,13 @@ Values weights(Values row, double floor) {
 // What the heads and sentences of one attention add up to.
 struct Sums {
   double rows = 0, keys = 0, effective = 0, largest = 0, entries = 0, squared_deviation = 0;
-  double error = 0, beyond_mean = 0;
+  double error = 0, beyond_mean = 0, least_sum = INFINITY;  // a key
 
   void add_exact(const Values& logits, const Values& kernel) {
     const auto n = static_cast<double>(logits.size());
     const double mean = sum(logits) / n;
     for (const double t : logits) squared_deviation += (t - mean) * (t - mean);
+    least_sum = std::min(least_sum, sum(kernel) / n);
     double entropy = 0, largest_of_row = 0;
     for (const double w : weights(kernel, 0.0)) {
       if (w > 0) entropy -= w * std::log(w);
@@ -86,8 +87,8 @@ void add(Sums& sums, const SeenAttention& seen, const Multi30kSettings& settings
                             exact_rows = visible_rows(values, logits, keys);
   for (size_t i = 0; i < exact_rows.size(); ++i) sums.add_exact(logit_rows[i], exact_rows[i]);
   if (settings.attention != "rmfa") return;
-  const double floor =
-      settings.denominator == "floor" ? nn::AttentionSettings().floor * kernel(0.0) : -INFINITY;
+  const double delta = nn::parse_denominator_floor(settings.denominator);
+  const double floor = delta > 0.0 ? delta * kernel(0.0) : -INFINITY;
   for (int64_t r = 0; r < std::max<int64_t>(redraws, 1); ++r) {
     const nn::FeatureDraw draw =
         redraws == 0
@@ -103,11 +104,12 @@ void add(Sums& sums, const SeenAttention& seen, const Multi30kSettings& settings
 }
 
 void print(const std::vector<AttentionSharpness>& list) {
-  fmt::print("{:<36} {:>6} {:>9} {:>6} {:>10} {:>8} {:>8}\n", "", "tau", "logit dev", "keys",
-             "effective", "largest", "error");
+  fmt::print("{:<36} {:>6} {:>9} {:>6} {:>10} {:>8} {:>8} {:>8}\n", "", "tau", "logit dev", "keys",
+             "effective", "largest", "least", "error");
   for (const AttentionSharpness& a : list)
-    fmt::print("{:<36} {:>6.3g} {:>9.3f} {:>6.1f} {:>10.2f} {:>8.3f} {:>8}\n", a.attention,
+    fmt::print("{:<36} {:>6.3g} {:>9.3f} {:>6.1f} {:>10.2f} {:>8.3f} {:>8.3f} {:>8}\n", a.attention,
                a.logit_scale, a.logit_deviation, a.keys, a.effective_keys, a.largest_weight,
+               a.least_denominator,
                std::isnan(a.weight_error) ? std::string() : fmt::format("{:.3g}", a.weight_error));
 }
 
@@ -121,11 +123,11 @@ int run_attention(StepSettings& s, int64_t redraws) {
   std::vector<std::vector<CsvValue>> cells;
   for (const AttentionSharpness& a : list)
     cells.push_back({a.attention, a.logit_scale, a.logit_deviation, a.keys, a.effective_keys,
-                     a.largest_weight,
+                     a.largest_weight, a.least_denominator,
                      std::isnan(a.weight_error) ? CsvValue{} : CsvValue{a.weight_error}});
   CsvWriter(out.file("attention.csv"),
             {"attention", "logit_scale", "logit_deviation", "keys", "effective_keys",
-             "largest_weight", "weight_error"},
+             "largest_weight", "least_denominator", "weight_error"},
             cells);
   Json settings{{"settings", to_json(s.model)},
                 {"sentences", model.rows()},
@@ -163,6 +165,7 @@ std::vector<AttentionSharpness> attention_sharpness(ModelStep& model, const Reco
     a.keys = sums.keys / sums.rows;
     a.effective_keys = sums.effective / sums.rows;
     a.largest_weight = sums.largest / sums.rows;
+    a.least_denominator = sums.least_sum / kernel(0.0);
     a.weight_error = s.attention == "rmfa" ? sums.error / sums.beyond_mean
                                            : std::numeric_limits<double>::quiet_NaN();
   }

@@ -19,6 +19,9 @@ struct AttentionSharpness {
   /// one has all the weight.
   double effective_keys = 0.0;
   double largest_weight = 0.0;
+  /// Least exact Σ f(t) of a query, as a share of its keys times f(0); what a floor δ of (18) must
+  /// lie below to leave the exact value alone.
+  double least_denominator = 0.0;
   /// Of RMFA, else NaN. Over draws, the squared error of the estimated weights as a share of what
   /// attention says beyond a mean: Σ (ŵ − w)² / Σ (w − 1/keys)². Above 1, uniform weights would be
   /// closer.

@@ -176,7 +176,7 @@ BiasResult measure_bias(const BiasSettings& s, const std::function<bool(int64_t 
   AttentionMask mask;
   mask.causal = s.causal;
   RmfaArgs args;
-  if (s.denominator == "floor") args.floor = nn::AttentionSettings{}.floor * kernel.coefficient(0);
+  args.floor = nn::parse_denominator_floor(s.denominator) * kernel.coefficient(0);
 
   const Tensors exact =
       with_gradients(d, [&](const Variable& q, const Variable& k, const Variable& v) {
@@ -301,7 +301,7 @@ int run_bias(BiasSettings& s) {
       "Norms over all positions, as shares of the exact ones; {} draws, {} denominators {}, "
       "smallest per key {:.3g}.\n",
       group_digits(result.draws), group_digits(result.floored),
-      s.denominator == "floor" ? "floored" : "<= 0", result.smallest_ratio);
+      s.denominator == "none" ? "<= 0" : "floored", result.smallest_ratio);
   Json json{{"settings", to_json(s)},
             {"draws", result.draws},
             {"floored", result.floored},
@@ -336,8 +336,9 @@ int bias_command(int argc, const char* const* argv) {
         positive(app.add_option("--logit-scale", s.logit_scale, "tau: logits are tau q.k/sqrt(d)"));
         app.add_option("--p", s.p, "Degree law P[N = n] = (1 - 1/p) p^-n, p > 1")
             ->capture_default_str();
-        add_choice(app, "--denominator", s.denominator, {"floor", "none"},
-                   "Small denominators floored as in training, or as they come");
+        app.add_option("--denominator", s.denominator,
+                       "Small denominators: floor (as in training), floor:DELTA, none")
+            ->capture_default_str();
         app.add_flag("--causal", s.causal, "Key j visible to query i when j <= i");
       },
       [&] { return run_bias(s); });

@@ -20,7 +20,7 @@ nn::AttentionSettings attention_settings(const Multi30kSettings& s) {
   a.features = s.features;
   a.redraw = nn::RedrawPolicy::parse(s.redraw);
   a.eval_draws = static_cast<int>(s.eval_draws);
-  a.denominator = nn::parse_denominator(s.denominator);
+  a.floor = nn::parse_denominator_floor(s.denominator);
   a.ppsbn = s.ppsbn;
   a.pre_sbn = nn::parse_pre_sbn(s.presbn);
   a.dropout = s.attention_dropout;

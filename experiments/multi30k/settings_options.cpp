@@ -98,7 +98,9 @@ void declare_options(CLI::App& app, Multi30kSettings& s, bool one_model) {
                  "Fixed draws whose log-probabilities evaluation averages")
       ->check(quiet(CLI::Range(1, 1000)))
       ->capture_default_str();
-  add_choice(app, "--denominator", s.denominator, {"floor", "none"}, "Small denominators of RMFA");
+  app.add_option("--denominator", s.denominator,
+                 "Small denominators of RMFA: floor (0.001 a visible key), floor:DELTA, none")
+      ->capture_default_str();
   app.add_flag("--ppsbn", s.ppsbn, "ppSBN around the attention");
   add_choice(app, "--presbn", s.presbn, {"auto", "batch", "row"},
              "preSBN statistics; auto: batch in the encoder, row in the decoder");

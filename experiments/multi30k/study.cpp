@@ -84,6 +84,11 @@ constexpr StudyRun kRuns[] = {
      softmax_from_scale<8>},
     {"softmax-ppsbn-scale-16", "ppSBN around softmax, logit scale trained from 16",
      softmax_from_scale<16>},
+    {"softmax-ppsbn-row-scale-16", "its preSBN by rows in the encoder too, scale from 16",
+     [](Settings& s) {
+       softmax_from_scale<16>(s);
+       s.presbn = "row";
+     }},
     {"softmax-ppsbn-scale-32", "ppSBN around softmax, logit scale trained from 32",
      softmax_from_scale<32>},
     {"rmfa-scale-8", "RMFA, logit scale trained from 8", rmfa_from_scale<8, 128>},
@@ -110,7 +115,8 @@ constexpr StudyRun kRuns[] = {
 // What rows differ in, or stand for as a whole: given to all of them, their names would lie.
 constexpr const char* kRowOptions[] = {"--preset",   "--attention",   "--kernel",
                                        "--features", "--draws",       "--redraw",
-                                       "--ppsbn",    "--logit-scale", "--train-logit-scale"};
+                                       "--ppsbn",    "--logit-scale", "--train-logit-scale",
+                                       "--presbn",   "--denominator"};
 
 const StudyRun& study_run(const std::string& name) {
   std::string names;
