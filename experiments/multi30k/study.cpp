@@ -57,6 +57,14 @@ void rmfa_from_scale(Settings& s) {
   trained_scale<start>(s);
 }
 
+// RMFA with what the rows before it show to be missing.
+template <int start, int features>
+void rmfa_mended(Settings& s) {
+  rmfa_from_scale<start, features>(s);
+  s.presbn = "row";
+  s.denominator = "floor:0.25";
+}
+
 template <int start>
 void softmax_from_scale(Settings& s) {
   s.ppsbn = true;
@@ -92,8 +100,9 @@ constexpr StudyRun kRuns[] = {
     {"softmax-ppsbn-scale-32", "ppSBN around softmax, logit scale trained from 32",
      softmax_from_scale<32>},
     {"rmfa-scale-8", "RMFA, logit scale trained from 8", rmfa_from_scale<8, 128>},
-    {"rmfa-scale-16", "RMFA, logit scale trained from 16", rmfa_from_scale<16, 128>},
-    {"rmfa-512-scale-16", "512 features, logit scale trained from 16", rmfa_from_scale<16, 512>},
+    {"rmfa-row-scale-8", "RMFA, preSBN by rows, scale from 8, denominators floored at 0.25",
+     rmfa_mended<8, 128>},
+    {"rmfa-512-row-scale-8", "the same with 512 features", rmfa_mended<8, 512>},
     {"rmfa-inv", "kernel inv", with_kernel<kInv>},
     {"rmfa-log", "kernel log", with_kernel<kLog>},
     {"rmfa-trigh", "kernel trigh", with_kernel<kTrigh>},
