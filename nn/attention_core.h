@@ -151,6 +151,28 @@ class PreSbn : public Module {
   double eps_;
 };
 
+/// While alive, preSBN with batch statistics takes those of the batch at hand in evaluation too, as
+/// in training; the running ones are afterwards what they were. What evaluation would be if running
+/// statistics were those of every batch.
+class OwnStatisticsScope {
+ public:
+  explicit OwnStatisticsScope(Module& model);
+  ~OwnStatisticsScope();
+  OwnStatisticsScope(const OwnStatisticsScope&) = delete;
+  OwnStatisticsScope& operator=(const OwnStatisticsScope&) = delete;
+
+  /// PreSBN modules with batch statistics.
+  size_t modules() const { return kept_.size(); }
+
+ private:
+  struct Kept {
+    PreSbn* module;
+    bool training;
+    Tensor mean, var;
+  };
+  std::vector<Kept> kept_;
+};
+
 /// ppSBN around a core: preSBN on q and k, the core, then postSBN (γ·out)^β as a signed power.
 class PpSbn : public AttentionCore {
  public:

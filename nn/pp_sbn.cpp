@@ -59,6 +59,24 @@ Variable PreSbn::forward(const Variable& x, const Tensor& valid) const {
   return in_scope.result(y);
 }
 
+OwnStatisticsScope::OwnStatisticsScope(Module& model) {
+  for (Module* m : model.modules()) {
+    auto* norm = dynamic_cast<PreSbn*>(m);
+    if (!norm || !norm->running_mean) continue;
+    kept_.push_back({norm, norm->training(), norm->running_mean->value().clone(),
+                     norm->running_var->value().clone()});
+    norm->train();
+  }
+}
+
+OwnStatisticsScope::~OwnStatisticsScope() {
+  for (const Kept& kept : kept_) {
+    kept.module->train(kept.training);
+    kept.module->running_mean->set(kept.mean);
+    kept.module->running_var->set(kept.var);
+  }
+}
+
 PpSbn::PpSbn(Module* parent, std::string name, const AttentionSettings& settings,
              AttentionRole role, int64_t heads, int64_t head_dim, ModelRandom& random)
     : AttentionCore(parent, std::move(name)),

@@ -283,6 +283,30 @@ TEST_CASE("ppSBN: defaults by place, running statistics, described") {
   check_near(sbn.query_norm.running_mean->value(), kept, 0.0);
 }
 
+TEST_CASE("ppSBN: evaluation with the statistics of the batch at hand") {
+  Core core(rmfa_settings(16));
+  auto& sbn = dynamic_cast<PpSbn&>(*core.core);
+  const Variable q = leaf(3, 50, 1), k = leaf(3, 50, 2), v = leaf(3, 50, 3);
+  core(add(q, 2.0), k, v, {});
+  const Tensor mean_kept = sbn.query_norm.running_mean->value().clone();
+  const Tensor var_kept = sbn.key_norm.running_var->value().clone();
+  core.eval();
+  const auto rows = [&] { return sbn.query_norm.forward(q, {}).value(); };
+  const Tensor running = rows();
+  {
+    const OwnStatisticsScope own(core);
+    CHECK(own.modules() == 2);
+    check_near(rows(), pre_sbn(q, {}, SbnStatistics::batch, 1e-13, nullptr).value(), 1e-12);
+    core(q, k, v, {});
+  }
+  check_near(rows(), running, 0.0);
+  check_near(sbn.query_norm.running_mean->value(), mean_kept, 0.0);
+  check_near(sbn.key_norm.running_var->value(), var_kept, 0.0);
+  CHECK_FALSE(sbn.query_norm.training());
+  Core by_rows(rmfa_settings(16), AttentionRole::cross);
+  CHECK(OwnStatisticsScope(by_rows).modules() == 0);
+}
+
 TEST_CASE("RMFA: what decoding keeps does not grow with what came before") {
   Core core(rmfa_settings(32, false));
   core.eval();

@@ -19,6 +19,8 @@
 #include "experiments/inspect/explode.h"
 #include "experiments/inspect/page.h"
 #include "experiments/inspect/record.h"
+#include "experiments/inspect/statistics.h"
+#include "experiments/multi30k/evaluation.h"
 #include "experiments/multi30k/run_files.h"
 #include "tests/multi30k_settings.h"
 #include "tests/temporary_folder.h"
@@ -622,6 +624,38 @@ TEST_CASE("inspect attention: the weights that the model itself recorded") {
     CHECK(table.numbers("effective_keys").size() == 3);
     CHECK(std::filesystem::exists(folder / "out/attention.json"));
   }
+}
+
+TEST_CASE("inspect statistics: running statistics against those of each batch") {
+  const OneThread one;
+  ModelStep step(small());
+  const std::vector<StatisticsCost> costs = statistics_cost(step);
+  REQUIRE(costs.size() > 1);
+  int64_t sentences = 0, tokens = 0;
+  double running = 0, own = 0;
+  for (const StatisticsCost& c : costs) {
+    sentences += c.sentences;
+    tokens += c.tokens;
+    running += c.running * static_cast<double>(c.tokens);
+    own += c.own * static_cast<double>(c.tokens);
+    CHECK(c.running != c.own);  // running statistics are 0 and 1 before training
+  }
+  CHECK(sentences == 20);
+  CHECK(costs.front().longest < costs.back().longest);
+  const auto batches = ordered_batches(step.valid(), step.settings().batch_tokens);
+  const Device device = step.settings().device();
+  const auto total = static_cast<double>(tokens);
+  CHECK(running / total == doctest::Approx(*validation_loss(step.model(), batches, device)));
+  CHECK(own / total == doctest::Approx(*validation_loss(step.model(), batches, device, {}, true)));
+  ModelStep softmax(small("softmax"));
+  CHECK_THROWS_WITH_AS(statistics_cost(softmax), Contains("--presbn"), Error);
+  const Folder folder;
+  std::vector<std::string> arguments = tiny_model(folder / "out");
+  std::erase(arguments, "--redraws");
+  std::erase(arguments, "4");
+  CHECK(inspect(arguments, statistics_command) == 0);
+  const CsvTable table = read_csv(folder / "out/statistics.csv");
+  CHECK(table.numbers("loss_own").size() == table.numbers("loss_running").size());
 }
 
 }  // namespace

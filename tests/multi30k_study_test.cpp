@@ -201,14 +201,19 @@ TEST_CASE("multi30k study: the command takes --toy, and no option that a row set
                                  "--threads", "1", "--out", out.c_str()});
     return study_command(static_cast<int>(words.size()), words.data());
   };
-  for (const std::vector<const char*>& words : std::vector<std::vector<const char*>>{
-           {"--attention", "rmfa"}, {"--ppsbn"}, {"--train-logit-scale"}, {"--preset", "quick"}}) {
+  for (const std::vector<const char*>& words :
+       std::vector<std::vector<const char*>>{{"--attention", "rmfa"},
+                                             {"--ppsbn"},
+                                             {"--train-logit-scale"},
+                                             {"--preset", "quick"},
+                                             {"--presbn", "row"},
+                                             {"--denominator", "none"}}) {
     CAPTURE(words[0]);
     CHECK(command(words) == 2);
     CHECK_FALSE(fs::exists(out));
   }
   // What only some rows read is not refused.
-  CHECK(command({"--epochs", "1", "--beam", "1", "--eval-draws", "2", "--presbn", "row"}) == 0);
+  CHECK(command({"--epochs", "1", "--beam", "1", "--eval-draws", "2"}) == 0);
   CHECK(read_csv(out + "/study.csv").rows.size() == 1);
 }
 

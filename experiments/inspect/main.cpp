@@ -11,6 +11,7 @@
 #include "experiments/inspect/explode.h"
 #include "experiments/inspect/page.h"
 #include "experiments/inspect/record.h"
+#include "experiments/inspect/statistics.h"
 
 namespace {
 
@@ -20,9 +21,13 @@ struct Command {
   std::string_view name;
   int (*run)(int argc, const char* const* argv);
 };
-constexpr Command kCommands[] = {{"page", page_command},           {"check", check_command},
-                                 {"compare", compare_command},     {"explode", explode_command},
-                                 {"attention", attention_command}, {"bias", bias_command}};
+constexpr Command kCommands[] = {{"page", page_command},
+                                 {"check", check_command},
+                                 {"compare", compare_command},
+                                 {"explode", explode_command},
+                                 {"attention", attention_command},
+                                 {"statistics", statistics_command},
+                                 {"bias", bias_command}};
 
 }  // namespace
 
@@ -32,7 +37,7 @@ int main(int argc, char** argv) {
     if (command.name == argv[1]) return command.run(argc - 1, argv + 1);
   fmt::print(stderr,
              "inspect: error: unknown command \"{}\"; known: page, check, compare, explode, "
-             "attention, bias\n",
+             "attention, statistics, bias\n",
              argv[1]);
   return 2;
 }

@@ -59,6 +59,7 @@ class ModelStep {
   /// A line for titles: data, model, attention.
   std::string title() const;
   Json data_facts() const { return data_.facts; }
+  const EncodedPairs& valid() const { return data_.valid; }
 
  private:
   void begin_epoch();

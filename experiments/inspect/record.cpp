@@ -117,8 +117,8 @@ int record_command(int argc, const char* const* argv) {
       "Records training steps, every value and gradient, and writes a page that shows them.",
       [&](CLI::App& app) {
         app.footer(
-            "Commands: page, check, compare, explode, attention, bias (without one: record); "
-            "inspect COMMAND --help");
+            "Commands: page, check, compare, explode, attention, statistics, bias (without one: "
+            "record); inspect COMMAND --help");
         s.step = step_settings(argc, argv);
         declare_step_options(app, s.step);
         const auto whole = [&](const char* name, int64_t& value, int64_t smallest,

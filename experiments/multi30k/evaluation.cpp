@@ -23,9 +23,11 @@ std::vector<int64_t> length_limits(const PaddedIds& source) {
 }  // namespace
 
 std::optional<double> validation_loss(nn::Transformer& model, const std::vector<Batch>& batches,
-                                      Device device, const Stop& stop) {
+                                      Device device, const Stop& stop, bool own_statistics) {
   const NoGrad no_grad;
   const nn::EvalScope evaluation(model);
+  std::optional<nn::OwnStatisticsScope> own;
+  if (own_statistics) own.emplace(model);
   const int draws = model.eval_draws();
   double sum = 0.0;
   int64_t tokens = 0;

@@ -15,9 +15,11 @@ namespace macgrad::experiments {
 using Stop = std::function<bool()>;
 
 /// Cross entropy a target token in nats, <eos> counted, without label smoothing; with several
-/// evaluation draws that of the averaged log-probabilities. Nothing when stopped.
+/// evaluation draws that of the averaged log-probabilities. preSBN with batch statistics takes the
+/// running ones, or with `own_statistics` those of each batch. Nothing when stopped.
 std::optional<double> validation_loss(nn::Transformer& model, const std::vector<Batch>& batches,
-                                      Device device, const Stop& stop = {});
+                                      Device device, const Stop& stop = {},
+                                      bool own_statistics = false);
 
 /// Translations of `count` sentences, greedy unless `search` says otherwise; batches hold the
 /// indices 0 … count-1. A translation ends at <eos> or after 1.5·S + 10 words, S the words of its
