@@ -64,6 +64,7 @@ TEST_CASE("multi30k study: one factor at a time around RMFA") {
       {"rmfa-scale-8", "rmfa-trained-scale"}};
   for (const auto& [name, from_one] : start)
     CHECK_MESSAGE(differences(rows.at(name), rows.at(from_one)) == Names{"logit_scale"}, name);
+  CHECK(differences(rows.at("softmax-ppsbn-row"), rows.at("softmax-ppsbn")) == Names{"presbn"});
   CHECK(differences(rows.at("softmax-ppsbn-row-scale-16"), rows.at("softmax-ppsbn-scale-16")) ==
         Names{"presbn"});
   CHECK(differences(rows.at("rmfa-row-scale-8"), rows.at("rmfa-scale-8")) ==

@@ -92,7 +92,12 @@ constexpr StudyRun kRuns[] = {
      softmax_from_scale<8>},
     {"softmax-ppsbn-scale-16", "ppSBN around softmax, logit scale trained from 16",
      softmax_from_scale<16>},
-    {"softmax-ppsbn-row-scale-16", "its preSBN by rows in the encoder too, scale from 16",
+    {"softmax-ppsbn-row", "its preSBN by rows in the encoder too",
+     [](Settings& s) {
+       s.ppsbn = true;
+       s.presbn = "row";
+     }},
+    {"softmax-ppsbn-row-scale-16", "both: preSBN by rows, logit scale trained from 16",
      [](Settings& s) {
        softmax_from_scale<16>(s);
        s.presbn = "row";
