@@ -92,6 +92,8 @@ constexpr StudyRun kRuns[] = {
      softmax_from_scale<8>},
     {"softmax-ppsbn-scale-16", "ppSBN around softmax, logit scale trained from 16",
      softmax_from_scale<16>},
+    {"softmax-ppsbn-scale-32", "ppSBN around softmax, logit scale trained from 32",
+     softmax_from_scale<32>},
     {"softmax-ppsbn-row", "its preSBN by rows in the encoder too",
      [](Settings& s) {
        s.ppsbn = true;
@@ -102,12 +104,22 @@ constexpr StudyRun kRuns[] = {
        softmax_from_scale<16>(s);
        s.presbn = "row";
      }},
-    {"softmax-ppsbn-scale-32", "ppSBN around softmax, logit scale trained from 32",
-     softmax_from_scale<32>},
     {"rmfa-scale-8", "RMFA, logit scale trained from 8", rmfa_from_scale<8, 128>},
     {"rmfa-row-scale-8", "RMFA, preSBN by rows, scale from 8, denominators floored at 0.25",
      rmfa_mended<8, 128>},
     {"rmfa-512-row-scale-8", "the same with 512 features", rmfa_mended<8, 512>},
+    {"rmfa-poly2-row-scale-8",
+     "kernel (1 + t)^2 and 256 features: less noise for as sharp a kernel",
+     [](Settings& s) {
+       rmfa_mended<8, 256>(s);
+       s.kernel = "poly:c=1,k=2";
+     }},
+    {"exact-poly2-row-scale-8", "that kernel without random features",
+     [](Settings& s) {
+       rmfa_mended<8, 256>(s);
+       s.kernel = "poly:c=1,k=2";
+       s.attention = "exact";
+     }},
     {"rmfa-inv", "kernel inv", with_kernel<kInv>},
     {"rmfa-log", "kernel log", with_kernel<kLog>},
     {"rmfa-trigh", "kernel trigh", with_kernel<kTrigh>},
