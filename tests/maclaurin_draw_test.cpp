@@ -565,6 +565,26 @@ TEST_CASE("optimal reaches its figures and is nowhere worse") {
       }
 }
 
+// The figures that experiments/multi30k/README.md gives for its polynomial kernel.
+TEST_CASE("as sharp a kernel may have less variance") {
+  struct Figure {
+    const char* kernel;
+    double largest;  // t, where f is 8 f(0)
+    double of_peak, isotropic;
+  };
+  for (const Figure& f : {Figure{"exp", std::log(8.0), 0.084, 0.107},
+                          Figure{"poly:c=1,k=2", std::sqrt(8.0) - 1.0, 0.0022, 0.039}}) {
+    CAPTURE(f.kernel);
+    const DotProductKernel kernel = dot_product_kernel(f.kernel);
+    CHECK(kernel(f.largest) == doctest::Approx(8.0 * kernel(0.0)));
+    const FeatureSettings s =
+        settings_of(DrawMethod::optimal, 256, 32, f.largest * std::sqrt(32.0));
+    const PredictedVariance v = predicted_variance(kernel, s, feature_plan(kernel, s));
+    CHECK(v.equal / 64.0 == doctest::Approx(f.of_peak).epsilon(0.03));
+    CHECK(v.isotropic == doctest::Approx(f.isotropic).epsilon(0.03));
+  }
+}
+
 }  // namespace
 TEST_CASE("bounds of a plan: mean and six deviations, and draws keep to them") {
   FeatureSettings s;
