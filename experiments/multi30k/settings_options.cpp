@@ -102,8 +102,9 @@ void declare_options(CLI::App& app, Multi30kSettings& s, bool one_model) {
                  "Small denominators of RMFA: floor (0.001 a visible key), floor:DELTA, none")
       ->capture_default_str();
   app.add_flag("--ppsbn", s.ppsbn, "ppSBN around the attention");
-  add_choice(app, "--presbn", s.presbn, {"auto", "batch", "row"},
-             "preSBN statistics; auto: batch in the encoder (the paper; row is better), row elsewhere");
+  add_choice(
+      app, "--presbn", s.presbn, {"auto", "batch", "row"},
+      "preSBN statistics; auto: batch in the encoder (the paper; row is better), row elsewhere");
   app.add_flag("--share-embeddings,!--separate-embeddings", s.share_embeddings,
                "One embedding table for source, target and output");
   app.add_option("--qkv-gain", s.qkv_gain,
