@@ -4,6 +4,7 @@
 #ifdef MACGRAD_MULTI30K
 #include <doctest/doctest.h>
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/resource.h>
@@ -31,10 +32,10 @@ using testing::contains;
 using Words = std::vector<std::string>;
 
 // A training of a second or two, which writes a checkpoint after every update.
-Words small_run(const std::string& out) {
-  return {"--toy",    "--epochs",       "4",    "--d-model", "32", "--ffn",
-          "32",       "--dropout",      "0.1",  "--average", "2",  "--checkpoint-minutes",
-          "0.000001", "--batch-tokens", "1024", "--threads", "1",  "--out",
+Words small_run(const std::string& out, const std::string& threads = "1") {
+  return {"--toy",    "--epochs",       "4",    "--d-model", "32",    "--ffn",
+          "32",       "--dropout",      "0.1",  "--average", "2",     "--checkpoint-minutes",
+          "0.000001", "--batch-tokens", "1024", "--threads", threads, "--out",
           out};
 }
 
@@ -146,15 +147,22 @@ TEST_CASE("multi30k: killed again and again, a run ends as if it had never been"
 
 TEST_CASE("multi30k: Ctrl-C saves a checkpoint and says so") {
   const Folder folder;
-  const std::string log = folder / "log", out = folder / "run";
-  const pid_t child = start(small_run(out), log);
-  REQUIRE(wait_for_file(out + "/checkpoint.safetensors", child));
-  kill(child, SIGINT);
-  CHECK(wait_for(child) == 128 + SIGINT);
-  CHECK(text_of(log).find("The last checkpoint stays in " + out) != std::string::npos);
-  CHECK(read_json(out + "/settings.json").at("state") == "interrupted");
-  CHECK(read_json(out + "/settings.json").at("updates") ==
-        updates_of(out + "/checkpoint.safetensors"));
+  for (int i = 0; i < 12; ++i) {
+    const std::string log = folder / fmt::format("log{}", i),
+                      out = folder / fmt::format("run{}", i);
+    const pid_t child = start(small_run(out, i % 2 == 0 ? "1" : "2"), log);
+    REQUIRE(wait_for_file(out + "/checkpoint.safetensors", child));
+    std::this_thread::sleep_for(std::chrono::milliseconds(i));
+    kill(child, SIGINT);
+    const int code = wait_for(child);
+    const std::string message = text_of(log);
+    CAPTURE(message);
+    CHECK(code == 128 + SIGINT);
+    CHECK(message.find("The last checkpoint stays in " + out) != std::string::npos);
+    CHECK(read_json(out + "/settings.json").at("state") == "interrupted");
+    CHECK(read_json(out + "/settings.json").at("updates") ==
+          updates_of(out + "/checkpoint.safetensors"));
+  }
 }
 
 TEST_CASE("multi30k: a full disk leaves earlier results whole") {
