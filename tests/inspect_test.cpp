@@ -540,6 +540,17 @@ Tensor recorded(const RecordedStep& step, const std::string& scope, const std::s
   return Tensor();
 }
 
+// f(t) of the exact core, hidden keys 0: what its denominators are sums of.
+Tensor exact_kernel(const RecordedStep& step, const std::string& scope) {
+  Tensor last;
+  for (const GraphRecord::Op& op : step.graph.ops())
+    if (op.node->op == "where" && op.node->scope->starts_with(scope) &&
+        op.outputs[0].size(2) == op.outputs[0].size(3))
+      last = op.outputs[0];
+  REQUIRE(last.defined());
+  return last;
+}
+
 TEST_CASE("inspect attention: the weights that the model itself recorded") {
   const OneThread one;
   const std::string name = "decoder.layers.0.self_attention";
@@ -616,6 +627,48 @@ TEST_CASE("inspect attention: the weights that the model itself recorded") {
     CHECK(own.logit_scale == 3.0);
     CHECK(own.weight_error == doctest::Approx(error / beyond).epsilon(0.01));
     CHECK(of(attention_sharpness(step, *record, 8)).weight_error > 0.0);
+  }
+  SUBCASE("f(t) = t: no floor at f(0) = 0, and no weights where Σ f(t) is not above 0") {
+    StepSettings s = small("exact");
+    s.model.kernel = "poly:c=0,k=1";
+    ModelStep step(s);
+    const auto record = record_step(step, true);
+    const Tensor kernel = exact_kernel(*record, name);
+    double rows = 0, keys = 0, largest = 0;
+    int64_t without = 0;
+    for (int64_t b = 0; b < step.rows(); ++b)
+      for (int64_t h = 0; h < 2; ++h)
+        for (int64_t i = 1; i < std::ssize(step.target_tokens(b)); ++i) {
+          double total = 0, top = 0;
+          for (int64_t j = 0; j <= i; ++j) {
+            total += kernel.at({b, h, i, j});
+            top = std::max(top, kernel.at({b, h, i, j}));
+          }
+          if (total <= 0) {
+            ++without;
+            continue;
+          }
+          rows += 1;
+          keys += static_cast<double>(i + 1);
+          largest += top / total;
+        }
+    REQUIRE(without > 0);
+    REQUIRE(rows > 0);
+    const AttentionSharpness a = of(attention_sharpness(step, *record, 2));
+    CHECK(a.without_weights == without);
+    CHECK(a.keys == doctest::Approx(keys / rows));
+    CHECK(a.largest_weight == doctest::Approx(largest / rows).epsilon(0.01));
+    CHECK(std::isfinite(a.effective_keys));
+    CHECK(std::isnan(a.least_denominator));
+  }
+  SUBCASE("RMFA with such a kernel: its error is over queries that have weights") {
+    StepSettings s = small();
+    s.model.kernel = "poly:c=0,k=1";
+    ModelStep step(s);
+    const AttentionSharpness a = of(attention_sharpness(step, *record_step(step, true), 2));
+    CHECK(a.without_weights > 0);
+    CHECK(std::isfinite(a.weight_error));
+    CHECK(a.weight_error > 0.0);
   }
   SUBCASE("the command writes a row an attention") {
     const Folder folder;

@@ -33,6 +33,10 @@ double sum(const Values& row) {
   return total;
 }
 
+bool has_weights(const Values& kernel) {
+  return sum(kernel) > 0.0;
+}
+
 // Divided by their sum, which is at least `floor` a key.
 Values weights(Values row, double floor) {
   const double total = std::max(sum(row), floor * static_cast<double>(row.size()));
@@ -44,6 +48,7 @@ Values weights(Values row, double floor) {
 struct Sums {
   double rows = 0, keys = 0, effective = 0, largest = 0, entries = 0, squared_deviation = 0;
   double error = 0, beyond_mean = 0, least_sum = INFINITY;  // a key
+  int64_t without_weights = 0;
 
   void add_exact(const Values& logits, const Values& kernel) {
     const auto n = static_cast<double>(logits.size());
@@ -85,10 +90,15 @@ void add(Sums& sums, const SeenAttention& seen, const Multi30kSettings& settings
             kernel.name());
   const std::vector<Values> logit_rows = visible_rows(logits, logits, keys),
                             exact_rows = visible_rows(values, logits, keys);
-  for (size_t i = 0; i < exact_rows.size(); ++i) sums.add_exact(logit_rows[i], exact_rows[i]);
+  for (size_t i = 0; i < exact_rows.size(); ++i) {
+    if (has_weights(exact_rows[i]))
+      sums.add_exact(logit_rows[i], exact_rows[i]);
+    else
+      ++sums.without_weights;
+  }
   if (settings.attention != "rmfa") return;
-  const double delta = nn::parse_denominator_floor(settings.denominator);
-  const double floor = delta > 0.0 ? delta * kernel(0.0) : -INFINITY;
+  double floor = nn::parse_denominator_floor(settings.denominator) * kernel(0.0);
+  if (floor == 0.0) floor = -INFINITY;  // as they come
   for (int64_t r = 0; r < std::max<int64_t>(redraws, 1); ++r) {
     const nn::FeatureDraw draw =
         redraws == 0
@@ -99,18 +109,30 @@ void add(Sums& sums, const SeenAttention& seen, const Multi30kSettings& settings
                                 DType::float64);
     const std::vector<Values> rows =
         visible_rows(kernel_estimate(seen, draw, q, k).total, logits, keys);
-    for (size_t i = 0; i < rows.size(); ++i) sums.add_estimate(exact_rows[i], rows[i], floor);
+    for (size_t i = 0; i < rows.size(); ++i)
+      if (has_weights(exact_rows[i])) sums.add_estimate(exact_rows[i], rows[i], floor);
   }
+}
+
+std::string shown(double value, const char* format) {
+  return std::isnan(value) ? std::string() : fmt::format(fmt::runtime(format), value);
+}
+
+CsvValue cell(double value) {
+  return std::isnan(value) ? CsvValue{} : CsvValue{value};
 }
 
 void print(const std::vector<AttentionSharpness>& list) {
   fmt::print("{:<36} {:>6} {:>9} {:>6} {:>10} {:>8} {:>8} {:>8}\n", "", "tau", "logit dev", "keys",
              "effective", "largest", "least", "error");
   for (const AttentionSharpness& a : list)
-    fmt::print("{:<36} {:>6.3g} {:>9.3f} {:>6.1f} {:>10.2f} {:>8.3f} {:>8.3f} {:>8}\n", a.attention,
+    fmt::print("{:<36} {:>6.3g} {:>9.3f} {:>6.1f} {:>10.2f} {:>8.3f} {:>8} {:>8}\n", a.attention,
                a.logit_scale, a.logit_deviation, a.keys, a.effective_keys, a.largest_weight,
-               a.least_denominator,
-               std::isnan(a.weight_error) ? std::string() : fmt::format("{:.3g}", a.weight_error));
+               shown(a.least_denominator, "{:.3f}"), shown(a.weight_error, "{:.3g}"));
+  for (const AttentionSharpness& a : list)
+    if (a.without_weights > 0)
+      fmt::print("{}: {} queries left out, whose sum of f(t) is not above 0\n", a.attention,
+                 a.without_weights);
 }
 
 int run_attention(StepSettings& s, int64_t redraws) {
@@ -123,11 +145,11 @@ int run_attention(StepSettings& s, int64_t redraws) {
   std::vector<std::vector<CsvValue>> cells;
   for (const AttentionSharpness& a : list)
     cells.push_back({a.attention, a.logit_scale, a.logit_deviation, a.keys, a.effective_keys,
-                     a.largest_weight, a.least_denominator,
-                     std::isnan(a.weight_error) ? CsvValue{} : CsvValue{a.weight_error}});
+                     a.largest_weight, cell(a.least_denominator), cell(a.weight_error),
+                     a.without_weights});
   CsvWriter(out.file("attention.csv"),
             {"attention", "logit_scale", "logit_deviation", "keys", "effective_keys",
-             "largest_weight", "least_denominator", "weight_error"},
+             "largest_weight", "least_denominator", "weight_error", "without_weights"},
             cells);
   Json settings{{"settings", to_json(s.model)},
                 {"sentences", model.rows()},
@@ -160,12 +182,15 @@ std::vector<AttentionSharpness> attention_sharpness(ModelStep& model, const Reco
         a.logit_scale = seen.scale;
         add(sums, seen, s, kernel, sentence, redraws);
       }
-    require(sums.rows > 0, "{}: no query sees two keys; take more --sentences", name);
+    require(sums.rows > 0,
+            "{}: no query sees two keys with a sum of f(t) above 0; take more --sentences", name);
+    a.without_weights = sums.without_weights;
     a.logit_deviation = std::sqrt(sums.squared_deviation / sums.entries);
     a.keys = sums.keys / sums.rows;
     a.effective_keys = sums.effective / sums.rows;
     a.largest_weight = sums.largest / sums.rows;
-    a.least_denominator = sums.least_sum / kernel(0.0);
+    a.least_denominator =
+        kernel(0.0) > 0.0 ? sums.least_sum / kernel(0.0) : std::numeric_limits<double>::quiet_NaN();
     a.weight_error = s.attention == "rmfa" ? sums.error / sums.beyond_mean
                                            : std::numeric_limits<double>::quiet_NaN();
   }

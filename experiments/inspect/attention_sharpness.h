@@ -2,6 +2,7 @@
 // of that random features leave standing.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -9,7 +10,8 @@
 
 namespace macgrad::experiments {
 
-/// Means over the sentences of a step, the heads, and the queries that see two keys or more.
+/// Means over the sentences of a step, the heads, and the queries that see two keys or more and
+/// have weights.
 struct AttentionSharpness {
   std::string attention;  // the module's path
   double logit_scale = 1.0;
@@ -20,12 +22,15 @@ struct AttentionSharpness {
   double effective_keys = 0.0;
   double largest_weight = 0.0;
   /// Least exact Σ f(t) of a query, as a share of its keys times f(0); what a floor δ of (18) must
-  /// lie below to leave the exact value alone.
+  /// lie below to leave the exact value alone. NaN where f(0) = 0, which has no floor.
   double least_denominator = 0.0;
   /// Of RMFA, else NaN. Over draws, the squared error of the estimated weights as a share of what
   /// attention says beyond a mean: Σ (ŵ − w)² / Σ (w − 1/keys)². Above 1, uniform weights would be
   /// closer.
   double weight_error = 0.0;
+  /// Queries left out because Σ f(t) over their keys is not above 0, of kernels that take such
+  /// values (a polynomial with odd powers, or f(0) = 0).
+  int64_t without_weights = 0;
 };
 
 /// Every attention of a step recorded as composites, from its queries and keys. RMFA's weights are
