@@ -65,6 +65,11 @@ void rmfa_mended(Settings& s) {
   s.denominator = "floor:0.25";
 }
 
+void rmfa_poly2(Settings& s) {
+  rmfa_mended<8, 256>(s);
+  s.kernel = "poly:c=1,k=2";
+}
+
 template <int start>
 void softmax_from_scale(Settings& s) {
   s.ppsbn = true;
@@ -109,15 +114,15 @@ constexpr StudyRun kRuns[] = {
      rmfa_mended<8, 128>},
     {"rmfa-512-row-scale-8", "the same with 512 features", rmfa_mended<8, 512>},
     {"rmfa-poly2-row-scale-8",
-     "kernel (1 + t)^2 and 256 features: less noise for as sharp a kernel",
+     "kernel (1 + t)^2 and 256 features: less noise for as sharp a kernel", rmfa_poly2},
+    {"rmfa-poly2-row-scale-8-low-floor", "its denominators floored at 0.001, the default",
      [](Settings& s) {
-       rmfa_mended<8, 256>(s);
-       s.kernel = "poly:c=1,k=2";
+       rmfa_poly2(s);
+       s.denominator = "floor";
      }},
     {"exact-poly2-row-scale-8", "that kernel without random features",
      [](Settings& s) {
-       rmfa_mended<8, 256>(s);
-       s.kernel = "poly:c=1,k=2";
+       rmfa_poly2(s);
        s.attention = "exact";
      }},
     {"rmfa-inv", "kernel inv", with_kernel<kInv>},
