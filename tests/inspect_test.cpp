@@ -675,7 +675,20 @@ TEST_CASE("inspect attention: the weights that the model itself recorded") {
     CHECK(inspect(tiny_model(folder / "out"), attention_command) == 0);
     const CsvTable table = read_csv(folder / "out/attention.csv");
     CHECK(table.numbers("effective_keys").size() == 3);
-    CHECK(std::filesystem::exists(folder / "out/attention.json"));
+    CHECK(read_json(folder / "out/attention.json").at("redraws") == 4);
+  }
+  SUBCASE("a model with one draw is measured with it, unless told otherwise") {
+    const Folder folder;
+    std::vector<std::string> arguments = tiny_model(folder / "own");
+    const auto redraws = std::find(arguments.begin(), arguments.end(), "--redraws");
+    arguments.erase(redraws, redraws + 2);
+    arguments.insert(arguments.end(), {"--redraw", "never"});
+    CHECK(inspect(arguments, attention_command) == 0);
+    CHECK(read_json(folder / "own/attention.json").at("redraws") == 0);
+    *std::find(arguments.begin(), arguments.end(), folder / "own") = folder / "fresh";
+    arguments.insert(arguments.end(), {"--redraws", "2"});
+    CHECK(inspect(arguments, attention_command) == 0);
+    CHECK(read_json(folder / "fresh/attention.json").at("redraws") == 2);
   }
 }
 

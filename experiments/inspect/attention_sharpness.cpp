@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 
 #include "experiments/common/machine.h"
 #include "experiments/common/progress.h"
@@ -199,7 +200,7 @@ std::vector<AttentionSharpness> attention_sharpness(ModelStep& model, const Reco
 
 int attention_command(int argc, const char* const* argv) {
   StepSettings s;
-  int64_t redraws = 4;
+  std::optional<int64_t> redraws;
   return run_program(
       argc, argv, "inspect attention",
       "How far each attention is from a mean over its keys, and how much of that RMFA's features "
@@ -208,12 +209,14 @@ int attention_command(int argc, const char* const* argv) {
         s = step_settings(argc, argv);
         s.sentences = 16;
         declare_step_options(app, s);
-        app.add_option("--redraws", redraws, "Fresh feature draws a sentence; 0: the step's own")
+        app.add_option(
+               "--redraws", redraws,
+               "Fresh feature draws a sentence, 4 unless told; 0: the model's own, as it is "
+               "with --redraw never")
             ->check(CLI::Validator(CLI::Range(0, 10000)).description(""))
-            ->type_name("INT")
-            ->capture_default_str();
+            ->type_name("INT");
       },
-      [&] { return run_attention(s, redraws); });
+      [&] { return run_attention(s, redraws.value_or(s.model.redraw == "never" ? 0 : 4)); });
 }
 
 }  // namespace macgrad::experiments
