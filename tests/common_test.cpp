@@ -132,7 +132,7 @@ TEST_CASE("CSV rows read back exactly") {
   CHECK(contents(path) == "epoch,loss,note\n");
   csv.row({1, 0.1, "plain"});
   csv.row({std::int64_t{-2}, std::nan(""), "a \"b\", c\nd"});
-  csv.row({CsvValue(), std::numeric_limits<double>::infinity(), ""});
+  csv.row({csv_number(std::nan("")), csv_number(std::numeric_limits<double>::infinity()), ""});
   CHECK(contents(path) == "epoch,loss,note\n1,0.1,plain\n-2,nan,\"a \"\"b\"\", c\nd\"\n,inf,\n");
   CHECK(contains(error_of([&] { csv.row({1}); }), "a row of 1 values in a table of 3 columns"));
   const double third = 1.0 / 3;

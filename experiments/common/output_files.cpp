@@ -217,6 +217,10 @@ Json read_json(const std::string& path) {
   }
 }
 
+CsvValue csv_number(double value) {
+  return std::isnan(value) ? CsvValue{} : CsvValue{value};
+}
+
 CsvWriter::CsvWriter(std::string path, std::vector<std::string> columns,
                      const std::vector<std::vector<CsvValue>>& rows)
     : path_(std::move(path)), columns_(columns.size()) {

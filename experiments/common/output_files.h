@@ -47,6 +47,9 @@ Json read_json(const std::string& path);
 /// back to the same value ("nan", "inf" when not finite).
 using CsvValue = std::variant<std::monostate, std::int64_t, double, std::string>;
 
+/// A number, or an empty cell for NaN: nothing was measured.
+CsvValue csv_number(double value);
+
 /// A table of metrics. The file holds all rows so far after every call of row().
 class CsvWriter {
  public:

@@ -119,10 +119,6 @@ std::string shown(double value, const char* format) {
   return std::isnan(value) ? std::string() : fmt::format(fmt::runtime(format), value);
 }
 
-CsvValue cell(double value) {
-  return std::isnan(value) ? CsvValue{} : CsvValue{value};
-}
-
 void print(const std::vector<AttentionSharpness>& list) {
   fmt::print("{:<36} {:>6} {:>9} {:>6} {:>10} {:>8} {:>8} {:>8}\n", "", "tau", "logit dev", "keys",
              "effective", "largest", "least", "error");
@@ -146,7 +142,7 @@ int run_attention(StepSettings& s, int64_t redraws) {
   std::vector<std::vector<CsvValue>> cells;
   for (const AttentionSharpness& a : list)
     cells.push_back({a.attention, a.logit_scale, a.logit_deviation, a.keys, a.effective_keys,
-                     a.largest_weight, cell(a.least_denominator), cell(a.weight_error),
+                     a.largest_weight, csv_number(a.least_denominator), csv_number(a.weight_error),
                      a.without_weights});
   CsvWriter(out.file("attention.csv"),
             {"attention", "logit_scale", "logit_deviation", "keys", "effective_keys",

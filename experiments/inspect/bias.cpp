@@ -287,8 +287,7 @@ int run_bias(BiasSettings& s) {
              "deviation");
   for (const BiasRow& row : result.rows) {
     cells.push_back({row.quantity, row.position < 0 ? CsvValue{std::string("all")} : row.position,
-                     row.exact, row.bias, row.bias_se, row.deviation,
-                     std::isnan(row.predicted) ? CsvValue{} : CsvValue{row.predicted}});
+                     row.exact, row.bias, row.bias_se, row.deviation, csv_number(row.predicted)});
     if (row.position >= 0) continue;
     const auto share = [&](double value) {
       return std::isnan(value) ? std::string() : fmt::format("{:.3g}", value / row.exact);

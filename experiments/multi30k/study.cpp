@@ -190,10 +190,6 @@ double score(const Json& results, const std::string& split, const char* name) {
   return scores.at(split).at(name).get<double>();
 }
 
-CsvValue cell(double value) {
-  return std::isnan(value) ? CsvValue{} : CsvValue{value};
-}
-
 std::string shown(double value, int digits) {
   return std::isnan(value) ? "" : fmt::format("{:.{}f}", value, digits);
 }
@@ -234,14 +230,14 @@ void write_tables(const RunDirectory& out, const Settings& settings, const std::
       const Json& r = *row.results;
       const double loss = score(r, "val", "loss"), bleu = score(r, "val", "bleu");
       const auto updates = r.at("updates").get<int64_t>();
-      line.insert(line.end(), {updates, cell(loss), cell(std::exp(loss)), cell(bleu),
-                               r.at("wall_seconds").get<double>(), CsvValue{}});
+      line.insert(line.end(), {updates, csv_number(loss), csv_number(std::exp(loss)),
+                               csv_number(bleu), r.at("wall_seconds").get<double>(), CsvValue{}});
       page += fmt::format("| `{}` | {} | {} | {} | {} | {} |", row.run->name, row.run->question,
                           group_digits(updates), shown(loss, 3), shown(std::exp(loss), 2),
                           shown(bleu, 2));
       for (const std::string& split : settings.test) {
         const double test = score(r, split, "bleu");
-        line.push_back(cell(test));
+        line.push_back(csv_number(test));
         page += fmt::format(" {} |", shown(test, 2));
       }
       page += "\n";
