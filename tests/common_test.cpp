@@ -331,8 +331,7 @@ TEST_CASE("the first Ctrl-C sets a flag, the second ends the process") {
   CHECK((!handler_left || now.sa_handler != ours.sa_handler));
 }
 
-// oneDNN's products (3.11.1 and before) point the stack register into the heap while they run: a
-// handler on the stack it finds there would write over the heap.
+// Without a stack of its own the handler writes over the heap (experiments/common/interrupt.cpp).
 TEST_CASE("Ctrl-C within a product leaves the heap whole") {
   const int status = in_child([] {
     stack_t none = {};

@@ -71,6 +71,8 @@ TEST_CASE("multi30k study: one factor at a time around RMFA") {
         Names{"denominator", "presbn"});
   CHECK(differences(rows.at("rmfa-poly2-row-scale-8"), rows.at("rmfa-row-scale-8")) ==
         Names{"kernel", "features"});
+  CHECK(differences(rows.at("rmfa-poly2-row-scale-8-low-floor"),
+                    rows.at("rmfa-poly2-row-scale-8")) == Names{"denominator"});
   CHECK(differences(rows.at("exact-poly2-row-scale-8"), rows.at("rmfa-poly2-row-scale-8")) ==
         Names{"attention"});
   CHECK(differences(rows.at("rmfa-512-row-scale-8"), rows.at("rmfa-row-scale-8")) ==

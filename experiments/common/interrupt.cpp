@@ -1,8 +1,8 @@
 // The handler touches one sig_atomic_t and resets the dispositions, both async-signal-safe. Blocked
 // system calls are restarted (SA_RESTART), so no write is cut short by the first signal. It has a
-// stack of its own (SA_ONSTACK): oneDNN up to 3.11 points the stack register into the heap while it
-// multiplies, and what a handler writes below it lands in other blocks (uxlfoundation/oneDNN, issue
-// 4845).
+// stack of its own (SA_ONSTACK): oneDNN up to 3.11.1 points the stack register into the heap while
+// it multiplies, and what a handler writes below it lands in other blocks (uxlfoundation/oneDNN,
+// issue 4845).
 #include "experiments/common/interrupt.h"
 
 #include <unistd.h>
@@ -15,7 +15,7 @@
 namespace macgrad::experiments {
 namespace {
 
-constexpr long kLeastStack = 64 << 10;
+constexpr long kLeastStack = 64 << 10;  // bytes
 
 volatile std::sig_atomic_t received_signal = 0;
 struct sigaction earlier_interrupt;

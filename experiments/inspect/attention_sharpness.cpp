@@ -115,8 +115,8 @@ void add(Sums& sums, const SeenAttention& seen, const Multi30kSettings& settings
   }
 }
 
-std::string shown(double value, const char* format) {
-  return std::isnan(value) ? std::string() : fmt::format(fmt::runtime(format), value);
+std::string shown(double value) {
+  return std::isnan(value) ? std::string() : fmt::format("{:.3g}", value);
 }
 
 void print(const std::vector<AttentionSharpness>& list) {
@@ -125,7 +125,7 @@ void print(const std::vector<AttentionSharpness>& list) {
   for (const AttentionSharpness& a : list)
     fmt::print("{:<36} {:>6.3g} {:>9.3f} {:>6.1f} {:>10.2f} {:>8.3f} {:>8} {:>8}\n", a.attention,
                a.logit_scale, a.logit_deviation, a.keys, a.effective_keys, a.largest_weight,
-               shown(a.least_denominator, "{:.3f}"), shown(a.weight_error, "{:.3g}"));
+               shown(a.least_denominator), shown(a.weight_error));
   for (const AttentionSharpness& a : list)
     if (a.without_weights > 0)
       fmt::print("{}: {} queries left out, whose sum of f(t) is not above 0\n", a.attention,
