@@ -166,15 +166,19 @@ macgrad_configure() {
   printf '%s\n' "$macgrad_args" >"$macgrad_note"
 }
 
-# macgrad_compile FOLDER [TARGET...]: builds; says nothing when there is nothing to do.
+# macgrad_compile FOLDER [TARGET...]: builds; prints nothing when there is nothing to do. The status of
+# the build goes through a file, because the status of a pipe is that of its last command. The `if`
+# keeps `set -e` from ending the left side of the pipe before the status is written.
 macgrad_compile() {
   macgrad_folder=$1
   shift
   if [ $# -gt 0 ]; then set -- --target "$@"; fi
   macgrad_status=$macgrad_folder/.macgrad-build-status
+  rm -f "$macgrad_status"
   {
-    cmake --build "$macgrad_folder" -j "$(macgrad_jobs)" "$@" 2>&1 </dev/null
-    echo $? >"$macgrad_status"
+    if cmake --build "$macgrad_folder" -j "$(macgrad_jobs)" "$@" 2>&1 </dev/null; then
+      echo succeeded >"$macgrad_status"
+    fi
   } | while IFS= read -r macgrad_text; do
     case $macgrad_text in
       *'Re-checking globbed directories'* | *'no work to do'* | *'Built target'*) ;;
@@ -183,7 +187,7 @@ macgrad_compile() {
       *) printf '%s\n' "$macgrad_text" >&2 ;;
     esac
   done
-  if [ "$(cat "$macgrad_status")" != 0 ]; then
+  if [ "$(cat "$macgrad_status" 2>/dev/null)" != succeeded ]; then
     macgrad_say "the build failed (see above)"
     return 1
   fi
