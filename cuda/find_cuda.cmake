@@ -1,7 +1,8 @@
-# MACGRAD_CUDA=AUTO|ON|OFF. Before CMake's CUDA language is enabled (a refusal there is fatal), nvcc
-# must build a small C++20 program with cuBLAS; when it refuses the default host compiler, older ones
-# are tried. Sets MACGRAD_WITH_CUDA (ON/OFF) and MACGRAD_CUDA_STATUS (version and architectures, or
-# the reason why not). AUTO falls back to OFF, ON fails.
+# MACGRAD_CUDA=AUTO|ON|OFF. AUTO builds the CUDA backend when this machine has an NVIDIA GPU, for that
+# GPU alone; ON builds it in any case. Before CMake's CUDA language is enabled (an error there is
+# fatal), nvcc must build a small C++20 program with cuBLAS; if it rejects the default host compiler,
+# older ones are tried. Sets MACGRAD_WITH_CUDA (ON/OFF) and MACGRAD_CUDA_STATUS (version and
+# architectures, or the reason why not). Where it cannot be built, AUTO falls back to OFF and ON fails.
 set(MACGRAD_WITH_CUDA OFF)
 set(MACGRAD_CUDA_STATUS "off (MACGRAD_CUDA=OFF)")
 
@@ -106,7 +107,24 @@ endfunction()
 if(NOT MACGRAD_CUDA MATCHES "^(AUTO|ON|OFF)$")
   message(FATAL_ERROR "MACGRAD_CUDA=${MACGRAD_CUDA}: use AUTO, ON or OFF")
 endif()
+
+# Compute capabilities of this machine's GPUs, for instance "90"; empty without a GPU and driver.
+set(macgrad_gpus "")
 if(NOT MACGRAD_CUDA STREQUAL "OFF")
+  execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
+    OUTPUT_VARIABLE macgrad_query ERROR_QUIET RESULT_VARIABLE macgrad_query_status)
+  if(macgrad_query_status EQUAL 0)
+    string(REGEX MATCHALL "[0-9]+\\.[0-9]" macgrad_gpus "${macgrad_query}")
+    string(REPLACE "." "" macgrad_gpus "${macgrad_gpus}")
+    list(REMOVE_DUPLICATES macgrad_gpus)
+  endif()
+endif()
+
+if(MACGRAD_CUDA STREQUAL "AUTO" AND NOT macgrad_gpus)
+  set(MACGRAD_CUDA_STATUS "off (no NVIDIA GPU here; -DMACGRAD_CUDA=ON builds CUDA without one)")
+  message(STATUS "CUDA is left out: no NVIDIA GPU here. To build it without one, configure with "
+                 "-DMACGRAD_CUDA=ON (experiments/run and tests/run: MACGRAD_CMAKE_ARGS=-DMACGRAD_CUDA=ON)")
+elseif(NOT MACGRAD_CUDA STREQUAL "OFF")
   # The answer is kept, with what was asked; a failed probe is asked again on each configure.
   set(macgrad_cuda_key "${CMAKE_CUDA_COMPILER}|$ENV{CUDACXX}|${CMAKE_CUDA_HOST_COMPILER}|$ENV{CUDAHOSTCXX}")
   if(NOT MACGRAD_CUDA_KEY STREQUAL macgrad_cuda_key OR NOT EXISTS "${MACGRAD_CUDA_NVCC}")
@@ -126,15 +144,10 @@ if(NOT MACGRAD_CUDA STREQUAL "OFF")
   if(EXISTS "${MACGRAD_CUDA_NVCC}")
     set(MACGRAD_WITH_CUDA ON)
     if(NOT CMAKE_CUDA_ARCHITECTURES)
-      # A100 and Hopper, and the card of this machine when there is one.
-      set(macgrad_architectures 80 90)
-      execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
-        OUTPUT_VARIABLE cards ERROR_QUIET RESULT_VARIABLE status)
-      if(status EQUAL 0)
-        string(REGEX MATCHALL "[0-9]+\\.[0-9]" cards "${cards}")
-        string(REPLACE "." "" cards "${cards}")
-        list(APPEND macgrad_architectures ${cards})
-        list(REMOVE_DUPLICATES macgrad_architectures)
+      # This machine's GPUs; without one A100 and Hopper, and through PTX whatever comes after.
+      set(macgrad_architectures 80-real 90)
+      if(macgrad_gpus)
+        set(macgrad_architectures ${macgrad_gpus})
       endif()
       set(CMAKE_CUDA_ARCHITECTURES "${macgrad_architectures}" CACHE STRING "compute capabilities")
     endif()

@@ -145,23 +145,25 @@ template <class T, class F>
   return f.template operator()<1>();
 }
 
+/// Swaps the upper half of each 2·kDistance lanes of a with the lower half of those of b.
+template <int kDistance, class T, int... I>
+[[gnu::always_inline]] inline void swap_halves(Vector<T>& a, Vector<T>& b,
+                                               std::integer_sequence<int, I...>) {
+  constexpr int n = kLanes<T>;  // lane i of b is lane n + i of the pair
+  const Vector<T> first = __builtin_shufflevector(a, b, (I & kDistance ? n + I - kDistance : I)...);
+  b = __builtin_shufflevector(a, b, (I & kDistance ? n + I : I + kDistance)...);
+  a = first;
+}
+
 /// Transposes kLanes vectors as a square matrix: each step swaps the off-diagonal halves of blocks
 /// of 2·distance.
 template <int kDistance, class T>
 [[gnu::always_inline]] inline void transpose_square(Vector<T> (&x)[kLanes<T>]) {
   if constexpr (kDistance > 0) {
     constexpr int n = kLanes<T>;
-    typename VectorOf<T>::index first, second;  // lanes of (a, b) counted through
-    for (unsigned i = 0; i < n; ++i) {
-      first[i] = i & kDistance ? n + i - kDistance : i;
-      second[i] = i & kDistance ? n + i : i + kDistance;
-    }
     unrolled<n>([&](auto i) __attribute__((always_inline)) {
       if constexpr ((i & kDistance) == 0) {
-        const Vector<T> a = x[i];
-        const Vector<T> b = x[i + kDistance];
-        x[i] = __builtin_shuffle(a, b, first);
-        x[i + kDistance] = __builtin_shuffle(a, b, second);
+        swap_halves<kDistance, T>(x[i], x[i + kDistance], std::make_integer_sequence<int, n>{});
       }
     });
     transpose_square<kDistance / 2, T>(x);
