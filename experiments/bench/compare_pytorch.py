@@ -28,7 +28,7 @@ def wanted(name, name_filter):
 def run_bench(args):
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         command = [args.bench, "--threads", str(args.threads), "--device", args.device,
-                   "--json", file.name]
+                   "--time-factor", str(args.time_factor), "--json", file.name]
         if args.filter:
             command += ["--filter", args.filter]
         status = subprocess.run(command, stdout=sys.stderr).returncode
@@ -42,6 +42,8 @@ def run_peers(args, clock, ours, theirs):
     """Adds what was measured to theirs: row -> label -> {ms, extra_bytes, error}."""
     for peer in peers(args.device, ours):
         if not wanted(peer.row, args.filter):
+            continue
+        if peer.label == "torch.compile" and not wanted(peer.row, args.compile):
             continue
         labels = theirs.setdefault(peer.row, {})
         if labels.get(peer.label, {}).get("error"):
@@ -116,11 +118,16 @@ def main():
     parser.add_argument("--passes", type=int, default=2, help="turns of each side")
     parser.add_argument("--filter", default="",
                         help="only rows whose name contains this, or one of several between commas")
+    parser.add_argument("--compile", default="",
+                        help="torch.compile only in rows whose name contains this ('none': nowhere); "
+                             "compiling takes up to a minute for each row")
+    parser.add_argument("--time-factor", type=float, default=1,
+                        help="multiplies the time for which each row is measured")
     parser.add_argument("--json", help="write all figures to this file")
     parser.add_argument("--markdown", help="write the table to this file as well")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    clock = Clock(args.device)
+    clock = Clock(args.device, args.time_factor)
 
     ours, theirs, first = {}, {}, None
     text = ""

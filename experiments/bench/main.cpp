@@ -15,6 +15,7 @@ struct BenchSettings {
   CommonOptions common;
   std::string filter;
   std::string json;
+  double time_factor = 1;
   bool math_given = false;
 };
 
@@ -40,6 +41,7 @@ int run_bench(BenchSettings& s) {
     for (const Precision& p : precisions_of(place.device.type))
       if (!s.math_given || p.math == s.common.math) place.precisions.push_back(p);
   }
+  place.seconds *= s.time_factor;
   BenchTable table(s.filter, place);
   bench_limits(table);
   bench_rows(table);
@@ -79,6 +81,9 @@ int main(int argc, char** argv) {
             [&] { settings.math_given = app.get_option("--math")->count() > 0; });
         app.add_option("--filter", settings.filter,
                        "Only rows whose name contains this, or one of several between commas");
+        app.add_option("--time-factor", settings.time_factor,
+                       "Multiplies the time for which each row is measured")
+            ->check(CLI::PositiveNumber);
         app.add_option("--json", settings.json, "Write the rows to this file as well");
       },
       [&] { return run_bench(settings); });

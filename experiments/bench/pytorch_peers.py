@@ -35,9 +35,9 @@ def dtype_of(precision):
 class Clock:
     """Medians of samples that end when the device has finished."""
 
-    def __init__(self, device):
+    def __init__(self, device, time_factor=1):
         self.device = device
-        self.seconds = 0.3 if device == "cuda" else 0.6
+        self.seconds = time_factor * (0.3 if device == "cuda" else 0.6)
 
     def wait(self):
         if self.device == "cuda":
