@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <filesystem>
+#include <string_view>
 
 #include "experiments/common/csv.h"
 #include "experiments/inspect/bias.h"
@@ -28,7 +29,7 @@ BiasSettings small() {
   return s;
 }
 
-const BiasRow& row(const BiasResult& result, const std::string& quantity, int64_t position = -1) {
+const BiasRow& row(const BiasResult& result, std::string_view quantity, int64_t position = -1) {
   for (const BiasRow& r : result.rows)
     if (r.quantity == quantity && r.position == position) return r;
   throw Error("no row {} {}", quantity, position);

@@ -5,6 +5,7 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <string_view>
 
 #include "core/kernels.h"
 #include "experiments/nmse/attention.h"
@@ -35,7 +36,7 @@ std::vector<NmseRow> measured(const NmseSettings& s) {
   return rows;
 }
 
-const NmseRow& row_of(const std::vector<NmseRow>& rows, const std::string& draws, int64_t features,
+const NmseRow& row_of(const std::vector<NmseRow>& rows, std::string_view draws, int64_t features,
                       int64_t length = 200) {
   for (const NmseRow& r : rows)
     if (r.draws == draws && r.features == features && r.length == length) return r;
