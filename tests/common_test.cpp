@@ -87,23 +87,24 @@ TEST_CASE("files are replaced whole or not at all") {
   CHECK(contents(path).empty());
   write_file_atomically(path, std::string_view("second"));
 
-  CHECK_THROWS_AS(write_file_atomically(path,
-                                        [](const std::string& temporary) {
-                                          std::ofstream(temporary) << "half";
-                                          throw Error("no more");
-                                        }),
-                  Error);
+  {
+    AtomicFile file(path);
+    file.write("half", 4);
+    CHECK(contents(path) == "second");
+    CHECK(contents(file.temporary()) == "half");
+    std::ofstream(file.temporary()) << "third";
+  }
   CHECK(contents(path) == "second");
   CHECK(folder.entries() == 1);
-
-  write_file_atomically(path,
-                        [](const std::string& temporary) { std::ofstream(temporary) << "third"; });
+  {
+    AtomicFile file(path);
+    std::ofstream(file.temporary()) << "third";
+    file.commit();
+  }
   CHECK(contents(path) == "third");
   CHECK(
       contains(error_of([&] { write_file_atomically(folder / "no/where", std::string_view("x")); }),
                "no/where: cannot create: No such file or directory"));
-  CHECK(contains(error_of([&] { write_file_atomically(path, [](const std::string&) {}); }),
-                 "result.txt: cannot write"));
   CHECK(folder.entries() == 1);
 }
 
@@ -205,13 +206,12 @@ TEST_CASE("a run that goes on clears what a kill left, and nothing else") {
   waitpid(ended, nullptr, 0);
   const auto file = [&](const std::string& name) { return folder.write(name, "x"); };
   const std::vector<std::string> gone{file(fmt::format("metrics.csv.tmp-{}-3", ended)),
-                                      file(fmt::format("c.safetensors.{}.tmp", ended))};
+                                      file(fmt::format("c.safetensors.tmp-{}-0", ended))};
   const std::vector<std::string> stay{file("notes.tmp-old"),
                                       file("a.tmp-1-"),
                                       file(".tmp-1-2"),
                                       file("x.tmp"),
                                       file(fmt::format("metrics.csv.tmp-{}-3", getppid())),
-                                      file(fmt::format("c.safetensors.{}.tmp", getppid())),
                                       file(fmt::format("notes.{}.tmp", ended)),
                                       file(fmt::format("below/metrics.csv.tmp-{}-3", ended))};
   const RunDirectory run(folder.path(), "nmse", Holds::this_run);

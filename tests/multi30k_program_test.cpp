@@ -47,7 +47,7 @@ struct Streams {
 
 // The program with its errors in `log`; returns its process id.
 pid_t start(const Words& words, const std::string& log, rlim_t largest_file = RLIM_INFINITY,
-            const Streams& streams = {}) {
+            const Streams& streams = {}, rlim_t memory = RLIM_INFINITY) {
   std::vector<char*> arguments;
   Words all = words;
   all.insert(all.begin(), MACGRAD_MULTI30K);
@@ -70,6 +70,10 @@ pid_t start(const Words& words, const std::string& log, rlim_t largest_file = RL
       signal(SIGXFSZ, SIG_IGN);
       const rlimit limit{largest_file, largest_file};
       setrlimit(RLIMIT_FSIZE, &limit);
+    }
+    if (memory != RLIM_INFINITY) {
+      const rlimit limit{memory, memory};
+      setrlimit(RLIMIT_AS, &limit);
     }
     execv(MACGRAD_MULTI30K, arguments.data());
     _exit(127);
@@ -184,6 +188,19 @@ TEST_CASE("multi30k: a full disk leaves earlier results whole") {
   CHECK(fs::exists(out + "/best.safetensors"));
   CHECK(wait_for(start({"--resume", out, "--max-updates", "9"}, log)) == 0);
   CHECK(updates_of(checkpoint) == 9);
+}
+
+TEST_CASE("multi30k: a model that does not fit in memory is an error") {
+  const Folder folder;
+  for (const Words& size : {Words{"--layers", "100000000"}, Words{"--d-model", "1000000"}}) {
+    Words words{"--toy", "--threads", "1", "--out", folder / "run"};
+    words.insert(words.end(), size.begin(), size.end());
+    const std::string log = folder / "log" + size[0];
+    CHECK(wait_for(start(words, log, RLIM_INFINITY, {}, rlim_t{1} << 30)) == 1);
+    const std::string message = text_of(log);
+    CAPTURE(message);
+    CHECK(contains(message, "out of memory"));
+  }
 }
 
 // A small trained model; its checkpoint.

@@ -283,9 +283,10 @@ int run_program(int argc, const char* const* argv, const std::string& program,
             "standard output cannot be written: what was printed is not complete");
     return code;
   } catch (const std::bad_alloc&) {
-    fmt::print(stderr, "{}: error: out of memory\n", program);
+    std::fprintf(stderr, "%s: error: out of memory\n", program.c_str());
   } catch (const std::exception& error) {
-    fmt::print(stderr, "{}: error: {}\n", program, error.what());
+    // Not fmt::print, which throws where stderr is closed.
+    std::fprintf(stderr, "%s: error: %s\n", program.c_str(), error.what());
   }
   return 1;
 }

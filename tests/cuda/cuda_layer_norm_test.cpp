@@ -35,10 +35,12 @@ Operands on_gpu(const Operands& o) {
 // y, mean, rstd, dx, dweight, dbias
 Tensors run(const Operands& o, double eps = 1e-5) {
   const auto like = [](const Tensor& t) { return Tensor::empty(t.shape(), t.dtype(), t.device()); };
-  const auto statistic = [&] {
-    return Tensor::empty({o.x.size(0)}, compute_dtype(o.x.dtype()), o.x.device());
+  const auto statistic = [&](const Shape& shape) {
+    return Tensor::empty(shape, compute_dtype(o.x.dtype()), o.x.device());
   };
-  const Tensors r{like(o.x), statistic(), statistic(), like(o.x), like(o.weight), like(o.bias)};
+  const int64_t rows = o.x.size(0);
+  const Tensors r{like(o.x), statistic({rows, 2}), statistic({rows}),
+                  like(o.x), like(o.weight),       like(o.bias)};
   kernels::layer_norm_forward(o.x, o.weight, o.bias, eps, r[0], r[1], r[2]);
   kernels::layer_norm_backward(o.x, o.weight, r[1], r[2], o.grad, r[3], r[4], r[5]);
   return r;

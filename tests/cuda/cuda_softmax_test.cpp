@@ -45,10 +45,10 @@ Tensors softmaxes(const Tensor& x, const Tensor& c, const Tensor& y = {}, const 
   return r;
 }
 
-// loss, lse, and the gradient at `at`; absent: at that lse.
+// loss, statistics, and the gradient at `at`; absent: at those statistics.
 Tensors cross_entropies(const Tensor& x, const Tensor& target, const Tensor& g, double smoothing,
                         int64_t ignore, const Tensor& at = {}) {
-  const Tensors r{like(g), like(g), like(x)};
+  const Tensors r{like(g), Tensor::empty({g.size(0), 2}, g.dtype(), g.device()), like(x)};
   kernels::cross_entropy_forward(x, target, smoothing, ignore, r[0], r[1]);
   kernels::cross_entropy_backward(x, target, at.defined() ? at : r[1], g, smoothing, ignore, r[2]);
   return r;
@@ -71,9 +71,9 @@ void check_softmaxes(const Tensor& x, const Tensor& c) {
 }
 void check_cross_entropies(const Tensor& x, const Tensor& target, const Tensor& g, double smoothing,
                            int64_t ignore) {
-  const Tensor lse = cross_entropies(x, target, g, smoothing, ignore)[1];
-  check_near(cross_entropies(on_gpu(x), on_gpu(target), on_gpu(g), smoothing, ignore, on_gpu(lse)),
-             cross_entropies(wide(x), target, wide(g), smoothing, ignore, wide(lse)), x.size(1));
+  const Tensor at = cross_entropies(x, target, g, smoothing, ignore)[1];
+  check_near(cross_entropies(on_gpu(x), on_gpu(target), on_gpu(g), smoothing, ignore, on_gpu(at)),
+             cross_entropies(wide(x), target, wide(g), smoothing, ignore, wide(at)), x.size(1));
 }
 
 // The largest logits of a row come late, so that a running maximum keeps rising.
