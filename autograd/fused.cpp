@@ -38,6 +38,12 @@ Tensors values(const Variables& variables) {
   return list;
 }
 
+Support kernels_support(const FusedOp& op, const Tensors& x, const Variables& inputs) {
+  const Support forward = op.supports ? op.supports(x) : Support{};
+  if (!forward || !op.supports_backward || !wants_recording(inputs)) return forward;
+  return op.supports_backward(x);
+}
+
 Variables run_composite(const FusedOp& op, const Variables& inputs) {
   const Scope scope(op.name);
   Variables outputs = op.composite(inputs);
@@ -131,11 +137,9 @@ Unfused::~Unfused() {
 Variables apply_fused(const FusedOp& op, const Variables& inputs) {
   if (unfused_depth > 0) return run_composite(op, inputs);
   const Tensors x = values(inputs);
-  if (op.supports) {
-    if (const Support support = op.supports(x); !support) {
-      log_fallback(op.name, support.reason);
-      return run_composite(op, inputs);
-    }
+  if (const Support support = kernels_support(op, x, inputs); !support) {
+    log_fallback(op.name, support.reason);
+    return run_composite(op, inputs);
   }
   FusedOp::Forward result = op.forward(x);
   // The backward kernel reads results and statistics as well as operands.

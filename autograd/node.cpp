@@ -51,12 +51,12 @@ void check_finite(const char* op, const Variables& inputs, const Tensors& output
   }
 }
 
+}  // namespace
+
 bool wants_recording(const Variables& inputs) {
   return grad_enabled() && std::any_of(inputs.begin(), inputs.end(),
                                        [](const Variable& v) { return v.requires_grad(); });
 }
-
-}  // namespace
 
 Saved::Saved(const Variable& v, bool needed) {
   if (!needed) return;

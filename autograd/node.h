@@ -112,6 +112,8 @@ class Node : public std::enable_shared_from_this<Node> {
   void release();
 };
 
+/// Whether record() enters an op with these inputs into the graph.
+bool wants_recording(const Variables& inputs);
 /// Enters an op into the graph and returns its outputs as Variables. Without recording (NoGrad, or
 /// no input asks for a gradient) they are plain values. `keep_outputs`: the rule reads output(i).
 Variables record(const char* op, const Variables& inputs, const Tensors& outputs, Vjp vjp,

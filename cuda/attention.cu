@@ -26,6 +26,9 @@ struct ForwardShared {
   bool shown[Tile::kCols];
 };
 
+template <Arithmetic arithmetic, int width>
+using ForwardBlock = ForwardShared<ForwardTile<arithmetic, width>>;
+
 template <class Tile, class T>
 __global__ void __launch_bounds__(kThreads<Tile>, Tile::kBlocks)
     forward_kernel(Problem p, Heads<const T> q, Heads<const T> k, Heads<const T> v, Heads<T> out,
@@ -153,7 +156,7 @@ void forward(In q, In k, In v, In key_valid, In query_valid, const SoftmaxAttent
     using Tile = ForwardTile<arithmetic, width>;
     launch(forward_kernel<Tile, T>,
            {blocks_for(q->size(0) * q->size(1) * tiles, 1), kThreads<Tile>,
-            sizeof(ForwardShared<Tile>)},
+            sizeof(ForwardBlock<arithmetic, width>)},
            p, heads_of<const T>(q), heads_of<const T>(k), heads_of<const T>(v), heads_of<T>(out),
            heads_of<float>(statistics));
   });
@@ -173,13 +176,7 @@ void softmax_attention_forward(In q, In k, In v, In key_valid, In query_valid,
 
 Support softmax_attention_forward_supports(In q, In, In v, In, In, const SoftmaxAttentionArgs&, Out,
                                            Out, Scratch) {
-  if (q->dtype() != DType::float32 && q->dtype() != DType::bfloat16)
-    return {false,
-            fmt::format("the CUDA kernel takes float32 and bfloat16, got {}", name(q->dtype()))};
-  if (q->size(3) > attention::kWidest || v->size(3) > attention::kWidest)
-    return {false, fmt::format("the CUDA kernel takes heads up to {} wide, got d {} and dv {}",
-                               attention::kWidest, q->size(3), v->size(3))};
-  return {};
+  return attention::supports<attention::ForwardBlock>(q, v);
 }
 
 size_t softmax_attention_forward_scratch(In, In, In, In, In, const SoftmaxAttentionArgs&, Out, Out,

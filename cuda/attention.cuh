@@ -127,13 +127,39 @@ void with_width(int64_t width, F&& f) {
   }
 }
 template <class T, class F>
-void with_arithmetic(const Problem& p, F&& f) {
-  const int64_t width = std::max(p.d, p.dv);
+void with_arithmetic(int64_t width, F&& f) {
   if constexpr (std::is_same_v<T, float>) {
     if (math_mode() == MathMode::exact) return with_width<Arithmetic::fma>(width, f);
     if (math_mode() == MathMode::tf32) return with_width<Arithmetic::tf32>(width, f);
   }
   with_width<Arithmetic::bf16>(width, f);
+}
+template <class T, class F>
+void with_arithmetic(const Problem& p, F&& f) {
+  with_arithmetic<T>(std::max(p.d, p.dv), f);
+}
+
+/// Whether kernels that keep a Shared<arithmetic, width> per block take these operands.
+template <template <Arithmetic, int> class Shared>
+Support supports(const Tensor& q, const Tensor& v) {
+  if (q.dtype() != DType::float32 && q.dtype() != DType::bfloat16)
+    return {false,
+            fmt::format("the CUDA kernel takes float32 and bfloat16, got {}", name(q.dtype()))};
+  const int64_t width = std::max(q.size(3), v.size(3));
+  if (width > kWidest)
+    return {false, fmt::format("the CUDA kernel takes heads up to {} wide, got d {} and dv {}",
+                               kWidest, q.size(3), v.size(3))};
+  size_t bytes = 0;
+  const auto measure = [&]<Arithmetic arithmetic, int w>() {
+    bytes = sizeof(Shared<arithmetic, w>);
+  };
+  if (q.dtype() == DType::bfloat16) {
+    with_arithmetic<bfloat16>(width, measure);
+  } else {
+    with_arithmetic<float>(width, measure);
+  }
+  const std::string reason = shared_memory_refusal(bytes);
+  return {reason.empty(), reason};
 }
 
 /// n_rows rows of a tile from `from` on, `count` of which exist. Others, rows that are not `valid`

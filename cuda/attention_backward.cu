@@ -35,6 +35,9 @@ struct BackwardShared {
   bool shown[Tile::kCols];
 };
 
+template <Arithmetic arithmetic, int width>
+using BackwardBlock = BackwardShared<BackwardTile<arithmetic, width>>;
+
 constexpr int kRowThreads = 256;
 
 // A warp a query.
@@ -250,7 +253,7 @@ void backward(In q, In k, In v, In key_valid, In query_valid, In out, In statist
   };
   with_arithmetic<T>(p, [&]<Arithmetic arithmetic, int width>() {
     using Tile = BackwardTile<arithmetic, width>;
-    constexpr size_t shared = sizeof(BackwardShared<Tile>);
+    constexpr size_t shared = sizeof(BackwardBlock<arithmetic, width>);
     const auto query = heads_of<const T>(q), key = heads_of<const T>(k),
                value = heads_of<const T>(v);
     const auto cotangent = heads_of<const T>(grad);
@@ -270,6 +273,11 @@ void softmax_attention_backward(In q, In k, In v, In key_valid, In query_valid, 
   const auto run =
       q->dtype() == DType::bfloat16 ? attention::backward<bfloat16> : attention::backward<float>;
   run(q, k, v, key_valid, query_valid, out, statistics, grad, args, dq, dk, dv, scratch.data());
+}
+
+Support softmax_attention_backward_supports(In q, In, In v, In, In, In, In, In,
+                                            const SoftmaxAttentionArgs&, Out, Out, Out, Scratch) {
+  return attention::supports<attention::BackwardBlock>(q, v);
 }
 
 size_t softmax_attention_backward_scratch(In q, In, In, In, In, In, In, In,

@@ -91,11 +91,12 @@ int register_cuda_kernels() {
 #undef MACGRAD_FILL
   fill_slot(kernels::softmax_attention_forward, cuda::softmax_attention_forward,
             cuda::softmax_attention_forward_supports, cuda::softmax_attention_forward_scratch);
-  fill_slot(kernels::softmax_attention_backward, cuda::softmax_attention_backward, nullptr,
-            cuda::softmax_attention_backward_scratch);
+  fill_slot(kernels::softmax_attention_backward, cuda::softmax_attention_backward,
+            cuda::softmax_attention_backward_supports, cuda::softmax_attention_backward_scratch);
   fill_slot(kernels::rmfa_forward, cuda::rmfa_forward, cuda::rmfa_forward_supports,
             cuda::rmfa_forward_scratch);
-  fill_slot(kernels::rmfa_backward, cuda::rmfa_backward, nullptr, cuda::rmfa_backward_scratch);
+  fill_slot(kernels::rmfa_backward, cuda::rmfa_backward, cuda::rmfa_backward_supports,
+            cuda::rmfa_backward_scratch);
   return filled;
 }
 

@@ -8,7 +8,6 @@
 #pragma once
 
 #include "cuda/device_code.cuh"
-#include "cuda/rmfa_plan.h"
 #include "cuda/rmfa_tile.cuh"
 
 namespace macgrad::cuda::rmfa {
@@ -59,10 +58,6 @@ struct Problem {
     return static_cast<int>(causal ? keys_before(t + 1) : S);
   }
 };
-
-/// Columns of a tile that holds d or dv of them.
-template <int W>
-inline constexpr int kWide = kTile* W + 4;
 
 template <class E>
 struct alignas(4 * sizeof(E)) Four {
@@ -157,13 +152,15 @@ struct Block {
   };
   __device__ void fetch(Columns64& to, int group) const {
     const int packed = group * kTile + static_cast<int>(threadIdx.x) % kTile;
-    const bool inside = packed < chunk.columns;
-    const E* from = omega + (inside ? chunk.column[packed] : 0);
     const int row = static_cast<int>(threadIdx.x) / kTile;
+    const bool inside = packed < chunk.columns;
+    const int rows = inside ? p.map.d - row : 0;
+    const int64_t step = 2 * p.map.width;
+    const E* from = omega + (inside ? chunk.column[packed] : 0) + row * p.map.width;
 #pragma unroll
     for (int i = 0; i < kTile * W / 2; ++i) {
-      const int r = row + 2 * i;
-      to.v[i] = inside && r < p.map.d ? static_cast<float>(from[r * p.map.width]) : 0.0f;
+      to.v[i] = 2 * i < rows ? static_cast<float>(*from) : 0.0f;
+      from += step;
     }
   }
   __device__ void place(const Columns64& from) {
@@ -225,20 +222,27 @@ struct Block {
     __syncthreads();
   }
 
-  /// From dphi of feature m at token t to the gradient of its projections, in place:
-  /// dp_l = dphi·w·Π_{j≠l} p_j with the product before l taken anew and that after l carried; no
-  /// division.
-  __device__ void pull_projections(int t, int m, float dphi) {
-    float* row = products + t * ld_products + m;
-    const float g = load(p.weight + chunk.first + m) * dphi;
-    float after = 1.0f;
-    for (int l = chunk.degree[m] - 1; l >= 0; --l) {
-      float before = g;
-      for (int j = 0; j < l; ++j) before *= row[chunk.offset[j]];
-      float* here = row + chunk.offset[l];
-      const float x = *here;
-      *here = before * after;
-      after *= x;
+  /// From the gradients of the features, (64, kLd) in `stage`, to those of their projections, in
+  /// place: dp_l = dphi·w·Π_{j≠l} p_j with the product before l taken anew and that after l
+  /// carried; no division.
+  __device__ void pull_projections() {
+    const int m = static_cast<int>(threadIdx.x) % kTile;
+    if (m >= chunk.count) return;
+    const int levels = chunk.degree[m];
+    const float w = load(p.weight + chunk.first + m);
+#pragma unroll 1
+    for (int t = static_cast<int>(threadIdx.x) / kTile; t < kTile; t += kThreads / kTile) {
+      float* row = products + t * ld_products + m;
+      const float g = w * stage[t * kLd + m];
+      float after = 1.0f;
+      for (int l = levels - 1; l >= 0; --l) {
+        float before = g;
+        for (int j = 0; j < l; ++j) before *= row[chunk.offset[j]];
+        float* here = row + chunk.offset[l];
+        const float x = *here;
+        *here = before * after;
+        after *= x;
+      }
     }
   }
 

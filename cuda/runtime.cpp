@@ -1,5 +1,8 @@
 #include "cuda/runtime.h"
 
+#include <mutex>
+#include <unordered_map>
+
 #include "cuda/math_mode.h"
 
 namespace macgrad::cuda {
@@ -13,6 +16,16 @@ int current_device() {
 }
 
 MathMode the_math_mode = MathMode::exact;
+
+Card& the_card() {
+  static Card card = [] {
+    cudaDeviceProp properties{};
+    CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
+    return Card{properties.multiProcessorCount, properties.sharedMemPerBlockOptin,
+                properties.totalGlobalMem};
+  }();
+  return card;
+}
 
 }  // namespace
 
@@ -62,13 +75,31 @@ cublasHandle_t cublas() {
 }
 
 const Card& card() {
-  static const Card the_card = [] {
-    cudaDeviceProp properties{};
-    CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
-    return Card{properties.multiProcessorCount, properties.sharedMemPerBlockOptin,
-                properties.totalGlobalMem};
-  }();
-  return the_card;
+  return the_card();
+}
+void set_card(const Card& card) {
+  the_card() = card;
+}
+
+std::string shared_memory_refusal(size_t bytes) {
+  if (bytes <= card().shared_bytes) return "";
+  return fmt::format("the CUDA kernel needs {} bytes of shared memory per block, this card has {}",
+                     bytes, card().shared_bytes);
+}
+
+void allow_shared_bytes(const void* kernel, size_t bytes) {
+  if (const std::string reason = shared_memory_refusal(bytes); !reason.empty())
+    throw Error("{}", reason);
+  static std::mutex mutex;
+  static std::unordered_map<const void*, size_t> allowed;
+  const std::lock_guard lock(mutex);
+  size_t& most = allowed[kernel];
+  if (bytes <= most) return;
+  // All that the card has: no later launch needs another call.
+  const size_t all = card().shared_bytes;
+  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(all)));
+  most = all;
 }
 
 bool capturing() {

@@ -8,6 +8,8 @@
 #include <cublas_v2.h>
 #include <cuda_runtime_api.h>
 
+#include <string>
+
 #include "core/error.h"
 
 namespace macgrad::cuda {
@@ -29,6 +31,13 @@ struct Card {
 };
 /// Properties of device 0. Throws without a usable device.
 const Card& card();
+/// Replaces them, so that a test can try the limits of another card.
+void set_card(const Card& card);
+
+/// Why the card cannot run a block with this much dynamic shared memory, or "".
+std::string shared_memory_refusal(size_t bytes);
+/// Opts a kernel in to all the shared memory of the card, once. Throws when `bytes` are more.
+void allow_shared_bytes(const void* kernel, size_t bytes);
 
 /// Whether stream() is being captured: work is recorded then, not run.
 bool capturing();
