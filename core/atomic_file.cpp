@@ -35,12 +35,11 @@ std::string target_of(const std::string& path) {
   std::string target = path;
   if (S_ISLNK(info.st_mode)) {
     char resolved[PATH_MAX];
-    require(::realpath(path.c_str(), resolved) != nullptr,
-            "{}: a symbolic link that leads to no file ({}); remove it, or choose another name",
-            path, std::strerror(errno));
+    if (::realpath(path.c_str(), resolved) == nullptr || ::stat(resolved, &info) != 0)
+      throw Error(
+          "{}: a symbolic link that leads to no file ({}); remove it, or choose another name", path,
+          std::strerror(errno));
     target = resolved;
-    require(::stat(resolved, &info) == 0, "{}: cannot look at {}: {}", path, target,
-            std::strerror(errno));
   }
   require(!S_ISDIR(info.st_mode), "{}: is a folder; choose the name of a file", path);
   require(
@@ -150,8 +149,8 @@ void write_file_atomically(const std::string& path, std::string_view contents) {
 
 void check_writable(const std::string& path) {
   const std::string folder = folder_of(target_of(path));
-  require(::access(folder.c_str(), W_OK | X_OK) == 0, "{}: cannot create: {} (in the folder {})",
-          path, std::strerror(errno), folder);
+  if (::access(folder.c_str(), W_OK | X_OK) != 0)
+    throw Error("{}: cannot create: {} (in the folder {})", path, std::strerror(errno), folder);
 }
 
 void remove_abandoned_files(const std::string& folder) {

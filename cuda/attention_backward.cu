@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kRowThreads)
     for (int x = lane; x < p.dv; x += kWarp) sum = fmaf(load(o + x), load(g + x), sum);
     mine.delta = warp_sum(sum);
     const float* kept = statistics.at(b, h, i);
-    if (kept[0] != kNever) {
+    if (kept[1] != 0) {  // 0: the query sees no key
       mine.maximum = kept[0];
       mine.log2_sum = log2f(kept[1]);
     }

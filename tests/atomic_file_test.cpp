@@ -117,8 +117,7 @@ TEST_CASE("a folder that is missing or cannot be written to is an error") {
   check_refused(folder, folder / "none/file", "cannot create: No such file or directory");
   fs::create_directory(folder / "closed");
   std::ofstream(folder / "closed/file") << "old";
-  fs::permissions(folder / "closed", fs::perms::owner_read | fs::perms::owner_exec |
-                                         fs::perms::others_read | fs::perms::others_exec);
+  fs::permissions(folder / "closed", static_cast<fs::perms>(0555));
   fs::permissions(folder.path(), fs::perms::all);
   // Root may write anywhere: another user tries.
   const pid_t child = ::fork();

@@ -139,7 +139,7 @@ Reference naive(const Case& c, const Inputs& in) {
       if (keys.empty()) continue;
       double sum = 0;
       for (double score : p) sum += std::exp(score - largest);
-      r.statistics[2 * (head * c.T + i)] = largest;
+      r.statistics[2 * (head * c.T + i)] = largest / in.args.scale;
       r.statistics[2 * (head * c.T + i) + 1] = sum;
       std::vector<double> keep(keys.size(), 1), dp(keys.size(), 0);
       double delta = 0;

@@ -227,6 +227,8 @@ void add_softmax_attention(OpCases& cases) {
   };
   // Scores of 2^26, equal for the first query, 8 and 16 apart for the second.
   add("far from 0", {8192, 0, 8192, 1}, {8192, 0, 8192, 8, 8192, 16});
+  cases.back().second = false;
+  cases.back().tol32 = 1e-3;  // gradients of q and k are sums of terms of 8192 that cancel
   // The first score is -1e60, which float32 holds as -inf.
   add("with a score of -inf", {1e30, 1, 0, 1}, {-1e30, 0, 0, 1, 0, 2});
   cases.back().second = false;  // of the order of 1e60

@@ -17,14 +17,6 @@ namespace {
 
 constexpr int64_t kRowBlock = 128;  // rows whose gradients of weight and bias are summed together
 
-/// h = (x - mean)·rstd + shift, with what rounding took from the mean in the shift.
-template <class C>
-struct Normal {
-  C mean, rstd, shift;
-  Normal(C mean_, C correction, C rstd_) : mean(mean_), rstd(rstd_), shift(-correction * rstd_) {}
-  C operator()(C x) const { return (x - mean) * rstd + shift; }
-};
-
 }  // namespace
 
 void layer_norm_forward(In x, In weight, In bias, double eps, Out y, Out mean, Out rstd) {
@@ -53,11 +45,12 @@ void layer_norm_forward(In x, In weight, In bias, double eps, Out y, Out mean, O
         means[2 * row] = m.mean;
         means[2 * row + 1] = m.correction;
         rstds[row] = rstd_of_row;
-        const Normal<C> normal(m.mean, m.correction, rstd_of_row);
+        // What rounding took from the mean is in the shift.
+        const C centre = m.mean, scale = rstd_of_row, shift = -m.correction * rstd_of_row;
 #pragma omp simd
         for (int64_t i = 0; i < n; ++i) {
-          to[i] = static_cast<T>(normal(static_cast<C>(from[i])) * static_cast<C>(w[i]) +
-                                 static_cast<C>(b[i]));
+          const C h = (static_cast<C>(from[i]) - centre) * scale + shift;
+          to[i] = static_cast<T>(h * static_cast<C>(w[i]) + static_cast<C>(b[i]));
         }
       }
     });
@@ -87,13 +80,12 @@ void layer_norm_backward(In x, In weight, In mean, In rstd, In grad, Out dx, Out
         const T* from = inputs + row * n;
         const T* g = gradients + row * n;
         T* to = results + row * n;
-        const C r = rstds[row];
-        const Normal<C> normal(means[2 * row], means[2 * row + 1], r);
+        const C m = means[2 * row], r = rstds[row], shift = -means[2 * row + 1] * r;
         C sum = 0, dot = 0;
 #pragma omp simd reduction(+ : sum, dot)
         for (int64_t i = 0; i < n; ++i) {
           const C gi = static_cast<C>(g[i]);
-          const C h = normal(static_cast<C>(from[i]));
+          const C h = (static_cast<C>(from[i]) - m) * r + shift;
           const C a = gi * static_cast<C>(w[i]);
           sum += a;
           dot += a * h;
@@ -102,11 +94,11 @@ void layer_norm_backward(In x, In weight, In mean, In rstd, In grad, Out dx, Out
         }
         sum /= static_cast<C>(n);
         dot /= static_cast<C>(n);
+        const C common = r * (sum + shift * dot), along = r * dot * r;
 #pragma omp simd
         for (int64_t i = 0; i < n; ++i) {
-          const C h = normal(static_cast<C>(from[i]));
           const C a = static_cast<C>(g[i]) * static_cast<C>(w[i]);
-          to[i] = static_cast<T>(r * (a - sum - h * dot));
+          to[i] = static_cast<T>(r * a - (static_cast<C>(from[i]) - m) * along - common);
         }
       }
     });

@@ -145,10 +145,17 @@ C standardise(const T* x, const C* mean, const C* scale, C eps, int64_t d, C* z)
       squares += z[c] * z[c];
     }
   } else {
-    const RowMoments<C> m = row_moments<C>(x, d);
+    const C centre = row_mean<C>(x, d);
+    C rest = 0;
+#pragma omp simd reduction(+ : rest)
+    for (int64_t c = 0; c < d; ++c) {
+      z[c] = static_cast<C>(x[c]) - centre;
+      rest += z[c];
+    }
+    rest /= static_cast<C>(d);  // what rounding took from the centre
 #pragma omp simd reduction(+ : squares)
     for (int64_t c = 0; c < d; ++c) {
-      z[c] = (static_cast<C>(x[c]) - m.mean) - m.correction;
+      z[c] -= rest;
       squares += z[c] * z[c];
     }
     smallest *= std::sqrt(squares / static_cast<C>(d) + eps);

@@ -15,23 +15,40 @@ struct RowMoments {
   C squares = 0;     // Σ (x - mean)², of the corrected mean
 };
 
-/// n > 0.
+/// The mean as far as one number of type C holds it; n > 0. Both halves of the row are summed at
+/// once, since a single sum would wait for each addition.
+template <class C, class T>
+C row_mean(const T* x, int64_t n) {
+  const int64_t half = n / 2;
+  const T* y = x + half;
+  const C first = static_cast<C>(x[0]);
+  C sum = 0, sum_y = n % 2 ? static_cast<C>(x[n - 1]) - first : C(0);
+#pragma omp simd reduction(+ : sum, sum_y)
+  for (int64_t i = 0; i < half; ++i) {
+    sum += static_cast<C>(x[i]) - first;
+    sum_y += static_cast<C>(y[i]) - first;
+  }
+  return first + (sum + sum_y) / static_cast<C>(n);
+}
+
 template <class C, class T>
 RowMoments<C> row_moments(const T* x, int64_t n) {
-  const C first = static_cast<C>(x[0]), count = static_cast<C>(n);
-  C sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) sum += static_cast<C>(x[i]) - first;
-  const C mean = first + sum / count;
-  C rest = 0, squares = 0;
-#pragma omp simd reduction(+ : rest, squares)
-  for (int64_t i = 0; i < n; ++i) {
-    const C d = static_cast<C>(x[i]) - mean;
+  const C mean = row_mean<C>(x, n);
+  const int64_t half = n / 2;
+  const T* y = x + half;
+  C rest = n % 2 ? static_cast<C>(x[n - 1]) - mean : C(0), rest_y = 0;
+  C squares = rest * rest, squares_y = 0;
+#pragma omp simd reduction(+ : rest, rest_y, squares, squares_y)
+  for (int64_t i = 0; i < half; ++i) {
+    const C d = static_cast<C>(x[i]) - mean, e = static_cast<C>(y[i]) - mean;
     rest += d;
+    rest_y += e;
     squares += d * d;
+    squares_y += e * e;
   }
-  const C correction = rest / count;
-  return {mean, correction, squares - rest * correction};
+  rest += rest_y;
+  const C correction = rest / static_cast<C>(n);
+  return {mean, correction, squares + squares_y - rest * correction};
 }
 
 }  // namespace macgrad::cpu

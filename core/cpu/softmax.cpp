@@ -264,14 +264,14 @@ void cross_entropy_backward(In logits, In target, In statistics, In grad, double
           std::fill(out, out + v, T(0));
           continue;
         }
-        const C g = gradients[row], max = kept[2 * row], share = C(1) / kept[2 * row + 1];
+        const C g = gradients[row], max = kept[2 * row];
+        const C factor = g / kept[2 * row + 1], smooth = g * everywhere;
 #pragma omp simd
         for (int64_t i = 0; i < v; ++i) {
-          const C p = math::exp(static_cast<C>(x[i]) - max) * share;
-          out[i] = static_cast<T>(g * (p - everywhere));
+          out[i] = static_cast<T>(math::exp(static_cast<C>(x[i]) - max) * factor - smooth);
         }
-        const C p = math::exp(static_cast<C>(x[t]) - max) * share;
-        out[t] = static_cast<T>(g * (p - everywhere - (C(1) - s)));
+        const C p = math::exp(static_cast<C>(x[t]) - max) * factor;
+        out[t] = static_cast<T>(p - smooth - g * (C(1) - s));
       }
     });
   });
