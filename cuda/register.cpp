@@ -30,7 +30,9 @@ CudaStatus cuda_status() {
     CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
     status.device = fmt::format("{}, compute {}.{}, {:.1f} GiB", properties.name, properties.major,
                                 properties.minor, double(properties.totalGlobalMem) / (1 << 30));
-    status.usable = true;
+    status.reason =
+        cuda::architecture_refusal(properties.major, properties.minor, MACGRAD_CUDA_ARCHITECTURES);
+    status.usable = status.reason.empty();
   } catch (const Error& failure) {
     status.reason = failure.what();
   }

@@ -1,6 +1,7 @@
 #include "cuda/runtime.h"
 
 #include <mutex>
+#include <sstream>
 #include <unordered_map>
 
 #include "cuda/math_mode.h"
@@ -100,6 +101,33 @@ void allow_shared_bytes(const void* kernel, size_t bytes) {
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   static_cast<int>(all)));
   most = all;
+}
+
+std::string architecture_refusal(int major, int minor, const std::string& architectures) {
+  std::string compiled;
+  std::istringstream words(architectures);
+  for (std::string word; words >> word;) {
+    int number = 0;
+    char variant = '\0';
+    std::istringstream text(word);
+    if (!(text >> number)) return "";  // no list of architectures
+    if (text.peek() == 'a' || text.peek() == 'f') text >> variant;
+    std::string kind;
+    text >> kind;
+    const int of_major = number / 10, of_minor = number % 10;
+    // Machine code runs within a major version; PTX is compiled for any later card. Both are bound
+    // to one card with 'a', to a major version with 'f'.
+    const bool exactly = major == of_major && minor == of_minor;
+    const bool within = major == of_major && minor >= of_minor;
+    const bool later = within || major > of_major;
+    const bool real = kind != "-virtual", portable = kind != "-real" && variant == '\0';
+    if (variant == 'a' ? exactly : portable ? later : within) return "";
+    compiled += fmt::format("{}{}_{}{}", compiled.empty() ? "" : ", ", real ? "sm" : "compute",
+                            number, variant ? std::string(1, variant) : "");
+  }
+  return fmt::format(
+      "compiled for {}, this card is sm_{}{}: rebuild with -DCMAKE_CUDA_ARCHITECTURES={}{}",
+      compiled, major, minor, major, minor);
 }
 
 bool capturing() {

@@ -39,6 +39,10 @@ std::string shared_memory_refusal(size_t bytes);
 /// Opts a kernel in to all the shared memory of the card, once. Throws when `bytes` are more.
 void allow_shared_bytes(const void* kernel, size_t bytes);
 
+/// Why kernels compiled for these architectures (as in CMAKE_CUDA_ARCHITECTURES, separated by
+/// spaces) do not run on a card of this compute capability, or "".
+std::string architecture_refusal(int major, int minor, const std::string& architectures);
+
 /// Whether stream() is being captured: work is recorded then, not run.
 bool capturing();
 
