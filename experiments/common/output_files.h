@@ -6,16 +6,14 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
 #include <variant>
 #include <vector>
 
-namespace macgrad::experiments {
+#include "experiments/common/json_fwd.h"
 
-/// Ordered, so that settings appear as they were written.
-using Json = nlohmann::ordered_json;
+namespace macgrad::experiments {
 
 /// Replaces `path` by `contents`. Throws with the system's reason (and the free space when the disk
 /// is full); the earlier file is then untouched and no temporary file is left.
