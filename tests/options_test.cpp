@@ -210,7 +210,7 @@ TEST_CASE("options without effect are refused, and not in --help") {
       CAPTURE(program.name);
       CAPTURE(outcome.message);
       CHECK(outcome.code == 2);
-      CHECK(outcome.message.starts_with(name + " has no effect here"));
+      CHECK(outcome.message.starts_with(name + " has no effect on this command"));
       CHECK_FALSE(contains(help, "  " + name + " "));
     }
   };

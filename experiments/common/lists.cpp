@@ -101,7 +101,7 @@ std::vector<std::int64_t> parse_integers(std::string_view option, std::string_vi
     }
     values.push_back(value);
   };
-  for (std::string_view part : split(text, ',')) {
+  for (const std::string& part : split_list(text)) {
     const auto wrong = [&]() {
       return Error(
           "{}: \"{}\" in \"{}\" is no whole number (200, 2^8) and no range first:last[:step] "

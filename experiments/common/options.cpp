@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <new>
 #include <sstream>
+#include <utility>
 
 #include "core/version.h"
 #include "experiments/common/lists.h"
@@ -26,6 +27,11 @@ constexpr char kListRule[] =
 constexpr char kIntegersRule[] =
     "INTS: whole numbers and ranges between commas: 200,500 or 2^4 or 200:1000:200 (step) or "
     "16:1024:x2 (factor).";
+
+// The type that a rule explains.
+std::string type_of(std::string_view rule) {
+  return std::string(rule.substr(0, rule.find(':')));
+}
 
 bool looks_whole(std::string_view text) {
   if (text.starts_with('-')) text.remove_prefix(1);
@@ -98,7 +104,6 @@ struct Options::State {
   void list(const std::string& name, const char* rule, const std::string& text,
             const std::string& shown,
             const std::function<void(const std::vector<std::string>&)>& take) {
-    if (footer.find(rule) == std::string::npos) add_footer(rule);
     const auto usage = [take](const std::vector<std::string>& lists) {
       try {
         take(lists);
@@ -107,13 +112,22 @@ struct Options::State {
       }
     };
     app.add_option_function<std::vector<std::string>>(name, usage, text)
-        ->type_name(std::string(rule, std::string_view(rule).find(':')))
+        ->type_name(type_of(rule))
         ->default_str(shown);
   }
 
-  void add_footer(const std::string& text) {
-    footer += footer.empty() ? text : "\n" + text;
-    app.footer(footer);
+  // The footer, and what the types of the lists in --help mean.
+  void finish() {
+    std::string text = footer;
+    for (const char* rule : {kListRule, kIntegersRule}) {
+      const auto is_shown = [&](const CLI::Option* option) {
+        return option->get_type_name() == type_of(rule) && !option->get_group().empty();
+      };
+      const auto all = std::as_const(app).get_options();
+      if (std::any_of(all.begin(), all.end(), is_shown))
+        text += fmt::format("{}{}", text.empty() ? "" : "\n", rule);
+    }
+    app.footer(text);
   }
 
   CLI::App app;
@@ -161,7 +175,7 @@ void Options::text(const std::string& name, std::string& value, const std::strin
 }
 
 void Options::flag(const std::string& name, bool& value, const std::string& text) {
-  state_->app.add_flag(name, value, text);
+  state_->app.add_flag(name, value, text)->disable_flag_override();
 }
 
 void Options::choice(const std::string& name, std::string& value,
@@ -225,7 +239,7 @@ void Options::refuse(const std::vector<std::string>& names, const std::string& w
 }
 
 void Options::footer(const std::string& text) {
-  state_->add_footer(text);
+  state_->footer = text;
 }
 
 void Options::check(std::function<void()> check) {
@@ -278,6 +292,7 @@ int run_program(int argc, const char* const* argv, const std::string& program,
         "--version", [program] { return version_text(program); },
         "Print version, commit, libraries and instruction set");
     declare(options);
+    options.state_->finish();
     int code = 0;
     try {
       app.parse(argc, argv);

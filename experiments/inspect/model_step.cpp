@@ -73,7 +73,7 @@ void declare_step_options(Options& options, StepSettings& s, const StepUse& use)
   options.exclude("--checkpoint", "--config");
   options.number("--sentences", s.sentences, between(0, 1 << 30),
                  "Training sentences of a step; 0: a batch of training");
-  const std::string why = "has no effect here: this command does nothing that reads it";
+  const std::string why = "has no effect on this command";
   options.refuse({"--patience", "--average", "--keep", "--checkpoint-minutes", "--graph",
                   "--shape-multiple", "--accumulate", "--valid-bleu-sentences", "--bleu-every",
                   "--beam", "--length-penalty", "--test"},

@@ -328,8 +328,7 @@ int run_study(const Multi30kSettings& settings, const std::vector<std::string>& 
 
 int study_command(int argc, const char* const* argv) {
   Multi30kSettings settings = study_settings();
-  for (int i = 1; i < argc; ++i)
-    if (std::string_view(argv[i]) == "--toy") make_toy(settings);
+  if (asks_for_toy(argc, argv)) make_toy(settings);
   std::vector<std::string> only;
   bool list = false;
   return run_program(
