@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cmath>
 #include <csignal>
 #include <cstdlib>
@@ -15,17 +16,21 @@
 #include <fstream>
 #include <functional>
 #include <limits>
+#include <nlohmann/json.hpp>
 #include <sstream>
+#include <thread>
 
 #include "core/error.h"
 #include "core/kernels.h"
 #include "experiments/common/arguments.h"
 #include "experiments/common/interrupt.h"
+#include "experiments/common/lists.h"
 #include "experiments/common/machine.h"
 #include "experiments/common/output_files.h"
 #include "experiments/common/plots.h"
 #include "experiments/common/progress.h"
 #include "tests/errors.h"
+#include "tests/printed.h"
 #include "tests/temporary_folder.h"
 
 namespace macgrad::experiments {
@@ -63,19 +68,8 @@ int in_child(const std::function<int()>& body) {
   return status;
 }
 
-// What `body` prints to stderr.
 std::string stderr_of(const std::function<void()>& body) {
-  const Folder folder;
-  std::fflush(stderr);
-  const int saved = dup(2);
-  const int file = open((folder / "err").c_str(), O_WRONLY | O_CREAT, 0600);
-  dup2(file, 2);
-  close(file);
-  body();
-  std::fflush(stderr);
-  dup2(saved, 2);
-  close(saved);
-  return contents(folder / "err");
+  return testing::printed(stderr, body);
 }
 
 TEST_CASE("files are replaced whole or not at all") {
@@ -300,8 +294,14 @@ TEST_CASE("a terminal gets one line that rewrites itself") {
   CHECK(text.ends_with("\n"));
 }
 
-TEST_CASE("the first Ctrl-C sets a flag, the second ends the process") {
-  for (const int signal : {SIGINT, SIGTERM}) {
+// Longer than a signal and its repeat to the whole group are apart.
+void wait_a_moment() {
+  std::this_thread::sleep_for(std::chrono::milliseconds(150));
+}
+
+TEST_CASE("the first signal sets a flag, the second ends the process") {
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGPIPE}) {
+    CAPTURE(signal);
     {
       const InterruptGuard guard;
       CHECK_FALSE(guard.interrupted());
@@ -311,15 +311,18 @@ TEST_CASE("the first Ctrl-C sets a flag, the second ends the process") {
       CHECK(guard.exit_code() == 128 + signal);
     }
     CHECK_FALSE(InterruptGuard().interrupted());
-    const int status = in_child([signal] {
-      const InterruptGuard guard;
-      raise(SIGINT);
-      if (!guard.interrupted()) return 1;
-      raise(signal);
-      return 2;
-    });
-    CHECK(WIFSIGNALED(status));
-    CHECK(WTERMSIG(status) == signal);
+    for (const int second : {SIGINT, SIGTERM}) {
+      const int status = in_child([signal, second] {
+        const InterruptGuard guard;
+        raise(signal);
+        if (!guard.interrupted()) return 1;
+        wait_a_moment();
+        raise(second);
+        return 2;
+      });
+      CHECK(WIFSIGNALED(status));
+      CHECK(WTERMSIG(status) == second);
+    }
   }
   struct sigaction now = {};
   sigaction(SIGTERM, nullptr, &now);
@@ -329,6 +332,85 @@ TEST_CASE("the first Ctrl-C sets a flag, the second ends the process") {
   struct sigaction ours = {};
   sigaction(SIGTERM, nullptr, &ours);
   CHECK((!handler_left || now.sa_handler != ours.sa_handler));
+}
+
+TEST_CASE("signals that come twice by themselves are one request") {
+  // `timeout` sends to the process and at once to its group; a closed terminal hangs up again when
+  // the shell ends; every write to a closed pipe signals.
+  const auto survives = [](int signal, bool pause) {
+    return in_child([signal, pause] {
+      const InterruptGuard guard;
+      raise(signal);
+      if (pause) wait_a_moment();
+      raise(signal);
+      return guard.exit_code() == 128 + signal ? 0 : 1;
+    });
+  };
+  CHECK(survives(SIGTERM, false) == 0);
+  CHECK(survives(SIGINT, false) == 0);
+  CHECK(survives(SIGHUP, true) == 0);
+  CHECK(survives(SIGPIPE, true) == 0);
+}
+
+TEST_CASE("signals that the caller ignores stay ignored") {
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGPIPE}) {
+    CAPTURE(signal);
+    const int status = in_child([signal] {
+      std::signal(signal, SIG_IGN);
+      {
+        const InterruptGuard guard;
+        raise(signal);
+        if (guard.interrupted() || guard.exit_code() != 0) return 1;
+      }
+      struct sigaction now = {};
+      sigaction(signal, nullptr, &now);
+      return now.sa_handler == SIG_IGN ? 0 : 2;
+    });
+    CHECK(status == 0);
+  }
+}
+
+TEST_CASE("a program that a signal stopped ends by that signal") {
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGPIPE}) {
+    const int status = in_child([signal] { return end_program(128 + signal); });
+    CHECK(WIFSIGNALED(status));
+    CHECK(WTERMSIG(status) == signal);
+  }
+  for (const int code : {0, 1, 2, 3}) CHECK(end_program(code) == code);
+}
+
+TEST_CASE("a stream that cannot be written ends no run, and the program says so in the end") {
+  const Folder folder;
+  const auto code_of = [&](bool interrupted) {
+    return in_child([&] {
+      std::freopen("/dev/full", "w", stdout);
+      std::freopen((folder / "err").c_str(), "w", stderr);
+      std::setvbuf(stdout, nullptr, _IONBF, 0);
+      const char* words[] = {"demo"};
+      bool went_on = false;
+      const int code = run_program(
+          1, words, "demo", "A demonstration", [](Options&) {},
+          [&] {
+            say("lost\n");
+            went_on = true;
+            return interrupted ? 128 + SIGPIPE : 0;
+          });
+      std::fflush(stderr);
+      return went_on ? code : 99;
+    });
+  };
+  CHECK(WEXITSTATUS(code_of(false)) == 1);
+  CHECK(contains(contents(folder / "err"), "standard output cannot be written"));
+  CHECK(WEXITSTATUS(code_of(true)) == 128 + SIGPIPE);
+  // Errors have nowhere to go then, which must not end in std::terminate.
+  const int status = in_child([] {
+    std::freopen("/dev/full", "w", stderr);
+    const char* words[] = {"demo", "--unknown"};
+    return run_program(
+        2, words, "demo", "A demonstration", [](Options&) {}, [] { return 0; });
+  });
+  CHECK(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 2);
 }
 
 // Without a stack of its own the handler writes over the heap (experiments/common/interrupt.cpp).
@@ -402,9 +484,9 @@ Outcome run_with(std::vector<const char*> arguments) {
   outcome.err = stderr_of([&] {
     outcome.code = run_program(
         static_cast<int>(arguments.size()), arguments.data(), "demo", "A demonstration",
-        [&](CLI::App& app) {
-          add_common_options(app, outcome.options);
-          add_integer_list(app, "--lengths", outcome.lengths, "Lengths");
+        [&](Options& options) {
+          add_common_options(options, outcome.options);
+          options.integers("--lengths", outcome.lengths, "Lengths");
         },
         [&] {
           apply_common_options(outcome.options);

@@ -14,9 +14,11 @@
 #include <ctime>
 #include <filesystem>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "core/error.h"
+#include "experiments/common/progress.h"
 
 namespace macgrad::experiments {
 namespace fs = std::filesystem;
@@ -147,8 +149,8 @@ RunDirectory::RunDirectory(const std::string& requested, std::string_view progra
   }
   std::sort(earlier_.begin(), earlier_.end());
   if (!earlier_.empty() && holds == Holds::other_results) {
-    fmt::print(stderr, "note: {} holds earlier results; files of the same name are replaced: {}\n",
-               path_, fmt::join(earlier_, ", "));
+    say(stderr, "note: {} holds earlier results; files of the same name are replaced: {}\n", path_,
+        fmt::join(earlier_, ", "));
   }
 }
 

@@ -5,19 +5,15 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
 #include <variant>
 #include <vector>
 
 #include "core/atomic_file.h"
+#include "experiments/common/json_fwd.h"
 
 namespace macgrad::experiments {
-
-/// Ordered, so that settings appear as they were written.
-using Json = nlohmann::ordered_json;
-
 /// A line feed after each line.
 void write_lines(const std::string& path, const std::vector<std::string>& lines);
 

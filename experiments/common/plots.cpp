@@ -16,6 +16,7 @@
 
 #include "core/error.h"
 #include "experiments/common/output_files.h"
+#include "experiments/common/progress.h"
 #include "experiments/common/text_files.h"
 
 extern char** environ;
@@ -53,7 +54,7 @@ std::string tics(const char* axis, const std::vector<std::string>& names) {
 }
 
 void warn(const std::string& text) {
-  fmt::print(stderr, "warning: {}\n", text);
+  say(stderr, "warning: {}\n", text);
 }
 
 // Exit status of gnuplot on a script, its messages in `log`; -1: not found.
