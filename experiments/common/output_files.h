@@ -14,6 +14,7 @@
 #include "experiments/common/json_fwd.h"
 
 namespace macgrad::experiments {
+
 /// A line feed after each line.
 void write_lines(const std::string& path, const std::vector<std::string>& lines);
 
