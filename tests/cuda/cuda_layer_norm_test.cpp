@@ -90,6 +90,23 @@ TEST_CASE("cuda layer norm: values and gradients at every row length and dtype")
   }
 }
 
+TEST_CASE("cuda layer norm of equal values is the bias") {
+  for (const DType dtype : kFloating) {
+    for (const int64_t n : {3, 7, 64, 1001, 2056}) {
+      for (const double eps : {0.0, 1e-13}) {
+        CAPTURE(n);
+        Operands o = operands({2, n}, dtype);
+        o.x.fill(12.7);
+        const Tensors got = run(on_gpu(o), eps);
+        for (const int64_t row : {0, 1})
+          CHECK(difference(got[0].to(kCpu).select(0, row), o.bias) == 0);
+        CHECK(got[4].to(kCpu).to_vector<double>() ==
+              std::vector<double>(static_cast<size_t>(n), 0.0));
+      }
+    }
+  }
+}
+
 TEST_CASE("cuda layer norm: sums for weight and bias over many chunks") {
   check_against_float64(operands({700, 12}, DType::float32));
   check_against_float64(operands({300, 36}, DType::bfloat16));

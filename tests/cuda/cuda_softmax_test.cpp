@@ -150,6 +150,28 @@ TEST_CASE("cuda cross entropy: smoothing, ignored rows, every row length") {
   }
 }
 
+TEST_CASE("cuda cross entropy does not depend on a common offset of the logits") {
+  for (const DType dtype : kFloating) {
+    for (const int64_t n : {2, 33, 128, 5000}) {
+      for (const double offset : {1e3, 1e8}) {
+        for (const double smoothing : {0.0, 0.5, 1.0}) {
+          CAPTURE(n);
+          CAPTURE(offset);
+          const auto count = static_cast<double>(n);
+          const Tensor target = Tensor::from_vector(std::vector<int64_t>{1});
+          const auto got =
+              cross_entropies(on_gpu(Tensor::full({1, n}, offset, dtype)), on_gpu(target),
+                              on_gpu(Tensor::full({1}, 1, compute_dtype(dtype))), smoothing, -100);
+          Tensor dx = Tensor::full({1, n}, (1 - smoothing) / count, DType::float64);
+          dx.slice(1, 1, 2).fill((1 - smoothing) * (1 / count - 1));
+          check_near({got[0].to(kCpu), got[2].to(kCpu)},
+                     {Tensor::full({1}, std::log(count), DType::float64), dx}, n);
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE(
     "cuda cross entropy: a wrong target spoils its own row and is reported by the next read") {
   for (const int64_t n : {7, 1200}) {
