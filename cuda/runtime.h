@@ -2,7 +2,7 @@
 // of the card, checked calls and checked launches.
 //
 // The headers of CUDA are only included through this one, so that tests/cuda can compile the same
-// sources against a machine played on the CPU (tests/cuda/emulation).
+// sources against an emulated device (tests/cuda/emulation).
 #pragma once
 
 #include <cublas_v2.h>

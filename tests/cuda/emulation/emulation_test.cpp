@@ -87,6 +87,7 @@ TEST_CASE("launch: a kernel is opted in once, and again when the card has more")
   CHECK(emulation::attribute_calls() == before + 2);
 }
 
+#if defined(EMULATION_LAUNCH_BOUNDS)
 template <int threads>
 __global__ void __launch_bounds__(threads) bounded() {}
 template <class T>
@@ -106,6 +107,7 @@ TEST_CASE("emulation: a block has no more threads than the launch bound") {
   CHECK(launch_plainly(nothing, 1024, 0) == cudaSuccess);
   CHECK(launch_plainly(nothing, 1056, 0) == cudaErrorInvalidValue);
 }
+#endif
 
 /// Stores and loads a T of the block's shared memory, `offset` bytes from its start.
 template <class T>
