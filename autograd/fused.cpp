@@ -3,6 +3,7 @@
 // whose own gradient comes from differentiating the composite.
 #include "autograd/fused.h"
 
+#include <cstdio>
 #include <cstdlib>
 #include <mutex>
 #include <set>
@@ -28,8 +29,9 @@ void log_fallback(const std::string& op, const std::string& reason) {
   static std::mutex mutex;
   static std::set<std::string> said;
   const std::lock_guard lock(mutex);
+  // fputs: a log that cannot be written is no reason to throw.
   if (said.insert(op + reason).second)
-    fmt::print(stderr, "note: {} runs as its composite: {}\n", op, reason);
+    std::fputs(fmt::format("note: {} runs as its composite: {}\n", op, reason).c_str(), stderr);
 }
 
 Tensors values(const Variables& variables) {

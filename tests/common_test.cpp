@@ -1,5 +1,5 @@
-// What programs share beside data: atomic files, CSV and JSON, the run's folder, the progress line,
-// Ctrl-C, arguments, the machine, plots.
+// What programs share besides data: atomic files, CSV and JSON, the run's folder, the progress
+// line, common options, the machine, plots.
 #include <doctest/doctest.h>
 #include <fcntl.h>
 #include <omp.h>
@@ -7,28 +7,23 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <chrono>
 #include <cmath>
 #include <csignal>
 #include <cstdlib>
-#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <functional>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <sstream>
-#include <thread>
 
 #include "core/error.h"
-#include "core/kernels.h"
 #include "experiments/common/arguments.h"
-#include "experiments/common/interrupt.h"
-#include "experiments/common/lists.h"
 #include "experiments/common/machine.h"
 #include "experiments/common/output_files.h"
 #include "experiments/common/plots.h"
 #include "experiments/common/progress.h"
+#include "tests/child.h"
 #include "tests/errors.h"
 #include "tests/printed.h"
 #include "tests/temporary_folder.h"
@@ -40,6 +35,7 @@ namespace fs = std::filesystem;
 using Folder = testing::TemporaryFolder;
 using testing::contains;
 using testing::error_of;
+using testing::in_child;
 
 std::string contents(const std::string& path) {
   std::ostringstream text;
@@ -50,22 +46,6 @@ std::string contents(const std::string& path) {
 void put(const std::string& path, const std::string& text) {
   fs::create_directories(fs::path(path).parent_path());
   std::ofstream(path, std::ios::binary) << text;
-}
-
-// Runs `body` in a child; returns waitpid's status. _exit keeps doctest out of it.
-int in_child(const std::function<int()>& body) {
-  const pid_t child = fork();
-  if (child == 0) {
-    int code = 99;
-    try {
-      code = body();
-    } catch (...) {
-    }
-    _exit(code);
-  }
-  int status = 0;
-  waitpid(child, &status, 0);
-  return status;
 }
 
 std::string stderr_of(const std::function<void()>& body) {
@@ -292,183 +272,6 @@ TEST_CASE("a terminal gets one line that rewrites itself") {
   CHECK(contains(text, "\r\x1b[2Ksaved\r\n"));
   CHECK(contains(text, "[####################] step 2/2"));
   CHECK(text.ends_with("\n"));
-}
-
-// Longer than a signal and its repeat to the whole group are apart.
-void wait_a_moment() {
-  std::this_thread::sleep_for(std::chrono::milliseconds(150));
-}
-
-TEST_CASE("the first signal sets a flag, the second ends the process") {
-  for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGPIPE}) {
-    CAPTURE(signal);
-    {
-      const InterruptGuard guard;
-      CHECK_FALSE(guard.interrupted());
-      CHECK(guard.exit_code() == 0);
-      raise(signal);
-      CHECK(guard.interrupted());
-      CHECK(guard.exit_code() == 128 + signal);
-    }
-    CHECK_FALSE(InterruptGuard().interrupted());
-    for (const int second : {SIGINT, SIGTERM}) {
-      const int status = in_child([signal, second] {
-        const InterruptGuard guard;
-        raise(signal);
-        if (!guard.interrupted()) return 1;
-        wait_a_moment();
-        raise(second);
-        return 2;
-      });
-      CHECK(WIFSIGNALED(status));
-      CHECK(WTERMSIG(status) == second);
-    }
-  }
-  struct sigaction now = {};
-  sigaction(SIGTERM, nullptr, &now);
-  const bool handler_left = now.sa_handler != SIG_DFL && now.sa_handler != SIG_IGN;
-  // doctest installs its own handler while a test runs; ours must not be what is left.
-  const InterruptGuard guard;
-  struct sigaction ours = {};
-  sigaction(SIGTERM, nullptr, &ours);
-  CHECK((!handler_left || now.sa_handler != ours.sa_handler));
-}
-
-TEST_CASE("signals that come twice by themselves are one request") {
-  // `timeout` sends to the process and at once to its group; a closed terminal hangs up again when
-  // the shell ends; every write to a closed pipe signals.
-  const auto survives = [](int signal, bool pause) {
-    return in_child([signal, pause] {
-      const InterruptGuard guard;
-      raise(signal);
-      if (pause) wait_a_moment();
-      raise(signal);
-      return guard.exit_code() == 128 + signal ? 0 : 1;
-    });
-  };
-  CHECK(survives(SIGTERM, false) == 0);
-  CHECK(survives(SIGINT, false) == 0);
-  CHECK(survives(SIGHUP, true) == 0);
-  CHECK(survives(SIGPIPE, true) == 0);
-}
-
-TEST_CASE("signals that the caller ignores stay ignored") {
-  for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGPIPE}) {
-    CAPTURE(signal);
-    const int status = in_child([signal] {
-      std::signal(signal, SIG_IGN);
-      {
-        const InterruptGuard guard;
-        raise(signal);
-        if (guard.interrupted() || guard.exit_code() != 0) return 1;
-      }
-      struct sigaction now = {};
-      sigaction(signal, nullptr, &now);
-      return now.sa_handler == SIG_IGN ? 0 : 2;
-    });
-    CHECK(status == 0);
-  }
-}
-
-TEST_CASE("a program that a signal stopped ends by that signal") {
-  for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGPIPE}) {
-    const int status = in_child([signal] { return end_program(128 + signal); });
-    CHECK(WIFSIGNALED(status));
-    CHECK(WTERMSIG(status) == signal);
-  }
-  for (const int code : {0, 1, 2, 3}) CHECK(end_program(code) == code);
-}
-
-TEST_CASE("a stream that cannot be written ends no run, and the program says so in the end") {
-  const Folder folder;
-  const auto code_of = [&](bool interrupted) {
-    return in_child([&] {
-      std::freopen("/dev/full", "w", stdout);
-      std::freopen((folder / "err").c_str(), "w", stderr);
-      std::setvbuf(stdout, nullptr, _IONBF, 0);
-      const char* words[] = {"demo"};
-      bool went_on = false;
-      const int code = run_program(
-          1, words, "demo", "A demonstration", [](Options&) {},
-          [&] {
-            say("lost\n");
-            went_on = true;
-            return interrupted ? 128 + SIGPIPE : 0;
-          });
-      std::fflush(stderr);
-      return went_on ? code : 99;
-    });
-  };
-  CHECK(WEXITSTATUS(code_of(false)) == 1);
-  CHECK(contains(contents(folder / "err"), "standard output cannot be written"));
-  CHECK(WEXITSTATUS(code_of(true)) == 128 + SIGPIPE);
-  // Errors have nowhere to go then, which must not end in std::terminate.
-  const int status = in_child([] {
-    std::freopen("/dev/full", "w", stderr);
-    const char* words[] = {"demo", "--unknown"};
-    return run_program(
-        2, words, "demo", "A demonstration", [](Options&) {}, [] { return 0; });
-  });
-  CHECK(WIFEXITED(status));
-  CHECK(WEXITSTATUS(status) == 2);
-}
-
-// Without a stack of its own the handler writes over the heap (experiments/common/interrupt.cpp).
-TEST_CASE("Ctrl-C within a product leaves the heap whole") {
-  const int status = in_child([] {
-    stack_t none = {};
-    none.ss_flags = SS_DISABLE;  // doctest's
-    sigaltstack(&none, nullptr);
-    omp_set_num_threads(1);
-    const Tensor a = Tensor::full({64, 256}, 1.0F), b = Tensor::full({256, 64}, 2.0F);
-    sigevent event = {};
-    event.sigev_notify = SIGEV_SIGNAL;
-    event.sigev_signo = SIGINT;
-    timer_t timer;
-    if (timer_create(CLOCK_MONOTONIC, &event, &timer) != 0) return 2;
-    for (long round = 0; round < 300; ++round) {
-      const InterruptGuard guard;
-      const itimerspec after = {{}, {0, 20'000 + 1'000 * round}};
-      timer_settime(timer, 0, &after, nullptr);
-      while (!guard.interrupted()) {
-        const Tensor c = Tensor::empty({64, 64});
-        kernels::matmul(a, b, c, 1.0, 0.0);
-        if (c.data<float>()[4095] != 512.0F) return 3;
-      }
-    }
-    return 0;
-  });
-  CHECK(status == 0);
-}
-
-TEST_CASE("lists and ranges of whole numbers") {
-  using List = std::vector<std::int64_t>;
-  const auto parse = [](const char* text) { return parse_integers("--lengths", text); };
-  CHECK(parse("200,500,1000") == List{200, 500, 1000});
-  CHECK(parse("7") == List{7});
-  CHECK(parse(" 1 , 2 ") == List{1, 2});
-  CHECK(parse("2^4,2^10") == List{16, 1024});
-  CHECK(parse("1:4") == List{1, 2, 3, 4});
-  CHECK(parse("200:1000:400") == List{200, 600, 1000});
-  CHECK(parse("200:900:400") == List{200, 600});
-  CHECK(parse("16:128:x2") == List{16, 32, 64, 128});
-  CHECK(parse("2^4:2^6:x2,100") == List{16, 32, 64, 100});
-  CHECK(parse("9223372036854775806:9223372036854775807:5") == List{9223372036854775806});
-  CHECK(parse("4611686018427387904:9223372036854775807:x2") == List{4611686018427387904});
-  for (const char* wrong : {"",          ",",   "1,",   "a",     "1.5",    "0",
-                            "-3",        "1:",  "5:1",  "1:9:0", "1:9:-1", "1:8:x1",
-                            "1:2:3:4",   "2^",  "2^63", "3^60",  "1e3",    "99999999999999999999",
-                            "1:1000000", "1 2", "0x10"}) {
-    CAPTURE(wrong);
-    CHECK(contains(error_of([&] { parse(wrong); }), "--lengths: "));
-  }
-  CHECK(parse_integers("--n", "0:1", 0) == List{0, 1});
-  CHECK(parse_words("--draws", "iid, h01", {"iid", "h01"}) ==
-        std::vector<std::string>{"iid", "h01"});
-  CHECK(error_of([] {
-          parse_words("--draws", "iid,x", {"iid", "h01"});
-        }) == "--draws: unknown \"x\"; known: iid, h01");
-  CHECK(contains(error_of([] { parse_words("--draws", "iid,,", {}); }), "empty word"));
 }
 
 struct Outcome {

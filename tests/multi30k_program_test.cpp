@@ -205,7 +205,7 @@ TEST_CASE("multi30k: a reader that has gone stops a training with its checkpoint
   const std::string pipe = folder / "pipe", out = folder / "run";
   REQUIRE(mkfifo(pipe.c_str(), 0600) == 0);
   // Both ends, so that the program does not wait for a reader.
-  const int reader = open(pipe.c_str(), O_RDWR);
+  const int reader = open(pipe.c_str(), O_RDWR | O_CLOEXEC);
   REQUIRE(reader >= 0);
   Words words = small_run(out);
   words.insert(words.end(), {"--epochs", "4000"});

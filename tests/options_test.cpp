@@ -157,6 +157,36 @@ TEST_CASE("messages of numbers") {
   CHECK(seed == UINT64_MAX);
 }
 
+TEST_CASE("lists and ranges of whole numbers") {
+  using List = std::vector<std::int64_t>;
+  const auto parse = [](const char* text) { return parse_integers("--lengths", text); };
+  CHECK(parse("200,500,1000") == List{200, 500, 1000});
+  CHECK(parse("7") == List{7});
+  CHECK(parse(" 1 , 2 ") == List{1, 2});
+  CHECK(parse("2^4,2^10") == List{16, 1024});
+  CHECK(parse("1:4") == List{1, 2, 3, 4});
+  CHECK(parse("200:1000:400") == List{200, 600, 1000});
+  CHECK(parse("200:900:400") == List{200, 600});
+  CHECK(parse("16:128:x2") == List{16, 32, 64, 128});
+  CHECK(parse("2^4:2^6:x2,100") == List{16, 32, 64, 100});
+  CHECK(parse("9223372036854775806:9223372036854775807:5") == List{9223372036854775806});
+  CHECK(parse("4611686018427387904:9223372036854775807:x2") == List{4611686018427387904});
+  for (const char* wrong : {"",          ",",   "1,",   "a",     "1.5",    "0",
+                            "-3",        "1:",  "5:1",  "1:9:0", "1:9:-1", "1:8:x1",
+                            "1:2:3:4",   "2^",  "2^63", "3^60",  "1e3",    "99999999999999999999",
+                            "1:1000000", "1 2", "0x10"}) {
+    CAPTURE(wrong);
+    CHECK(contains(error_of([&] { parse(wrong); }), "--lengths: "));
+  }
+  CHECK(parse_integers("--n", "0:1", 0) == List{0, 1});
+  CHECK(parse_words("--draws", "iid, h01", {"iid", "h01"}) ==
+        std::vector<std::string>{"iid", "h01"});
+  CHECK(error_of([] {
+          parse_words("--draws", "iid,x", {"iid", "h01"});
+        }) == "--draws: unknown \"x\"; known: iid, h01");
+  CHECK(contains(error_of([] { parse_words("--draws", "iid,,", {}); }), "empty word"));
+}
+
 TEST_CASE("lists: a value may hold the separator") {
   CHECK(split_list("exp,inv") == Words{"exp", "inv"});
   CHECK(split_list("poly:c=1,k=2") == Words{"poly:c=1,k=2"});

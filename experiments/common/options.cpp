@@ -47,7 +47,7 @@ T number_in(const std::string& name, const std::string& text, T least, T most, b
   const bool too_large = error == std::errc::result_out_of_range;
   constexpr bool whole = std::is_integral_v<T>;
   const bool negative = text.starts_with('-');
-  if (whole && looks_whole(text) && (too_large || error != std::errc())) {
+  if (whole && looks_whole(text) && error != std::errc()) {
     // More digits than the type holds, or a sign that it does not.
     if (negative) throw UsageError("{} {} must be at least {}", name, shortened(text), least);
     throw UsageError("{} {} must be at most {}", name, shortened(text), most);

@@ -15,9 +15,9 @@
 
 namespace macgrad::experiments {
 
-/// Writes `text` and does not throw where that fails, as fmt::print does: a terminal that has gone
-/// or a full disk under the log must not end a training. run_program checks standard output at the
-/// end.
+/// Writes `text`. Unlike fmt::print it does not throw when that fails: a closed terminal or a full
+/// disk under the log must not end a training run. run_program checks standard output when the
+/// program ends.
 void put(std::FILE* out, std::string_view text);
 
 template <class... Args>
