@@ -157,7 +157,7 @@ void add_softmax_attention(OpCases& cases) {
         q.B = x[0].size(0);
         q.T = x[0].size(2);
         q.S = x[1].size(2);
-        return softmax_attention(x[0], x[1], x[2], q.mask(), 0.75, q.dropout, kDropout);
+        return softmax_attention(x[0], x[1], x[2], q.mask(), q.scale, q.dropout, kDropout);
       };
     }
     cases.push_back(std::move(row));
