@@ -57,7 +57,7 @@ __device__ RowSums<C> row_sums(R& row, const Members& team) {
       }
     });
   } else {
-    C count = 0;  // elements seen, each of them below_max farther down when the maximum rises
+    C count = 0;  // elements seen: when the maximum rises, each is farther below it
     row.each([&](int, auto, const auto& x) {
       C max = s.max;
 #pragma unroll
@@ -163,7 +163,7 @@ __device__ bool names_class(int64_t t, int64_t r, int64_t v, const char* op, Ind
 // loss = log Σ exp(x - max) + (1-s) (max - x_target) + s mean(max - x): no term grows with a common
 // offset of the logits. A term whose factor is 0 is left out, since its other factor may be
 // infinite.
-template <bool smooth, class T, int vec, int width, int per>
+template <class T, int vec, int width, int per>
 __global__ void __launch_bounds__(Team<width>::threads)
     cross_entropy_rows(const T* __restrict__ logits, const int64_t* __restrict__ target,
                        int64_t rows, int64_t v, compute_t<T> smoothing, int64_t ignore,
@@ -174,15 +174,15 @@ __global__ void __launch_bounds__(Team<width>::threads)
   const int64_t r = int64_t{blockIdx.x} * team.rows + team.row;
   const T* x = logits + r * v;
   Row<T, vec, width, per> row(x, r < rows ? v : 0, team.member);
-  const RowSums<C> s = row_sums<smooth, C>(row, team);
+  const RowSums<C> s = row_sums<true, C>(row, team);
   if (r >= rows || team.member != 0) return;
   const int64_t t = target[r];
   C value = 0;
   if (t != ignore) {
     if (names_class(t, r, v, op, fault)) {
       value = math::log(s.exp_sum);
-      if (!smooth || smoothing != C(1)) value += (C(1) - smoothing) * (s.max - load(x + t));
-      if (smooth) value += smoothing * (s.below_max / static_cast<C>(v));
+      if (smoothing != C(1)) value += (C(1) - smoothing) * (s.max - load(x + t));
+      if (smoothing != C(0)) value += smoothing * (s.below_max / static_cast<C>(v));
     } else {
       value = std::numeric_limits<C>::quiet_NaN();
     }
@@ -294,11 +294,9 @@ void cross_entropy_forward(In logits, In target, double smoothing, int64_t ignor
     const T* x = logits->data<T>();
     auto* kept = reinterpret_cast<Pair<C>*>(statistics->data<C>());
     dispatch_rows<T>(v, rows_aligned<T>(v, {x}), [&]<int vec, int width, int per>() {
-      const auto kernel = smoothing != 0 ? cross_entropy_rows<true, T, vec, width, per>
-                                         : cross_entropy_rows<false, T, vec, width, per>;
-      launch(kernel, shape_of<width>(rows), x, target->data<int64_t>(), rows, v,
-             static_cast<C>(smoothing), ignore, loss->data<C>(), kept, kCrossEntropy,
-             index_fault());
+      launch(cross_entropy_rows<T, vec, width, per>, shape_of<width>(rows), x,
+             target->data<int64_t>(), rows, v, static_cast<C>(smoothing), ignore, loss->data<C>(),
+             kept, kCrossEntropy, index_fault());
     });
   });
 }

@@ -17,6 +17,7 @@ struct Problem {
   bool key_mask = false;
   bool query_mask = false;
   double dropout = 0.0;
+  double scale = 0.75;  // of softmax attention
 
   // Sequence 0 ends one key and one query early; in sequence 1 the first key is hidden too, and
   // no key at all is left when there is only one.
@@ -134,16 +135,18 @@ void add_softmax_attention(OpCases& cases) {
                   .causal = true,
                   .key_mask = true,
                   .dropout = 0.5});
+  list.push_back({.name = "negative scale", .T = 5, .S = 5, .causal = true, .scale = -0.75});
+  list.push_back({.name = "scale 0", .key_mask = true, .scale = 0});
   for (const Problem& p : list) {
     OpCase row = fused(
         "softmax_attention " + p.name, "softmax_attention", p.inputs(1.5), [p](const Variables& x) {
-          return softmax_attention(x[0], x[1], x[2], p.mask(), 0.75, p.dropout, kDropout);
+          return softmax_attention(x[0], x[1], x[2], p.mask(), p.scale, p.dropout, kDropout);
         });
     row.reference = [p](const Values& x) {
       return attention_values(
           p, x,
           [&](const double* q, const double* k, int64_t) {
-            return std::exp(0.75 * dot(q, k, p.d));
+            return std::exp(p.scale * dot(q, k, p.d));
           },
           [](double total, double) { return total; });
     };
@@ -154,7 +157,7 @@ void add_softmax_attention(OpCases& cases) {
         q.B = x[0].size(0);
         q.T = x[0].size(2);
         q.S = x[1].size(2);
-        return softmax_attention(x[0], x[1], x[2], q.mask(), 0.75, q.dropout, kDropout);
+        return softmax_attention(x[0], x[1], x[2], q.mask(), q.scale, q.dropout, kDropout);
       };
     }
     cases.push_back(std::move(row));
