@@ -419,6 +419,14 @@ TEST_CASE("multi30k: what a run has done is a limit for --resume, as for --seeds
   s.epochs = 1;
   CHECK(contains(error_of([&] { run_multi30k(s, Start::resume); }),
                  "has come to epoch 2, beyond --epochs 1"));
+  // Of several runs, before the first one trains.
+  Multi30kSettings several = tiny();
+  several.epochs = 1;
+  several.common.out = folder / "several";
+  REQUIRE(run_seeds(several, {2}) == 0);
+  several.max_updates = 3;
+  CHECK(contains(error_of([&] { run_seeds(several, {1, 2}); }), "beyond --max-updates 3"));
+  CHECK_FALSE(fs::exists(folder / "several/seed-1"));
   // As many as there are is no contradiction.
   CHECK(command("--max-updates", updates) == 0);
 }
