@@ -24,6 +24,7 @@
 #include "experiments/multi30k/training.h"
 #include "tests/errors.h"
 #include "tests/multi30k_settings.h"
+#include "tests/printed.h"
 #include "tests/temporary_folder.h"
 
 namespace macgrad::experiments {
@@ -384,7 +385,11 @@ TEST_CASE(
   CHECK(command({"--resume", (folder / "none").c_str()}) == 1);
   CHECK(command({"--resume", out.c_str(), "--epochs", "2"}) == 0);
   CHECK(read_lines(folder / "run/metrics.csv").size() == 3);
-  CHECK(command({"--resume", out.c_str(), "--preset", "quick"}) == 2);
+  // About what was typed: the run is a toy, which nobody asked for here.
+  const std::string preset = testing::printed(stderr, [&] {
+    CHECK(command({"--resume", out.c_str(), "--preset", "quick"}) == 2);
+  });
+  CHECK(contains(preset, "--preset has no effect with --resume"));
   CHECK(command({"--resume", ""}) == 2);
 }
 
@@ -414,6 +419,14 @@ TEST_CASE("multi30k: what a run has done is a limit for --resume, as for --seeds
   s.epochs = 1;
   CHECK(contains(error_of([&] { run_multi30k(s, Start::resume); }),
                  "has come to epoch 2, beyond --epochs 1"));
+  // Of several runs, before the first one trains.
+  Multi30kSettings several = tiny();
+  several.epochs = 1;
+  several.common.out = folder / "several";
+  REQUIRE(run_seeds(several, {2}) == 0);
+  several.max_updates = 3;
+  CHECK(contains(error_of([&] { run_seeds(several, {1, 2}); }), "beyond --max-updates 3"));
+  CHECK_FALSE(fs::exists(folder / "several/seed-1"));
   // As many as there are is no contradiction.
   CHECK(command("--max-updates", updates) == 0);
 }

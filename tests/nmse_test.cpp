@@ -8,8 +8,11 @@
 #include <string_view>
 
 #include "core/kernels.h"
+#include "experiments/common/csv.h"
 #include "experiments/nmse/attention.h"
+#include "experiments/nmse/command.h"
 #include "experiments/nmse/measure.h"
+#include "tests/temporary_folder.h"
 
 namespace {
 
@@ -165,6 +168,24 @@ TEST_CASE("log10 of a mean error and its standard error") {
   CHECK(e.se == doctest::Approx(0.01 / (0.02 * std::log(10.0))));
   CHECK(std::isnan(log_error({}).log10));
   CHECK(std::isnan(log_error({1.0}).se));
+}
+
+TEST_CASE("nmse: a kernel whose name has commas, in a list") {
+  const testing::TemporaryFolder folder;
+  const std::string out = folder / "nmse";
+  const std::vector<const char*> words{"nmse",      "--kernel",   "poly:c=1,k=2,exp",
+                                       "--draws",   "optimal",    "--batch",
+                                       "1",         "--heads",    "1",
+                                       "--dim",     "4",          "--lengths",
+                                       "10",        "--features", "16",
+                                       "--repeats", "2",          "--threads",
+                                       "1",         "--out",      out.c_str()};
+  REQUIRE(nmse_command(static_cast<int>(words.size()), words.data()) == 0);
+  const CsvTable table = read_csv(out + "/nmse.csv");
+  REQUIRE(table.rows.size() == 2);
+  CHECK(table.rows[0][0] == "poly:c=1,k=2");
+  CHECK(table.rows[1][0] == "exp");
+  CHECK(table.numbers("log10_nmse")[0] < table.numbers("log10_nmse_mean")[0]);
 }
 
 }  // namespace

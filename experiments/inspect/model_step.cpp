@@ -65,6 +65,22 @@ StepSettings step_settings(int argc, const char* const* argv) {
 }
 
 void declare_step_options(Options& options, StepSettings& s, const StepUse& use) {
+  // First, because the checks of declare_options would blame --toy, which nobody typed.
+  options.check([&options, &s] {
+    s.checkpoint = checkpoint_at(s.checkpoint);
+    const auto refuse = [&](bool idle, std::initializer_list<const char*> names,
+                            const std::string& reason) {
+      if (!idle) return;
+      for (const char* name : names)
+        if (options.given(name)) throw UsageError("{} has no effect {}", name, reason);
+    };
+    refuse(!s.config.empty(), {"--preset"}, "with --config, which brings every setting");
+    refuse(!s.checkpoint.empty(),
+           {"--preset", "--qkv-gain", "--vocabulary-size", "--min-frequency"},
+           "with --checkpoint, which brings settings, parameters and vocabularies");
+    refuse(s.model.schedule != "one-cycle", {"--epochs", "--max-updates"},
+           "without --schedule one-cycle, which alone depends on the end of a run");
+  });
   declare_options(options, s.model);
   options.text("--config", s.config, "settings.json of a run: its data, model and training",
                "FILE");
@@ -87,21 +103,6 @@ void declare_step_options(Options& options, StepSettings& s, const StepUse& use)
                     "--clip", "--weight-decay", "--adam-beta1", "--adam-beta2", "--adam-eps"},
                    why);
   if (!use.files) options.refuse({"--out"}, why);
-  options.check([&options, &s] {
-    s.checkpoint = checkpoint_at(s.checkpoint);
-    const auto refuse = [&](bool idle, std::initializer_list<const char*> names,
-                            const std::string& reason) {
-      if (!idle) return;
-      for (const char* name : names)
-        if (options.given(name)) throw UsageError("{} has no effect {}", name, reason);
-    };
-    refuse(!s.config.empty(), {"--preset"}, "with --config, which brings every setting");
-    refuse(!s.checkpoint.empty(),
-           {"--preset", "--qkv-gain", "--vocabulary-size", "--min-frequency"},
-           "with --checkpoint, which brings settings, parameters and vocabularies");
-    refuse(s.model.schedule != "one-cycle", {"--epochs", "--max-updates"},
-           "without --schedule one-cycle, which alone depends on the end of a run");
-  });
 }
 
 ModelStep::ModelStep(const StepSettings& settings)

@@ -3,7 +3,6 @@
 
 #include <chrono>
 #include <cmath>
-#include <nlohmann/json.hpp>
 
 #include "autograd/fused.h"
 #include "nn/optimizer.h"

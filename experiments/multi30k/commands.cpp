@@ -24,18 +24,19 @@ class TrainCommand {
 
   void declare(Options& options) {
     start_settings();
-    declare_options(options, settings_);
-    options.text("--resume", resume_, "Go on with the run in this folder", "RUN");
-    options.integers("--seeds", seeds_,
-                     "One run a seed in OUT/seed-1 ..., and their mean; finished ones stay", 0);
-    options.exclude("--seeds", "--resume");
-    options.exclude("--seeds", "--seed");
+    // First, because the checks of declare_options would blame --toy, which nobody typed.
     options.check([this, &options] {
       if (!options.given("--resume")) return;
       if (resume_.empty()) throw UsageError("--resume: empty; give the folder of a run");
       if (options.given("--preset"))
         throw UsageError("--preset has no effect with --resume, whose run has its settings");
     });
+    declare_options(options, settings_);
+    options.text("--resume", resume_, "Go on with the run in this folder", "RUN");
+    options.integers("--seeds", seeds_,
+                     "One run a seed in OUT/seed-1 ..., and their mean; finished ones stay", 0);
+    options.exclude("--seeds", "--resume");
+    options.exclude("--seeds", "--seed");
   }
 
   int run() {

@@ -123,9 +123,8 @@ void apply_preset(Multi30kSettings& settings, std::string_view name) {
 }
 
 bool asks_for_toy(int argc, const char* const* argv) {
-  return std::any_of(argv + 1, argv + std::max(argc, 1), [](std::string_view word) {
-    return word == "--toy" || word == "--toy=true";
-  });
+  return std::any_of(argv + 1, argv + std::max(argc, 1),
+                     [](std::string_view word) { return word == "--toy" || word == "--toy=true"; });
 }
 
 void start_from_preset(Multi30kSettings& settings, int argc, const char* const* argv) {

@@ -73,15 +73,10 @@ std::optional<std::string> failure_of(const Multi30kSettings& settings) {
   }
 }
 
-int run_to_end(const Multi30kSettings& settings, const std::string& label) {
+void check_run_to_end(const Multi30kSettings& settings, const std::string& label) {
+  if (complete_results(settings)) return;
   const std::string& out = settings.common.out;
-  const std::string checkpoint = checkpoint_path(out);
-  if (complete_results(settings)) {
-    say("{}: complete\n", label);
-    return 0;
-  }
-  const bool begun = fs::exists(checkpoint);
-  if (begun) {
+  if (fs::exists(checkpoint_path(out))) {
     check_resume(settings);
   } else {
     require(!fs::exists(results_path(out)),
@@ -89,6 +84,15 @@ int run_to_end(const Multi30kSettings& settings, const std::string& label) {
             "--out",
             label, results_path(out));
   }
+}
+
+int run_to_end(const Multi30kSettings& settings, const std::string& label) {
+  if (complete_results(settings)) {
+    say("{}: complete\n", label);
+    return 0;
+  }
+  check_run_to_end(settings, label);
+  const bool begun = fs::exists(checkpoint_path(settings.common.out));
   say("{}: {}\n", label, begun ? "resumed" : "started");
   std::fflush(stdout);
   Multi30kSettings own = settings;

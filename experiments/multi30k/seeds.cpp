@@ -83,10 +83,11 @@ int run_seeds(const Multi30kSettings& settings, const std::vector<int64_t>& seed
     one.common.out = out.file(fmt::format("{}{}", kFolder, seed));
     return one;
   };
+  const auto label = [](int64_t seed) { return fmt::format("seed {}", seed); };
+  for (const int64_t seed : seeds) check_run_to_end(with_seed(seed), label(seed));
   for (const int64_t seed : seeds) {
     try {
-      if (const int code = run_to_end(with_seed(seed), fmt::format("seed {}", seed)); code != 0)
-        return code;
+      if (const int code = run_to_end(with_seed(seed), label(seed)); code != 0) return code;
     } catch (const NotFinite& error) {
       say(stderr, "seed {}: {}\n", seed, error.what());
     }
@@ -99,7 +100,7 @@ int run_seeds(const Multi30kSettings& settings, const std::vector<int64_t>& seed
   for (const int64_t seed : seeds_in(out)) {
     if (const auto results = complete_results(with_seed(seed))) {
       measured.push_back(seed);
-      complete.emplace_back(fmt::format("seed {}", seed), *results);
+      complete.emplace_back(label(seed), *results);
       collect(*results, scores);
     } else if (const auto reason = failure_of(with_seed(seed))) {
       failures[seed] = *reason;

@@ -296,13 +296,15 @@ int run_study(const Multi30kSettings& settings, const std::vector<std::string>& 
   const auto wanted = [&](const StudyRun& run) {
     return only.empty() || std::find(asked.begin(), asked.end(), &run) != asked.end();
   };
-  // Every row's settings are checked before the first one runs for half an hour.
+  // Every row is checked before the first one runs for half an hour.
   std::vector<Row> rows;
   for (const StudyRun& run : kRuns) {
     Row& row = rows.emplace_back(Row{&run, settings, {}, ""});
     run.change(row.settings);
     row.settings.common.out = out.file(run.name);
-    if (wanted(run)) check_settings(row.settings);
+    if (!wanted(run)) continue;
+    check_settings(row.settings);
+    check_run_to_end(row.settings, std::string(run.name));
   }
   for (const Row& row : rows) {
     if (!wanted(*row.run)) continue;
