@@ -83,7 +83,8 @@ class Pool {
       stats_.cached_bytes -= want;
     } else {
       block = raw.allocate(want, device);
-      if (block == nullptr) {
+      // A step that is being recorded may use cached blocks: they stay.
+      if (block == nullptr && !private_on_) {
         trim_locked(device, raw);
         block = raw.allocate(want, device);
       }
