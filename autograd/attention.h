@@ -51,12 +51,18 @@ struct SbnMoments {
   Tensor mean;
   Tensor var;
 };
+/// Running statistics (H, d) that batch mode moves by `momentum` towards the batch's, or none.
+struct SbnRunning {
+  Tensor mean;
+  Tensor var;
+  double momentum = 0.1;
+};
 /// preSBN (paper, Algorithm 1): x (B,H,T,d), valid (B,T) bool or undefined -> rows of unit norm, 0
 /// at invalid places and where the norm is below 1e-12. statistics: of batch and places a head
 /// dimension (`moments`, if not null, is set to them), of each row (`moments` is not read), or
 /// `fixed`, those in `moments`, (H,d) each and copied; an Error without them or with eps < 0.
 Variable pre_sbn(const Variable& x, const Tensor& valid, SbnStatistics statistics, double eps,
-                 SbnMoments* moments);
+                 SbnMoments* moments, const SbnRunning& running = {});
 /// postSBN: s·(s² + eps²)^((beta-1)/2), s = gamma·x; gamma, beta (1) or (d), x (…, d).
 Variable post_sbn(const Variable& x, const Variable& gamma, const Variable& beta,
                   double eps = 1e-6);

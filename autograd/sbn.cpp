@@ -16,7 +16,7 @@ struct PreSbn {
   SbnStatistics statistics;
   double eps;
   Tensor valid;    // (B, T) or undefined
-  Tensor invalid;  // (B, 1, T, 1)
+  Tensor invalid;  // (B, 1, T, 1), for the composite
 };
 
 // x less its mean over valid positions, for each head and channel; 0 where x is invalid. Without
@@ -29,6 +29,12 @@ Variable centred_by_channel(const Variable& x, const PreSbn& p, double count) {
   const Variable shifted =
       masked_fill(x - max(max(seen, 2, true).first, 0, true).first, p.invalid, 0);
   return masked_fill(shifted - sum(shifted, {0, 2}, true) * (1.0 / count), p.invalid, 0.0);
+}
+
+// Memory for a result of t's shape; of four dimensions as (B, T, H, d), as the layers have it.
+Tensor like(const Tensor& t) {
+  return t.rank() == 4 ? empty_heads(t.size(0), t.size(1), t.size(2), t.size(3), t)
+                       : Tensor::empty(t.shape(), t.dtype(), t.device());
 }
 
 Variable pre_sbn_composite(const Variable& given, const PreSbn& p, const SbnMoments& fixed) {
@@ -64,15 +70,14 @@ Variable pre_sbn_composite(const Variable& given, const PreSbn& p, const SbnMome
 }  // namespace
 
 Variable pre_sbn(const Variable& x, const Tensor& valid, SbnStatistics statistics, double eps,
-                 SbnMoments* moments) {
+                 SbnMoments* moments, const SbnRunning& running) {
   check_defined("pre_sbn", x);
   check(x.rank() == 4, "[pre_sbn] needs (B,H,T,d), got {}", x.shape());
   check(!valid.defined() ||
             (valid.dtype() == DType::boolean && valid.shape() == Shape{x.size(0), x.size(2)}),
         "[pre_sbn] valid must be bool ({}, {}), is {}", x.size(0), x.size(2), valid.shape());
   check(eps >= 0.0, "[pre_sbn] eps = {} must not be negative", eps);
-  PreSbn p{statistics, eps, valid.defined() ? valid.contiguous() : valid, {}};
-  if (p.valid.defined()) p.invalid = not_(p.valid).unsqueeze(1).unsqueeze(3);
+  const PreSbn p{statistics, eps, valid.defined() ? valid.contiguous() : valid, {}};
   const DType dtype = compute_dtype(x.dtype());
   SbnMoments used;
   if (statistics == SbnStatistics::fixed) {
@@ -93,15 +98,12 @@ Variable pre_sbn(const Variable& x, const Tensor& valid, SbnStatistics statistic
                                                                        : "row"},
                    {"eps", fmt::format("{}", eps)}};
   op.constants = {{p.valid, "pre_sbn's mask"}};
-  const auto like = [](const Tensor& t) {
-    return empty_heads(t.size(0), t.size(1), t.size(2), t.size(3), t);
-  };
   const auto measured = std::make_shared<bool>(false);  // whether a kernel filled `used`
   op.forward = [=](const Tensors& in) {
     Tensor y = like(in[0]);
     *measured = true;
     kernels::pre_sbn_forward(unit_stride(in[0]), p.valid, p.statistics, p.eps, used.mean, used.var,
-                             y);
+                             running.mean, running.var, running.momentum, y);
     return FusedOp::Forward{{y}, {}};
   };
   op.backward = [=](const Tensors& in, const FusedOp::Forward&, const Tensors& g,
@@ -111,12 +113,16 @@ Variable pre_sbn(const Variable& x, const Tensor& valid, SbnStatistics statistic
                               p.statistics, p.eps, dx);
     return Tensors{dx};
   };
-  op.composite = [=](const Variables& in) { return Variables{pre_sbn_composite(in[0], p, used)}; };
+  op.composite = [=](const Variables& in) {
+    PreSbn masked = p;
+    if (p.valid.defined()) masked.invalid = not_(p.valid).unsqueeze(1).unsqueeze(3);
+    return Variables{pre_sbn_composite(in[0], masked, used)};
+  };
   const Variable y = apply_fused(op, {x})[0];
-  if (statistics == SbnStatistics::batch && moments) {
-    // The moments are wanted whichever way the op ran.
-    if (!*measured) op.forward({x.value()});
-    *moments = used;
+  if (statistics == SbnStatistics::batch) {
+    // Moments and running statistics are wanted whichever way the op ran.
+    if (!*measured && (moments || running.mean.defined())) op.forward({x.value()});
+    if (moments) *moments = used;
   }
   return y;
 }
@@ -134,17 +140,16 @@ Variable post_sbn(const Variable& x, const Variable& gamma, const Variable& beta
   FusedOp op;
   op.name = "post_sbn";
   op.forward = [eps](const Tensors& in) {
-    const Tensor a = in[0].contiguous();
-    Tensor y = Tensor::empty(a.shape(), a.dtype(), a.device());
-    kernels::post_sbn_forward(a, in[1].contiguous(), in[2].contiguous(), eps, y);
+    Tensor y = like(in[0]);
+    kernels::post_sbn_forward(unit_stride(in[0]), in[1].contiguous(), in[2].contiguous(), eps, y);
     return FusedOp::Forward{{y}, {}};
   };
   op.backward = [eps](const Tensors& in, const FusedOp::Forward&, const Tensors& g,
                       const std::vector<bool>&) {
     Tensors d;
-    for (const Tensor& t : in) d.push_back(Tensor::empty(t.shape(), t.dtype(), t.device()));
-    kernels::post_sbn_backward(in[0].contiguous(), in[1].contiguous(), in[2].contiguous(),
-                               g[0].contiguous(), eps, d[0], d[1], d[2]);
+    for (const Tensor& t : in) d.push_back(like(t));
+    kernels::post_sbn_backward(unit_stride(in[0]), in[1].contiguous(), in[2].contiguous(),
+                               unit_stride(g[0]), eps, d[0], d[1], d[2]);
     return d;
   };
   op.composite = [eps](const Variables& in) {

@@ -147,7 +147,8 @@ class Pool {
   void* fresh(SizeClass& c, size_t want, size_t bytes, Device device, const RawMemory& raw) {
     c.make_room();
     void* block = raw.allocate(want, device);
-    if (block == nullptr) {
+    // A step that is being captured may use cached blocks: they stay.
+    if (block == nullptr && !private_on_) {
       trim_locked(device, raw);
       block = raw.allocate(want, device);
     }

@@ -22,18 +22,23 @@ struct Device {
 };
 inline constexpr Device kCpu{};
 
-/// Upper 16 bits of a float32; conversion rounds to nearest even and keeps NaN a NaN.
+/// Upper 16 bits of a float32; conversion rounds to nearest even and keeps NaN a NaN (with other
+/// bits on a GPU, which rounds in one instruction).
 struct bfloat16 {
   uint16_t bits = 0;
 
   bfloat16() = default;
   MACGRAD_HD explicit bfloat16(float value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+#else
     uint32_t u = bit_copy<uint32_t>(value);
     if ((u & 0x7fffffffu) > 0x7f800000u) {
       bits = static_cast<uint16_t>((u >> 16) | 0x40u);
     } else {
       bits = static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
     }
+#endif
   }
   MACGRAD_HD explicit operator float() const {
     return bit_copy<float>(static_cast<uint32_t>(bits) << 16);

@@ -8,6 +8,7 @@
 // otherwise operands are contiguous and of one floating dtype.
 #pragma once
 
+#include <limits>
 #include <vector>
 
 #include "core/generator.h"
@@ -78,6 +79,8 @@ struct AdamArgs {
   bool decoupled = true;    // AdamW; false adds weight_decay·p to the gradient
   double grad_scale = 1.0;  // multiplies the gradient first (clipping, averaging)
   int64_t step = 1;         // counted from 1, for the bias correction
+  // Updated parameters below it are set to it.
+  double lower_bound = -std::numeric_limits<double>::infinity();
 };
 
 namespace cpu {
@@ -161,11 +164,14 @@ inline constinit Kernel<void(In, In, In, In, In, Out, Out, Out)> layer_norm_back
     "layer_norm_backward", {cpu::layer_norm_backward}};
 
 /// x (B, H, T, d) with unit last stride, any others; valid (B, T) bool or absent; mean, var (H, d)
-/// of any floating dtype, written by `batch` (biased), read by `fixed`, absent for `row`. y, of x's
-/// shape: centred, divided by sqrt(var + eps), then each row divided by its L2 norm; rows of a norm
+/// of any floating dtype, written by `batch` (biased), read by `fixed`, absent for `row`. Running
+/// mean and var (H, d) of any floating dtype, or absent, become (1 - momentum) of what they were
+/// plus momentum of what `batch` wrote; the other modes leave them alone. y, of x's shape: centred,
+/// divided by sqrt(var + eps), then each row divided by its L2 norm; rows of a norm
 /// up to 1e-12 and invalid rows are 0 (math of ppSBN: nn/README.md).
-inline constinit Kernel<void(In, In, SbnStatistics, double, InOut, InOut, Out)> pre_sbn_forward{
-    "pre_sbn_forward", {cpu::pre_sbn_forward}};
+inline constinit Kernel<void(In, In, SbnStatistics, double, InOut, InOut, InOut, InOut, double,
+                             Out)>
+    pre_sbn_forward{"pre_sbn_forward", {cpu::pre_sbn_forward}};
 /// `batch` differentiates through the statistics; `fixed` treats them as constants.
 inline constinit Kernel<void(In, In, In, In, In, SbnStatistics, double, Out)> pre_sbn_backward{
     "pre_sbn_backward", {cpu::pre_sbn_backward}};

@@ -2,10 +2,10 @@
 // launch. Backends that can do it bring their functions (set_graph_functions); the CPU has none.
 //
 // While a step is recorded its kernels are queued, not run, so nothing may read a value. Memory
-// comes from a private part of the device's allocator, filled by earlier eager runs of the same
-// step, which later eager work never touches; all recorded steps of a device share it, because only
-// one runs at a time and none leaves anything there that outlives its values being read. What
-// differs from step to step is read by kernels from device memory: ReplayValues.
+// comes from a private part of the device's allocator, which takes cached blocks of earlier eager
+// runs or new ones, and which later eager work never touches; all recorded steps of a device share
+// it, because only one runs at a time and none leaves anything there that outlives its values being
+// read. What differs from step to step is read by kernels from device memory: ReplayValues.
 #pragma once
 
 #include <cstdint>
@@ -42,8 +42,8 @@ class StepGraph {
   static bool available(Device device);
   /// Whether this thread is recording a step: what it reads on the host now, replays will not see.
   static bool recording();
-  /// Records step(). Nothing runs yet. An Error (a value is read, memory is asked for that no eager
-  /// run had asked for) leaves the device as it was.
+  /// Records step(). Nothing runs yet. An Error (a value is read, no memory is left) leaves the
+  /// device as it was.
   StepGraph(Device device, const std::function<void()>& step);
   ~StepGraph();
   StepGraph(const StepGraph&) = delete;

@@ -170,6 +170,13 @@ __device__ inline void store_column(const ColumnOutput& out, int64_t i, C value)
   }
 }
 
+template <class C>
+__device__ inline C load_column(const ColumnOutput& out, int64_t i) {
+  if (out.dtype == DType::float64) return static_cast<C>(static_cast<const double*>(out.data)[i]);
+  if (out.dtype == DType::float32) return static_cast<C>(static_cast<const float*>(out.data)[i]);
+  return static_cast<C>(static_cast<float>(static_cast<const bfloat16*>(out.data)[i]));
+}
+
 /// Sums; with `counts` (chunks), divided by their sum (0 when that is 0). Grid (G·tiles, 2).
 template <class C>
 __global__ void __launch_bounds__(kMergeGroups* kWarp)
@@ -216,12 +223,27 @@ void launch_merge_sums(const C* partial, int64_t groups, int64_t chunks, int64_t
          partial, chunks, n, counts, first, second);
 }
 
+/// Running statistics (G, N) of any floating dtype, or absent, that follow those of a merge:
+/// running = (1 - momentum)·running + momentum·now. Both products are rounded before they are
+/// added, as on the CPU.
+struct Running {
+  ColumnOutput mean, var;
+  double momentum = 0.0;
+};
+template <class C>
+__device__ inline void follow(const ColumnOutput& running, int64_t i, C now, double momentum) {
+  if (!running.data) return;
+  const C kept = math::fma(load_column<C>(running, i), static_cast<C>(1.0 - momentum), C(0));
+  store_column(running, i, kept + math::fma(now, static_cast<C>(momentum), C(0)));
+}
+
 /// Mean and biased variance from moments and `counts` (chunks); 0 and 1 when nothing was counted.
 /// Grid (G·tiles).
 template <class C>
 __global__ void __launch_bounds__(kMergeGroups* kWarp)
     merge_moments(const C* __restrict__ partial, int64_t chunks, int64_t n,
-                  const double* __restrict__ counts, C* __restrict__ mean, C* __restrict__ var) {
+                  const double* __restrict__ counts, C* __restrict__ mean, C* __restrict__ var,
+                  Running running) {
   auto* means = shared_memory<double>();
   double* squares = means + kMergeGroups * kWarp;
   double* totals = squares + kMergeGroups * kWarp;
@@ -249,18 +271,22 @@ __global__ void __launch_bounds__(kMergeGroups* kWarp)
     merge(m, s, means[at], squares[at]);
     total += totals[at];
   }
-  mean[group * n + column] = static_cast<C>(m);
-  var[group * n + column] = total > 0 ? static_cast<C>(s / total) : C(1);
+  const int64_t at = group * n + column;
+  const C centre = static_cast<C>(m), variance = total > 0 ? static_cast<C>(s / total) : C(1);
+  mean[at] = centre;
+  var[at] = variance;
+  follow(running.mean, at, centre, running.momentum);
+  follow(running.var, at, variance, running.momentum);
 }
 
 template <class C>
 void launch_merge_moments(const C* partial, int64_t groups, int64_t chunks, int64_t n,
-                          const double* counts, C* mean, C* var) {
+                          const double* counts, C* mean, C* var, const Running& running) {
   const int64_t tiles = (n + kWarp - 1) / kWarp;
   launch(merge_moments<C>,
          {blocks_for(groups * tiles, 1), kMergeGroups * kWarp,
           3 * sizeof(double) * kMergeGroups * kWarp},
-         partial, chunks, n, counts, mean, var);
+         partial, chunks, n, counts, mean, var, running);
 }
 
 }  // namespace macgrad::cuda

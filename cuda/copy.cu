@@ -1,9 +1,13 @@
-// Copies with any strides between any dtypes, and fills. A transposition goes through tiles in
-// shared memory, so that both sides are read and written in whole lines.
+// Copies with any strides between any dtypes, and fills. Contiguous conversions and fills read and
+// write packs of up to 32 bytes per thread. A transposition goes through tiles in shared memory, so
+// that both sides are read and written in whole lines.
+#include <algorithm>
+
 #include "core/convert.h"
 #include "cuda/backend.h"
 #include "cuda/device_code.cuh"
 #include "cuda/launch.h"
+#include "cuda/pack.cuh"
 #include "cuda/strided.h"
 
 namespace macgrad::cuda {
@@ -23,9 +27,42 @@ __global__ void copy_strided(const From* x, To* y, Strided<2> shape) {
   }
 }
 
+// The elements of a run that are moved as packs; those before and after them are moved singly.
+struct Packs {
+  int64_t head = 0, count = 0;
+};
+
 template <class From, class To>
-__global__ void copy_contiguous(const From* __restrict__ x, To* __restrict__ y, int64_t n) {
-  for (int64_t i = thread_index(); i < n; i += thread_count()) y[i] = convert<To>(x[i]);
+constexpr int kLanes = static_cast<int>(std::min<size_t>(8,
+                                                         32 / std::max(sizeof(From), sizeof(To))));
+
+template <class From, class To, int lanes>
+__global__ void convert_contiguous(const From* __restrict__ x, To* __restrict__ y, int64_t n,
+                                   Packs packs) {
+  for (int64_t i = thread_index(); i < packs.count; i += thread_count()) {
+    const auto in = reinterpret_cast<const Packed<From, lanes>*>(x + packs.head)[i];
+    Packed<To, lanes> out;
+#pragma unroll
+    for (int j = 0; j < lanes; ++j) out.v[j] = convert<To>(in.v[j]);
+    reinterpret_cast<Packed<To, lanes>*>(y + packs.head)[i] = out;
+  }
+  const int64_t packed = packs.count * lanes;
+  for (int64_t i = thread_index(); i < n - packed; i += thread_count()) {
+    const int64_t at = i < packs.head ? i : i + packed;
+    y[at] = convert<To>(x[at]);
+  }
+}
+
+template <class Word, int lanes>
+__global__ void fill_contiguous(Word* y, int64_t n, Packs packs, Word value) {
+  Packed<Word, lanes> pack;
+#pragma unroll
+  for (int j = 0; j < lanes; ++j) pack.v[j] = value;
+  for (int64_t i = thread_index(); i < packs.count; i += thread_count())
+    reinterpret_cast<Packed<Word, lanes>*>(y + packs.head)[i] = pack;
+  const int64_t packed = packs.count * lanes;
+  for (int64_t i = thread_index(); i < n - packed; i += thread_count())
+    y[i < packs.head ? i : i + packed] = value;
 }
 
 // The last two dimensions of `shape`: columns are consecutive in y and `x_column` apart in x, rows
@@ -60,13 +97,50 @@ __global__ void copy_transposed(const T* x, T* y, Strided<2> shape) {
   }
 }
 
-template <class T>
-__global__ void fill_strided(T* y, Strided<1> shape, T value) {
+// The offsets index `shape` at run time: without __grid_constant__ each thread would first copy it
+// to local memory.
+template <class Word>
+__global__ void fill_strided(Word* y, const __grid_constant__ Strided<1> shape, Word value) {
   const auto count = static_cast<int64_t>(shape.count);
   for (int64_t i = thread_index(); i < count; i += thread_count()) {
     int64_t at[1];
     shape.offsets(static_cast<uint32_t>(i), at);
     y[at[0]] = value;
+  }
+}
+
+// Packs of `lanes` elements of a run of n: they start where every operand is aligned to its pack.
+// No packs when there is no such element.
+template <int lanes, class... T>
+Packs packs_of(int64_t n, const T*... operands) {
+  const auto past_pack = [](const auto* p) {
+    return static_cast<int64_t>(reinterpret_cast<uintptr_t>(p) / sizeof(*p) % lanes);
+  };
+  const std::array<int64_t, sizeof...(T)> past{past_pack(operands)...};
+  if (std::ranges::any_of(past, [&](int64_t other) { return other != past[0]; })) return {};
+  const int64_t head = std::min(n, (lanes - past[0]) % lanes);
+  return {head, (n - head) / lanes};
+}
+
+// The bits of `value`; all elements of one size are filled alike.
+template <class Word>
+void fill_words(const Tensor& y, Word value) {
+  constexpr int lanes = kPacked<Word>;
+  const bool equal_bytes = value == static_cast<Word>(Word(0x0101010101010101) * (value & 0xff));
+  auto* first = static_cast<Word*>(y.raw());
+  for (const auto& [shape, start] : strided_parts<1>({&y})) {
+    Word* to = first + start[0];
+    const auto count = static_cast<int64_t>(shape.count);
+    if (!shape.contiguous()) {
+      launch(fill_strided<Word>, {blocks_strided(count, kThreads * 4), kThreads}, to, shape, value);
+    } else if (equal_bytes) {
+      CUDA_CHECK(cudaMemsetAsync(to, static_cast<int>(value & 0xff), sizeof(Word) * shape.count,
+                                 stream()));
+    } else {
+      const Packs packs = packs_of<lanes>(count, to);
+      launch(fill_contiguous<Word, lanes>, {blocks_strided(count, kThreads * lanes), kThreads}, to,
+             count, packs, value);
+    }
   }
 }
 
@@ -103,7 +177,6 @@ void copy(In x, Out y) {
         const From* from = px + start[0];
         To* to = py + start[1];
         const auto count = static_cast<int64_t>(shape.count);
-        const LaunchShape blocks{blocks_strided(count, kThreads * 4), kThreads};
         if constexpr (std::is_same_v<To, From>) {
           if (shape.contiguous()) {
             CUDA_CHECK(cudaMemcpyAsync(to, from, sizeof(To) * shape.count, cudaMemcpyDeviceToDevice,
@@ -111,12 +184,15 @@ void copy(In x, Out y) {
             continue;
           }
           if (launch_transposed(from, to, shape)) continue;
+        } else if (shape.contiguous()) {
+          constexpr int lanes = kLanes<From, To>;
+          launch(convert_contiguous<From, To, lanes>,
+                 {blocks_strided(count, kThreads * lanes), kThreads}, from, to, count,
+                 packs_of<lanes>(count, from, to));
+          continue;
         }
-        if (shape.contiguous()) {
-          launch(copy_contiguous<From, To>, blocks, from, to, count);
-        } else {
-          launch(copy_strided<From, To>, blocks, from, to, shape);
-        }
+        launch(copy_strided<From, To>, {blocks_strided(count, kThreads * 4), kThreads}, from, to,
+               shape);
       }
     });
   });
@@ -124,7 +200,6 @@ void copy(In x, Out y) {
 
 void fill(Out y, double value) {
   dispatch_any(y->dtype(), [&]<class T>() {
-    T* py = y->data<T>();
     T v;
     if constexpr (std::is_same_v<T, bool>) {
       v = value != 0;
@@ -133,9 +208,10 @@ void fill(Out y, double value) {
     } else {
       v = static_cast<T>(value);
     }
-    for (const auto& [shape, start] : strided_parts<1>({&y.t}))
-      launch(fill_strided<T>, {blocks_strided(shape.count, kThreads * 4), kThreads}, py + start[0],
-             shape, v);
+    if constexpr (sizeof(T) == 1) fill_words(y, bit_copy<uint8_t>(v));
+    if constexpr (sizeof(T) == 2) fill_words(y, bit_copy<uint16_t>(v));
+    if constexpr (sizeof(T) == 4) fill_words(y, bit_copy<uint32_t>(v));
+    if constexpr (sizeof(T) == 8) fill_words(y, bit_copy<uint64_t>(v));
   });
 }
 

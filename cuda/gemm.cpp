@@ -6,6 +6,7 @@
 #include "core/matrix_layout.h"
 #include "cuda/backend.h"
 #include "cuda/math_mode.h"
+#include "cuda/register.h"
 #include "cuda/runtime.h"
 
 namespace macgrad::cuda {
@@ -45,6 +46,10 @@ cublasComputeType_t compute_type(DType dtype) {
       break;
   }
   return CUBLAS_COMPUTE_32F;
+}
+
+cublasOperation_t flag(bool transpose) {
+  return transpose ? CUBLAS_OP_T : CUBLAS_OP_N;
 }
 
 // Batch entries: the last batch dimensions that lie evenly in all operands are one strided call,
@@ -102,7 +107,6 @@ void multiply(const Tensor& left, const Tensor& right, const Tensor& c, Scalar a
   const cudaDataType type = data_type(a.dtype());
   const cublasComputeType_t compute = compute_type(a.dtype());
   const auto item = static_cast<int64_t>(item_size(a.dtype()));
-  const auto flag = [](bool transpose) { return transpose ? CUBLAS_OP_T : CUBLAS_OP_N; };
   for (const auto& start : batches.starts) {
     const auto at = [&](const Tensor& t, size_t i) {
       return static_cast<char*>(t.raw()) + start[i] * item;
@@ -145,3 +149,15 @@ void matmul(In a, In b, Out c, double alpha, double beta) {
 }
 
 }  // namespace macgrad::cuda
+
+void macgrad::cublas_product(const Tensor& a, const Tensor& b, const Tensor& c) {
+  using namespace cuda;
+  const MatrixLayout la = matrix_layout(a, "left operand"), lb = matrix_layout(b, "right operand");
+  const cudaDataType type = data_type(a.dtype());
+  const float one = 1.0F, zero = 0.0F;
+  CUBLAS_CHECK(cublasGemmEx(cublas(), flag(lb.transpose), flag(la.transpose), blas_size(c.size(1)),
+                            blas_size(c.size(0)), blas_size(a.size(1)), &one, b.raw(), type,
+                            blas_size(lb.ld), a.raw(), type, blas_size(la.ld), &zero, c.raw(), type,
+                            blas_size(c.stride(0)), cuda::compute_type(a.dtype()),
+                            CUBLAS_GEMM_DEFAULT));
+}

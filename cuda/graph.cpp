@@ -1,5 +1,5 @@
-// Steps recorded as CUDA graphs (core/step_graph.h). The step values go to device memory before
-// each launch, in stream order.
+// Steps recorded as CUDA graphs (core/step_graph.h). The step values are written to device memory
+// before each launch, in stream order.
 #include "core/step_graph.h"
 #include "cuda/memory.h"
 #include "cuda/runtime.h"
@@ -14,8 +14,8 @@ void begin_recording(Device) {
   (void)cublas();
   (void)card();
   CUDA_CHECK(cudaStreamSynchronize(stream()));
-  // Relaxed: a kernel that first runs here is loaded while recording. What a recording must not do
-  // (allocate on the device, copy) our own allocator and copies refuse.
+  // Relaxed mode: memory may be allocated and a kernel that first runs here loaded while recording.
+  // Copies between host and device, which would have to wait, are errors in copy_device.
   CUDA_CHECK(cudaStreamBeginCapture(stream(), cudaStreamCaptureModeRelaxed));
 }
 

@@ -10,10 +10,7 @@ namespace macgrad::cuda {
 namespace {
 
 void* allocate_device(size_t bytes, Device) {
-  require(!capturing(),
-          "a captured step asked for {} bytes that its warm-up steps did not; run it with "
-          "--graph off",
-          bytes);
+  check_device();
   void* block = nullptr;
   const cudaError_t status = cudaMalloc(&block, bytes);
   if (status == cudaErrorMemoryAllocation) {
@@ -43,6 +40,7 @@ void copy_device(void* to, Device to_device, const void* from, Device from_devic
 }
 
 void memory_left(size_t& free, size_t& total, Device) {
+  check_device();
   CUDA_CHECK(cudaMemGetInfo(&free, &total));
 }
 

@@ -37,7 +37,7 @@ constexpr int adam_operands = std::is_same_v<P, W> ? kParam : kParam + 1;
 // What every element needs, from AdamArgs and the step.
 template <class C>
 struct AdamRates {
-  C keep1, take1, keep2, take2, shrink, decay, grad_scale, rate, root, eps;
+  C keep1, take1, keep2, take2, shrink, decay, grad_scale, rate, root, eps, lower;
   int skip;
 };
 
@@ -65,6 +65,7 @@ __device__ AdamRates<C> adam_rates(const AdamArgs& args, const StepValues* live)
           static_cast<C>(lr / correction1),
           static_cast<C>(1.0 / math::sqrt(correction2)),
           static_cast<C>(args.eps),
+          static_cast<C>(args.lower_bound),
           skip};
 }
 
@@ -81,7 +82,8 @@ __device__ inline compute_t<W> adam_element(W& master, P g, W& m, W& v,
   m = static_cast<W>(first);
   v = static_cast<W>(second);
   const C divisor = math::fma(math::sqrt(second), a.root, a.eps);
-  const C next = math::fma(old, a.shrink, -(a.rate * first / divisor));
+  C next = math::fma(old, a.shrink, -(a.rate * first / divisor));
+  next = next < a.lower ? a.lower : next;  // NaN stays NaN
   master = static_cast<W>(next);
   return next;
 }

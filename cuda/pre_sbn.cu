@@ -302,7 +302,7 @@ Tensor in_dtype(const Tensor& t, DType dtype) {
 }  // namespace
 
 void pre_sbn_forward(In x, In valid, SbnStatistics statistics, double eps, InOut mean, InOut var,
-                     Out y) {
+                     InOut running_mean, InOut running_var, double momentum, Out y) {
   dispatch_floating(x->dtype(), "pre_sbn_forward", [&]<class T>() {
     using C = compute_t<T>;
     const int64_t d = x->size(3), heads = x->size(1);
@@ -325,8 +325,12 @@ void pre_sbn_forward(In x, In valid, SbnStatistics statistics, double eps, InOut
         const Tensor counts = Tensor::empty({w.cut.chunks}, DType::float64, x->device());
         launch(chunk_moments<T, vec, width, per>, w.shape, from, w.rows, partial.data<C>(),
                counts.data<double>(), memory);
+        const auto output = [](const Tensor& t) {
+          return t.defined() ? ColumnOutput{t.raw(), t.dtype()} : ColumnOutput{};
+        };
         launch_merge_moments<C>(partial.data<C>(), heads, w.cut.chunks, d, counts.data<double>(),
-                                m.data<C>(), v.data<C>());
+                                m.data<C>(), v.data<C>(),
+                                {output(running_mean), output(running_var), momentum});
         if (mean->dtype() != m.dtype()) mean->copy_from(m);
         if (var->dtype() != v.dtype()) var->copy_from(v);
       }

@@ -26,8 +26,10 @@ CudaStatus cuda_status() {
     return status;
   }
   try {
+    int device = 0;
+    CUDA_CHECK(cudaGetDevice(&device));
     cudaDeviceProp properties{};
-    CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
+    CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
     status.device = fmt::format("{}, compute {}.{}, {:.1f} GiB", properties.name, properties.major,
                                 properties.minor, double(properties.totalGlobalMem) / (1 << 30));
     status.reason =

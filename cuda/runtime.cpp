@@ -16,12 +16,21 @@ int current_device() {
   return cudaGetDevice(&device) == cudaSuccess ? device : -1;
 }
 
+int backend_device() {
+  static const int the_device = [] {
+    int device = 0;
+    CUDA_CHECK(cudaGetDevice(&device));
+    return device;
+  }();
+  return the_device;
+}
+
 MathMode the_math_mode = MathMode::exact;
 
 Card& the_card() {
   static Card card = [] {
     cudaDeviceProp properties{};
-    CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
+    CUDA_CHECK(cudaGetDeviceProperties(&properties, backend_device()));
     return Card{properties.multiProcessorCount, properties.sharedMemPerBlockOptin,
                 properties.totalGlobalMem};
   }();
@@ -51,7 +60,17 @@ void check(cublasStatus_t status, const char* expression, const char* file, int 
               current_device(), cublasGetStatusString(status), cublasGetStatusName(status));
 }
 
+void check_device() {
+  const int device = backend_device(), current = current_device();
+  require(
+      current == device,
+      "CUDA device {} is current, but tensors are on device {}, which was current when CUDA was "
+      "first used; call cudaSetDevice({}) in this thread",
+      current, device, device);
+}
+
 cudaStream_t stream() {
+  check_device();
   static const cudaStream_t the_stream = [] {
     cudaStream_t s = nullptr;
     CUDA_CHECK(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking));
@@ -63,6 +82,7 @@ cudaStream_t stream() {
 cublasHandle_t cublas() {
   static const cublasHandle_t handle = [] {
     cublasHandle_t h = nullptr;
+    check_device();
     CUBLAS_CHECK(cublasCreate(&h));
     CUBLAS_CHECK(cublasSetStream(h, stream()));
     // Sums of a bfloat16 product that is split over blocks stay in float32.

@@ -19,7 +19,11 @@ namespace macgrad::cuda {
 void check(cudaError_t status, const char* expression, const char* file, int line);
 void check(cublasStatus_t status, const char* expression, const char* file, int line);
 
+/// The backend uses one device: the one that was current when it was first used. Throws when
+/// another device is current in this thread, since CUDA would allocate and launch there.
+void check_device();
 /// All work of the backend is queued here, in order. Nothing but reading a value waits for it.
+/// Throws as check_device() does.
 cudaStream_t stream();
 /// A handle on stream(), with a workspace of its own so that captured products allocate nothing.
 cublasHandle_t cublas();
@@ -29,7 +33,7 @@ struct Card {
   size_t shared_bytes = 0;  // most dynamic shared memory of one block
   size_t memory_bytes = 0;
 };
-/// Properties of device 0. Throws without a usable device.
+/// Properties of the backend's device. Throws without a usable one.
 const Card& card();
 /// Replaces them, so that a test can try the limits of another card.
 void set_card(const Card& card);

@@ -23,8 +23,8 @@ struct StepValues {
 /// first call (or set_step_values) must not be made while capturing.
 const StepValues* live_step_values();
 
-/// Queues `values` on stream(): kernels queued before see the old ones, kernels queued after the
-/// new ones. Waits only when the host is more than 64 steps ahead. Throws while capturing.
+/// Queues one small kernel on stream() that writes `values`: kernels queued before see the old
+/// ones, kernels queued after the new ones. Throws while capturing.
 void set_step_values(const StepValues& values);
 
 /// On the device, from total (1) float64, the sum of squares of all gradients (the slot

@@ -12,8 +12,12 @@
 
 namespace macgrad::cuda {
 
-/// Extents and strides in elements, slowest dimension first, after merging. At most 2^31 - 1
-/// elements, so that indices are divided in 32 bits.
+/// The largest part of a Strided: small enough for 32-bit indices, and a power of two, so that a
+/// part of a consecutive run is as aligned as the whole.
+inline constexpr int64_t kLargestPart = int64_t{1} << 30;
+
+/// Extents and strides in elements, slowest dimension first, after merging. At most kLargestPart
+/// elements.
 template <int N>
 struct Strided {
   int rank = 0;
@@ -48,10 +52,10 @@ struct StridedPart {
 };
 
 /// The parts that cover `operands`, all of the last one's shape; more than one only for more than
-/// 2^31 - 1 elements.
+/// `most` elements.
 template <int N>
 std::vector<StridedPart<N>> strided_parts(const std::array<const Tensor*, N>& operands,
-                                          int64_t most = 0x7fffffff) {
+                                          int64_t most = kLargestPart) {
   const Shape& shape = operands[N - 1]->shape();
   if (shape.numel() == 0) return {};
   std::vector<int64_t> extents;

@@ -20,6 +20,11 @@ std::vector<ParameterGroup> decay_groups(Module& module, double weight_decay) {
 
 namespace {
 
+// What the updated parameter is kept at or above.
+double lower_bound(const Parameter& parameter) {
+  return parameter.options().lower_bound.value_or(-std::numeric_limits<double>::infinity());
+}
+
 // (1) float64; undefined when nothing has a gradient.
 Tensor squared_norm(const std::vector<Parameter*>& parameters) {
   Tensors gradients;
@@ -40,13 +45,14 @@ double gradient_norm(const std::vector<Parameter*>& parameters) {
 
 Adam::Adam(std::vector<ParameterGroup> groups, AdamSettings settings) : settings_(settings) {
   for (const ParameterGroup& g : groups) {
-    Group group{{}, g.weight_decay, g.lr_scale};
+    Group group{{}, {}, g.weight_decay, g.lr_scale};
     for (Parameter* p : g.parameters) {
       const bool low = p->dtype() == DType::bfloat16;
       const DType kept = compute_dtype(p->dtype());
       const auto zeros = [&] { return Tensor::zeros(p->shape(), kept, p->device()); };
       group.slots.push_back({p, zeros(), zeros(), low ? p->value().to(kept) : Tensor(), {}, 0});
       if (low) group.slots.back().remember();
+      group.bounds.insert(lower_bound(*p));
     }
     groups_.push_back(std::move(group));
   }
@@ -121,7 +127,10 @@ void Adam::update(AdamArgs args) {
     args.eps = settings_.eps;
     args.weight_decay = g.weight_decay;
     args.decoupled = settings_.decoupled;
-    for (const bool masters : {false, true}) update(g, masters, args);
+    for (const double bound : g.bounds) {
+      args.lower_bound = bound;
+      for (const bool masters : {false, true}) update(g, masters, args);
+    }
     for (Slot& s : g.slots)
       if (s.master.defined()) s.remember();
   }
@@ -130,23 +139,16 @@ void Adam::update(AdamArgs args) {
 void Adam::update(const Group& group, bool masters, const AdamArgs& args) {
   Tensors values, kept, gradients, first, second;
   for (const Slot& s : group.slots) {
-    if (s.master.defined() != masters || !s.parameter->grad().defined()) continue;
+    if (s.master.defined() != masters || !s.parameter->grad().defined() ||
+        lower_bound(*s.parameter) != args.lower_bound)
+      continue;
     values.push_back(s.parameter->value());
     if (masters) kept.push_back(s.master);
     gradients.push_back(s.parameter->grad().value().contiguous());
     first.push_back(s.first);
     second.push_back(s.second);
   }
-  if (values.empty()) return;
-  kernels::adam(values, kept, gradients, first, second, args);
-  for (const Slot& s : group.slots) {
-    const std::optional<double>& bound = s.parameter->options().lower_bound;
-    if (!bound || s.master.defined() != masters) continue;
-    const Tensor value = masters ? s.master : s.parameter->value();
-    value.copy_from(
-        clamp(Variable(value), *bound, std::numeric_limits<double>::infinity()).value());
-    if (masters) s.parameter->value().copy_from(value);
-  }
+  if (!values.empty()) kernels::adam(values, kept, gradients, first, second, args);
 }
 
 void Adam::zero_grad() {

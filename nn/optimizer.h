@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -85,13 +86,14 @@ class Adam {
   };
   struct Group {
     std::vector<Slot> slots;
+    std::set<double> bounds;  // of the parameters; -infinity: none
     double weight_decay;
     double lr_scale;
   };
   std::vector<Parameter*> all() const;
   /// args but for the group's decay; its lr multiplies the group's scale.
   void update(AdamArgs args);
-  /// Of the slots with a master, or of those without.
+  /// Of the slots with a master, or of those without, whose parameters have args.lower_bound.
   static void update(const Group& group, bool masters, const AdamArgs& args);
 
   std::vector<Group> groups_;

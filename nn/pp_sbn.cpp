@@ -28,13 +28,6 @@ Tensor valid_keys(const Mask& mask, const Variable& k, const DecodeState* state)
   return mask.key_valid.slice(1, end - k.size(2), end).contiguous();
 }
 
-// A running statistic takes its share of this step's.
-void follow(const Buffer& running, const Tensor& now) {
-  const NoGrad no_grad;
-  const Variable before(running.value().to(now.dtype()));
-  running.set(add(mul(before, 1.0 - kMomentum), mul(Variable(now), kMomentum)).value());
-}
-
 }  // namespace
 
 PreSbn::PreSbn(Module* parent, std::string name, bool batch_statistics, int64_t heads,
@@ -52,11 +45,8 @@ Variable PreSbn::forward(const Variable& x, const Tensor& valid) const {
     SbnMoments moments{running_mean->value(), running_var->value()};
     return in_scope.result(pre_sbn(x, valid, SbnStatistics::fixed, eps_, &moments));
   }
-  SbnMoments moments;
-  const Variable y = pre_sbn(x, valid, SbnStatistics::batch, eps_, &moments);
-  follow(*running_mean, moments.mean);
-  follow(*running_var, moments.var);
-  return in_scope.result(y);
+  return in_scope.result(pre_sbn(x, valid, SbnStatistics::batch, eps_, nullptr,
+                                 {running_mean->value(), running_var->value(), kMomentum}));
 }
 
 OwnStatisticsScope::OwnStatisticsScope(Module& model) {

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 
+#include "autograd/fused.h"
 #include "nn_checks.h"
 
 namespace macgrad::nn {
@@ -277,6 +278,14 @@ TEST_CASE("ppSBN: defaults by place, running statistics, described") {
   check_near(sbn.query_norm.running_var->value(), add(mul(var(rows, {2}, 0.0), 0.1), 0.9).value(),
              1e-12);
   CHECK(sbn.key_norm.running_mean->value().at({0, 0}) < 0.1);
+  // They move once per forward pass, the composite's as well.
+  Core composite(s);
+  {
+    const Unfused unfused;
+    composite(add(q, 2.0), k, v, {});
+  }
+  check_near(dynamic_cast<PpSbn&>(*composite.core).query_norm.running_mean->value(),
+             sbn.query_norm.running_mean->value(), 1e-12);
   core.eval();
   const Tensor kept = sbn.query_norm.running_mean->value().clone();
   core(q, k, v, {});

@@ -65,6 +65,32 @@ TEST_CASE("Adam: scale, bounds, missing and non-finite gradients") {
   CHECK(one.p.value().at({0}) == doctest::Approx(0.1));
 }
 
+TEST_CASE("Adam: a bounded update has the bits of one that is clamped, in a call per bound") {
+  struct Calls : KernelObserver {
+    std::vector<std::string> slots;
+    void after(const KernelCall& call) override { slots.push_back(call.name); }
+  };
+  for (const DType dtype : {DType::float32, DType::float64, DType::bfloat16}) {
+    CAPTURE(name(dtype));
+    const Tensor start = normal_tensor(Shape{257}, 1).to(dtype);
+    One bounded(start, {true, 0.1}), free(start);
+    Adam adam({{{&bounded.p, &free.p}, 0.5, 1.0}});
+    const Variable g(normal_tensor(Shape{257}, 2).to(dtype));
+    bounded.p.set_grad(g);
+    free.p.set_grad(g);
+    Calls calls;
+    KernelObserver* const previous = set_kernel_observer(&calls);
+    adam.step(0.05);
+    set_kernel_observer(previous);
+    CHECK(calls.slots == std::vector<std::string>{"sum_of_squares", "adam", "adam"});
+    const auto clamped = [](const Tensor& value) {
+      return clamp(Variable(value), 0.1, std::numeric_limits<double>::infinity()).value();
+    };
+    CHECK(max_abs_difference(bounded.p.value(), clamped(free.p.value())) == 0.0);
+    CHECK(max_abs_difference(bounded.p.value(), free.p.value()) > 1.0);
+  }
+}
+
 TEST_CASE("Adam: a saved state continues where it stopped") {
   One a(normal_tensor(Shape{5}, 1)), b(normal_tensor(Shape{5}, 1));
   Adam first = make_adam(a, 0.01, true), second = make_adam(b, 0.01, true);

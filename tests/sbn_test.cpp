@@ -6,6 +6,8 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "autograd/gradcheck.h"
+#include "autograd/ops.h"
 #include "tests/row_checks.h"
 
 namespace macgrad {
@@ -28,7 +30,7 @@ PreSbn pre_sbn(const Tensor& x, const Tensor& valid, SbnStatistics statistics, d
     r.var = Tensor::full({x.size(1), x.size(3)}, 1.7, dtype);
   }
   r.y = y_memory.defined() ? y_memory : like(x);
-  kernels::pre_sbn_forward(x, valid, statistics, eps, r.mean, r.var, r.y);
+  kernels::pre_sbn_forward(x, valid, statistics, eps, r.mean, r.var, Tensor(), Tensor(), 0.0, r.y);
   return r;
 }
 
@@ -144,6 +146,36 @@ TEST_CASE("pre_sbn gives 0, with gradient 0, for every row and channel of equal 
           }
         }
       }
+    }
+  }
+}
+
+TEST_CASE(
+    "preSBN kernel: running statistics take their share of the batch's, rounded as two ops do") {
+  for (const DType dtype : {DType::float32, DType::float64, DType::bfloat16}) {
+    for (const DType kept : {DType::float32, DType::float64}) {
+      CAPTURE(name(dtype));
+      CAPTURE(name(kept));
+      const Tensor x = random({3, 2, 7, 5}, 1, dtype), y = like(x);
+      const DType computed = compute_dtype(dtype);
+      const Tensor mean = Tensor::empty({2, 5}, computed), var = Tensor::empty({2, 5}, computed);
+      const Tensor running_mean = random({2, 5}, 2, kept), running_var = random({2, 5}, 3, kept);
+      // share·now + (1 - share)·running in ops of the type that the kernel computes in.
+      const auto followed = [&](const Tensor& running, const Tensor& now) {
+        const Variable before(running.to(computed));
+        return add(mul(before, 1.0 - 0.3), mul(Variable(now), 0.3)).value().to(kept);
+      };
+      const Tensor old_mean = running_mean.clone(), old_var = running_var.clone();
+      kernels::pre_sbn_forward(x, Tensor(), SbnStatistics::batch, 1e-5, mean, var, running_mean,
+                               running_var, 0.3, y);
+      CHECK(max_abs_difference(running_mean, followed(old_mean, mean)) == 0);
+      CHECK(max_abs_difference(running_var, followed(old_var, var)) == 0);
+      CHECK(max_abs_difference(running_mean, old_mean) > 0.01);
+      // Other statistics leave them alone.
+      const Tensor after = running_mean.clone();
+      kernels::pre_sbn_forward(x, Tensor(), SbnStatistics::fixed, 1e-5, mean, var, running_mean,
+                               running_var, 0.3, y);
+      CHECK(max_abs_difference(running_mean, after) == 0);
     }
   }
 }

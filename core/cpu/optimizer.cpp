@@ -42,14 +42,15 @@ void adam_block(P* p, W* master, const P* g, W* m, W* v, int64_t n, const AdamAr
   const C grad_scale = static_cast<C>(args.grad_scale);
   const C rate = static_cast<C>(args.lr / correction1);
   const C root = static_cast<C>(1.0 / std::sqrt(correction2));
-  const C eps = static_cast<C>(args.eps);
+  const C eps = static_cast<C>(args.eps), lower = static_cast<C>(args.lower_bound);
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     const C old = static_cast<C>(master[i]);
     const C grad = static_cast<C>(g[i]) * grad_scale + decay * old;
     const C first = keep1 * static_cast<C>(m[i]) + take1 * grad;
     const C second = keep2 * static_cast<C>(v[i]) + take2 * grad * grad;
-    const C next = old * shrink - rate * first / (math::sqrt(second) * root + eps);
+    C next = old * shrink - rate * first / (math::sqrt(second) * root + eps);
+    next = next < lower ? lower : next;  // NaN stays NaN
     m[i] = static_cast<W>(first);
     v[i] = static_cast<W>(second);
     if constexpr (!std::is_same_v<P, W>) p[i] = static_cast<P>(next);

@@ -121,6 +121,18 @@ void batch_moments(const Heads<T>& x, const Rows& rows, std::vector<C>& mean, st
   });
 }
 
+/// running = (1 - momentum)·running + momentum·now. Both products are rounded before they are
+/// added: the compiler may not fuse them.
+template <class C>
+void follow(const Tensor& running, const std::vector<C>& now, double momentum) {
+  if (!running.defined()) return;
+  const C keep = static_cast<C>(1.0 - momentum), take = static_cast<C>(momentum);
+  std::vector<C> values = values_of<C>(running);
+  for (size_t i = 0; i < values.size(); ++i)
+    values[i] = math::fma(values[i], keep, C(0)) + math::fma(now[i], take, C(0));
+  store(values, running);
+}
+
 /// (H, d) factors of preSBN: z = (x - mean)·scale; the scale is 0 where var and eps are.
 template <class C>
 struct Standard {
@@ -183,7 +195,7 @@ void unnormalise(const C* z, C inverse, const T* g, int64_t d, C* dz) {
 }  // namespace
 
 void pre_sbn_forward(In x, In valid, SbnStatistics statistics, double eps, InOut mean, InOut var,
-                     Out y) {
+                     InOut running_mean, InOut running_var, double momentum, Out y) {
   dispatch_floating(x->dtype(), "pre_sbn_forward", [&]<class T>() {
     using C = compute_t<T>;
     const Rows rows(x, valid);
@@ -196,6 +208,8 @@ void pre_sbn_forward(In x, In valid, SbnStatistics statistics, double eps, InOut
       batch_moments(from, rows, standard.mean, variance);
       store(standard.mean, mean);
       store(variance, var);
+      follow(running_mean, standard.mean, momentum);
+      follow(running_var, variance, momentum);
       standard.set_scale(variance, eps);
     } else if (statistics == SbnStatistics::fixed) {
       standard.mean = values_of<C>(mean);

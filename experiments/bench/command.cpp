@@ -8,6 +8,7 @@
 #include "core/error.h"
 #include "experiments/bench/groups.h"
 #include "experiments/common/arguments.h"
+#include "experiments/common/gpu_library.h"
 #include "experiments/common/machine.h"
 #include "experiments/common/output_files.h"
 
@@ -40,6 +41,7 @@ int run_bench(BenchSettings& s) {
   if (place.device.type != DeviceType::cpu) {
     place.seconds = 0.5;  // a GPU is far less noisy than the machines the CPU rows are made for
     place.set_math = [&](const std::string& mode) { use_math(s.common, mode); };
+    place.library_product = gpu_library_product;
     place.precisions.clear();
     for (const Precision& p : precisions_of(place.device.type))
       if (!s.math_given || p.math == s.common.math) place.precisions.push_back(p);

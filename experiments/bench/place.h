@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "core/dtype.h"
+#include "core/tensor.h"
 
 namespace macgrad::experiments {
 
@@ -57,6 +57,8 @@ struct BenchPlace {
   Device device = kCpu;
   std::vector<Precision> precisions = {{}};
   std::function<void(const std::string&)> set_math = {};  // absent: exact is all there is
+  // On a GPU: c = a·b by one plain call of its GEMM library, the limit of products.
+  std::function<void(const Tensor& a, const Tensor& b, const Tensor& c)> library_product = {};
   BenchSizes sizes = {};
   double seconds = 1.0;  // multiplies the time that each row is measured for
   bool print = true;     // rows as they are measured

@@ -1,5 +1,5 @@
-// Updates that are recorded once a batch shape and replayed (core/step_graph.h). A shape is run
-// eagerly twice, recorded when it comes the third time, and replayed from then on.
+// Updates that are recorded once per batch shape and replayed (core/step_graph.h). The first update
+// of a shape runs eagerly, the second is recorded, and it is replayed from then on.
 #pragma once
 
 #include <map>

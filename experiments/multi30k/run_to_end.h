@@ -16,8 +16,8 @@ namespace macgrad::experiments {
 /// these settings.
 int run_to_end(const Multi30kSettings& settings, const std::string& label);
 
-/// Throws what run_to_end would throw before it trains: for several runs, before the first one takes
-/// its hours.
+/// Throws what run_to_end would throw before it trains: for several runs, before the first one
+/// takes its hours.
 void check_run_to_end(const Multi30kSettings& settings, const std::string& label);
 
 /// results.json of the run in settings.common.out if it is complete with these settings, but for

@@ -2,11 +2,15 @@
 // in every precision, under names of its own.
 #include <doctest/doctest.h>
 
+#include <cmath>
 #include <set>
 
+#include "core/kernels.h"
 #include "cuda/register.h"
 #include "experiments/bench/groups.h"
 #include "tests/cuda/device.h"
+#include "tests/cuda/rounding.h"
+#include "tests/op_cases.h"
 
 namespace macgrad::testing {
 namespace {
@@ -18,6 +22,7 @@ BenchPlace tiny_place() {
   place.device = kGpu;
   place.precisions = precisions_of(DeviceType::cuda);
   place.set_math = [](const std::string& mode) { set_cuda_math(mode); };
+  place.library_product = cublas_product;
   place.seconds = 0.0;
   place.print = false;
   BenchSizes& s = place.sizes;
@@ -75,6 +80,46 @@ TEST_CASE("cuda bench: every row runs in every precision") {
   CHECK(rmfa->note.find("of the 16^3 rate") != std::string::npos);
   CHECK(rmfa->note.find("of the copy's GB/s") != std::string::npos);
   CHECK(rmfa->extra_bytes >= 0);
+}
+
+TEST_CASE("cuda bench: the limit of products is the library's call, not the slot") {
+  struct Calls : KernelObserver {
+    int64_t matmul = 0;
+    void after(const KernelCall& call) override {
+      matmul += std::string_view(call.name) == "matmul";
+    }
+  };
+  for (const DType dtype : {DType::float32, DType::bfloat16}) {
+    CAPTURE(name(dtype));
+    const Tensor a = exact_values({9, 5}, 1, dtype), b = exact_values({5, 13}, 2, dtype);
+    const Tensor expected = Tensor::empty({9, 13}, dtype);
+    kernels::matmul(a, b, expected, 1.0, 0.0);
+    // Either operand, or both, transposed in memory.
+    const auto turned = [](const Tensor& t) {
+      return t.transpose(0, 1).contiguous().transpose(0, 1);
+    };
+    for (const auto& [left, right] :
+         {std::pair{a, b}, {turned(a), b}, {a, turned(b)}, {turned(a), turned(b)}}) {
+      const Tensor c = Tensor::full({9, 13}, std::nan(""), dtype, kGpu);
+      Calls calls;
+      KernelObserver* const previous = set_kernel_observer(&calls);
+      cublas_product(on_gpu(left), on_gpu(right), c);
+      set_kernel_observer(previous);
+      CHECK(calls.matmul == 0);
+      CHECK(difference(c, expected) <= rounding_tolerance(dtype, 5));
+    }
+  }
+  // It is what the rows of the limit run.
+  BenchPlace place = tiny_place();
+  place.precisions = {{}};
+  int64_t products = 0;
+  place.library_product = [&](const Tensor& a, const Tensor& b, const Tensor& c) {
+    ++products;
+    cublas_product(a, b, c);
+  };
+  BenchTable table("limit/sgemm 16x16x16", place);
+  bench_limits(table);
+  CHECK(products > 0);
 }
 
 TEST_CASE("cuda bench: a filter leaves rows out without running them") {

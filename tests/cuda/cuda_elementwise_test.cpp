@@ -2,9 +2,13 @@
 // unaligned, strided, expanded, transposed, empty; and the arithmetic of strided.h by itself.
 #include <doctest/doctest.h>
 
+#include <cmath>
+#include <cstring>
+
 #include "core/kernels.h"
 #include "cuda/strided.h"
 #include "tests/cuda/device.h"
+#include "tests/cuda/orders.h"
 #include "tests/op_cases.h"
 
 namespace macgrad::testing {
@@ -57,6 +61,22 @@ TEST_CASE("strided_parts visits every element once, whatever the layout and the 
       }
       for (const int count : seen) CHECK(count == 1);
     }
+  }
+}
+
+TEST_CASE("strided_parts: the later parts of a long run begin as aligned as the first") {
+  // Nothing of these elements is touched.
+  const Tensor x = Tensor::empty({}, DType::bfloat16);
+  const int64_t n = (int64_t{1} << 32) + 5;
+  for (const Tensor& run : {x.as_strided({n}, {1}, 0), x.as_strided({n / 8, 8}, {8, 1}, 0)}) {
+    int64_t count = 0;
+    for (const auto& [shape, start] : cuda::strided_parts<1>({&run})) {
+      CHECK(start[0] % 16 == 0);
+      CHECK(start[0] == count);
+      CHECK(shape.contiguous());
+      count += shape.count;
+    }
+    CHECK(count == run.numel());
   }
 }
 
@@ -129,6 +149,68 @@ TEST_CASE("cuda fill: dtypes, strides and empty tensors") {
     for (size_t i = 0; i < values.size(); ++i) CHECK(values[i] == (i % 9 % 3 == 1 ? 1.0 : 0.0));
     CHECK(Tensor::full({0, 3}, 2, dtype, kGpu).to_vector<double>().empty());
   }
+}
+
+TEST_CASE("cuda fill: runs of every alignment and length, and nothing beyond them") {
+  constexpr int64_t kMost = 100;
+  for (const DType dtype : kAny) {
+    // Zeros, one byte repeated (int64 -1), and bits that only whole elements repeat.
+    for (const double value : {0.0, -1.0, 0.1}) {
+      for (const int64_t offset : {0, 1, 2, 3, 7, 8, 9, 15}) {
+        for (const int64_t n : {1, 2, 7, 8, 16, 17, 31, 64}) {
+          const Tensor memory = Tensor::full({kMost}, 1.0, dtype, kGpu);
+          memory.slice(0, offset, offset + n).fill(value);
+          const Tensor expected = Tensor::full({kMost}, 1.0, dtype);
+          expected.slice(0, offset, offset + n).fill(value);
+          REQUIRE(same_bits(memory, expected));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("cuda copy: conversions of runs of every alignment and length, and nothing beyond them") {
+  constexpr int64_t kMost = 60;
+  for (const DType from : kAny) {
+    const Tensor x = exact_values({kMost}, 6, DType::float32).to(from), source = on_gpu(x);
+    for (const DType to : kAny) {
+      CAPTURE(name(from));
+      CAPTURE(name(to));
+      for (const int64_t x_offset : {0, 1, 4, 7}) {
+        for (const int64_t y_offset : {0, 1, 4, 5, 8}) {
+          for (const int64_t n : {1, 3, 8, 9, 23, 40}) {
+            const auto converted = [&](const Tensor& operand) {
+              const Tensor y = Tensor::full({kMost}, 1.0, to, operand.device());
+              y.slice(0, y_offset, y_offset + n)
+                  .copy_from(operand.slice(0, x_offset, x_offset + n));
+              return y.to(kCpu);
+            };
+            REQUIRE(difference(converted(source), converted(x)) == 0);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("cuda copy: float32 is rounded to bfloat16 as on the CPU, to nearest even") {
+  // Every bfloat16 with what its lower half may be: nothing, below, at and above the middle.
+  std::vector<uint32_t> bits;
+  for (uint32_t upper = 0; upper < 0x10000; ++upper)
+    for (const uint32_t lower : {0x0000u, 0x0001u, 0x7fffu, 0x8000u, 0x8001u, 0xffffu})
+      bits.push_back(upper << 16 | lower);
+  const auto n = static_cast<int64_t>(bits.size());
+  const Tensor x = Tensor::empty({n});
+  std::memcpy(x.raw(), bits.data(), x.bytes());
+  const Tensor got = x.to(kGpu).to(DType::bfloat16).to(kCpu), expected = x.to(DType::bfloat16);
+  int64_t different = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const bfloat16 a = got.data<bfloat16>()[i], b = expected.data<bfloat16>()[i];
+    // A NaN may be another NaN.
+    const bool both_nan = std::isnan(static_cast<float>(a)) && std::isnan(static_cast<float>(b));
+    different += a.bits != b.bits && !both_nan;
+  }
+  CHECK(different == 0);
 }
 
 }  // namespace

@@ -142,6 +142,29 @@ TEST_CASE("cuda adam with masters: one launch, sizes, alignment, parameters are 
                     "belong to bfloat16 parameters");
 }
 
+TEST_CASE("cuda adam: parameters, or masters, below the bound are set to it") {
+  AdamArgs args{.lr = 0.01, .beta1 = 0.9, .beta2 = 0.98, .eps = 1e-9, .weight_decay = 0.1};
+  args.lower_bound = 0.1;
+  for (const Lists& start : {lists_of({5, 2048, 2049}, kMixed), lists_with_masters({5, 2048})}) {
+    const Lists free = copy_of(start, kGpu), bounded = copy_of(start, kGpu);
+    run(bounded, args);
+    AdamArgs without = args;
+    without.lower_bound = AdamArgs{}.lower_bound;
+    run(free, without);
+    for (const bool masters : {false, true}) {
+      const Tensors &got = masters ? bounded.masters : bounded.params,
+                    &plain = masters ? free.masters : free.params;
+      for (size_t i = 0; i < got.size(); ++i) {
+        const Tensor bound = Tensor::full(got[i].shape(), 0.1, got[i].dtype());
+        const Tensor expected = Tensor::empty(got[i].shape(), got[i].dtype());
+        kernels::maximum(plain[i].to(kCpu), bound, expected);
+        CHECK(same_bits(got[i], expected));
+        CHECK(difference(plain[i].to(kCpu), expected) > 0);
+      }
+    }
+  }
+}
+
 // `count` tensors of one to seven elements, next to each other in memory.
 Tensors pieces_of(const Tensor& flat, size_t count) {
   Tensors result;

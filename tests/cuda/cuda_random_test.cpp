@@ -63,9 +63,9 @@ TEST_CASE("cuda random tensors: a live key reads the step set last, queued in or
   live.step = kLiveStep;
   const Tensor y = Tensor::empty({40}, DType::float32, kGpu), x = Tensor::full({40}, 1.0);
   const Tensor ones = x.to(kGpu);
-  for (uint32_t step = 1; step < 200; ++step) {  // round the ring of pinned slots
+  for (const uint32_t step : {1u, 68u, 135u}) {
+    cuda::set_step_values({.step = step - 1});
     cuda::set_step_values({.step = step});
-    if (step % 67 != 1) continue;
     DrawKey key = kKey;
     key.step = step;
     const Tensor expected = Tensor::empty({40});
@@ -89,7 +89,8 @@ TEST_CASE("cuda random tensors: a captured step replays with the step of the day
   cuda::set_step_values({.step = 1});
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t exec = nullptr;
-  CUDA_CHECK(cudaStreamBeginCapture(cuda::stream(), cudaStreamCaptureModeGlobal));
+  // Relaxed mode, as StepGraph captures: a kernel that first runs here may be loaded meanwhile.
+  CUDA_CHECK(cudaStreamBeginCapture(cuda::stream(), cudaStreamCaptureModeRelaxed));
   kernels::random_uniform(y, live);
   CHECK_THROWS_AS(cuda::set_step_values({.step = 2}), Error);
   CUDA_CHECK(cudaStreamEndCapture(cuda::stream(), &graph));

@@ -55,7 +55,7 @@ Tensors run(const PreSbn& c, Device device, bool in_float64 = false) {
         .transpose(1, 2);
   };
   const Tensor y = result(), dx = result();
-  kernels::pre_sbn_forward(x, valid, c.statistics, c.eps, mean, var, y);
+  kernels::pre_sbn_forward(x, valid, c.statistics, c.eps, mean, var, Tensor(), Tensor(), 0.0, y);
   kernels::pre_sbn_backward(x, valid, mean, var, grad, c.statistics, c.eps, dx);
   Tensors results{y.clone(), dx.clone()};
   if (mean.defined()) results.insert(results.end(), {mean, var});
@@ -200,6 +200,30 @@ TEST_CASE("cuda preSBN: an offset far above the spread costs float32 no more tha
   const Tensors got = run({far, {}, near, SbnStatistics::batch, 1e-12, DType::float32}, kGpu);
   CHECK(difference(got[0], expected[0]) <= 4e-4);  // a mean of 4096 is known to 2.4e-4
   CHECK(difference(got[3], expected[3]) <= 5e-5);  // E[x^2] - E[x]^2 would be off by 1
+}
+
+TEST_CASE("cuda preSBN: running statistics follow those of the batch as on the CPU") {
+  for (const DType dtype : kFloating) {
+    for (const DType kept : kFloating) {
+      CAPTURE(name(dtype));
+      CAPTURE(name(kept));
+      const Tensor x = exact_values({3, 2, 101, 40}, 1, dtype), valid = random_mask({3, 101}, 3);
+      const auto followed = [&](Device device) {
+        const Tensor y = Tensor::empty(x.shape(), dtype, device);
+        const Tensor mean = Tensor::empty({2, 40}, compute_dtype(dtype), device),
+                     var = Tensor::empty({2, 40}, compute_dtype(dtype), device);
+        Tensors running{exact_values({2, 40}, 4, kept).to(device),
+                        exact_values({2, 40}, 5, kept).to(device)};
+        kernels::pre_sbn_forward(moved(x, device), moved(valid, device), SbnStatistics::batch, 1e-5,
+                                 mean, var, running[0], running[1], 0.3, y);
+        return Tensors{running[0].to(kCpu), running[1].to(kCpu)};
+      };
+      const Tensors got = followed(kGpu), expected = followed(kCpu);
+      for (size_t i = 0; i < 2; ++i)
+        CHECK(difference(got[i], expected[i]) <= result_tolerance(dtype, kept, 303));
+      CHECK(difference(expected[0], exact_values({2, 40}, 4, kept)) > 0.01);
+    }
+  }
 }
 
 struct PostSbn {

@@ -16,7 +16,8 @@ struct PlayedGraphExec {
 };
 struct PlayedStream {
   PlayedGraph* recording = nullptr;
-  bool broken = false;  // a call that no capture allows was made
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
+  bool broken = false;  // a call that the capture does not allow was made
 };
 struct PlayedEvent {
   std::chrono::steady_clock::time_point time;
@@ -40,6 +41,15 @@ cudaError_t forbidden_while_capturing() {
   capturing->broken = true;
   return remember(cudaErrorStreamCaptureUnsupported);
 }
+
+// Memory is not allocated or freed during a capture, unless its mode is relaxed.
+cudaError_t forbidden_unless_relaxed() {
+  if (capturing && capturing->mode == cudaStreamCaptureModeRelaxed) return cudaSuccess;
+  return forbidden_while_capturing();
+}
+
+constexpr int kDevices = 2;  // the second has no memory of its own: nothing may run there
+thread_local int current_device = 0;
 
 std::unordered_map<const void*, size_t>& shared_limits() {
   static auto* limits = new std::unordered_map<const void*, size_t>;
@@ -103,7 +113,7 @@ cudaError_t cudaGetLastError() {
 }
 
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
+  *count = kDevices;
   return cudaSuccess;
 }
 cudaError_t cudaDriverGetVersion(int* version) {
@@ -111,18 +121,20 @@ cudaError_t cudaDriverGetVersion(int* version) {
   return cudaSuccess;
 }
 cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = current_device;
   return cudaSuccess;
 }
 cudaError_t cudaSetDevice(int device) {
-  return device == 0 ? cudaSuccess : remember(cudaErrorInvalidValue);
+  if (device < 0 || device >= kDevices) return remember(cudaErrorInvalidValue);
+  current_device = device;
+  return cudaSuccess;
 }
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   *properties = {};
   std::strcpy(properties->name, "CUDA emulated on the CPU");
   properties->major = emulation::properties().major;
   properties->minor = emulation::properties().minor;
-  properties->totalGlobalMem = emulation::memory_limit();
+  properties->totalGlobalMem = emulation::memory_limit() / static_cast<size_t>(1 + device);
   properties->multiProcessorCount = 6;  // few, so that small tests split work as a large card does
   properties->sharedMemPerBlockOptin = emulation::properties().shared_bytes;
   return cudaSuccess;
@@ -145,11 +157,12 @@ cudaError_t cudaDeviceSynchronize() {
 }
 
 cudaError_t cudaFree(void* block) {
-  if (const cudaError_t error = forbidden_while_capturing()) return error;
+  if (const cudaError_t error = forbidden_unless_relaxed()) return error;
   if (block && !emulation::device_release(block)) return remember(cudaErrorInvalidValue);
   return cudaSuccess;
 }
 cudaError_t cudaMallocHost(void** block, size_t bytes) {
+  if (const cudaError_t error = forbidden_unless_relaxed()) return error;
   *block = std::malloc(bytes);
   return *block ? cudaSuccess : remember(cudaErrorMemoryAllocation);
 }
@@ -212,8 +225,9 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEve
   return cudaSuccess;
 }
 
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
   if (capturing) return remember(cudaErrorInvalidValue);
+  stream->mode = mode;
   stream->recording = new PlayedGraph;
   stream->broken = false;
   capturing = stream;
@@ -276,7 +290,7 @@ uint64_t attribute_calls() {
 }
 
 cudaError_t allocate_device(void** block, size_t bytes) {
-  if (const cudaError_t error = forbidden_while_capturing()) return error;
+  if (const cudaError_t error = forbidden_unless_relaxed()) return error;
   *block = device_allocate(bytes);
   return *block ? cudaSuccess : remember(cudaErrorMemoryAllocation);
 }
