@@ -120,12 +120,18 @@ Variable softmax_attention(const Variable& q, const Variable& k, const Variable&
     return kernels::softmax_attention_forward.supports(
         in[0].device(), in[0], in[1], in[2], key_valid, query_valid, args, none, none, Scratch{});
   };
+  op.supports_backward = [=](const Tensors& in) {
+    const Tensor none;
+    return kernels::softmax_attention_backward.supports(in[0].device(), in[0], in[1], in[2],
+                                                        key_valid, query_valid, none, none, none,
+                                                        args, none, none, none, Scratch{});
+  };
   op.forward = [=](const Tensors& in) {
     Tensor out = empty_heads(B, H, T, dv, in[0]);
-    Tensor lse = Tensor::empty({B, H, T}, compute_dtype(in[0].dtype()), in[0].device());
+    Tensor statistics = Tensor::empty({B, H, T, 2}, compute_dtype(in[0].dtype()), in[0].device());
     kernels::softmax_attention_forward(unit_stride(in[0]), unit_stride(in[1]), unit_stride(in[2]),
-                                       key_valid, query_valid, args, out, lse, Scratch{});
-    return FusedOp::Forward{{out}, {lse}};
+                                       key_valid, query_valid, args, out, statistics, Scratch{});
+    return FusedOp::Forward{{out}, {statistics}};
   };
   op.backward = [=](const Tensors& in, const FusedOp::Forward& result, const Tensors& g,
                     const std::vector<bool>&) {
@@ -307,6 +313,12 @@ Variable rmfa(const Variable& q, const Variable& k, const Variable& v, const Att
     return kernels::rmfa_forward.supports(in[0].device(), in[0], in[1], in[2], key_valid,
                                           query_valid, omega, weight, args, none, none, none,
                                           Scratch{});
+  };
+  op.supports_backward = [=](const Tensors& in) {
+    const Tensor none;
+    return kernels::rmfa_backward.supports(in[0].device(), in[0], in[1], in[2], key_valid,
+                                           query_valid, omega, weight, none, none, none, args, none,
+                                           none, none, Scratch{});
   };
   op.forward = [=](const Tensors& in) {
     Tensor out = empty_heads(B, H, T, dv, in[0]);

@@ -3,6 +3,7 @@
 // whose own gradient comes from differentiating the composite.
 #include "autograd/fused.h"
 
+#include <cstdio>
 #include <cstdlib>
 #include <mutex>
 #include <set>
@@ -28,14 +29,21 @@ void log_fallback(const std::string& op, const std::string& reason) {
   static std::mutex mutex;
   static std::set<std::string> said;
   const std::lock_guard lock(mutex);
+  // fputs: a log that cannot be written is no reason to throw.
   if (said.insert(op + reason).second)
-    fmt::print(stderr, "note: {} runs as its composite: {}\n", op, reason);
+    std::fputs(fmt::format("note: {} runs as its composite: {}\n", op, reason).c_str(), stderr);
 }
 
 Tensors values(const Variables& variables) {
   Tensors list;
   for (const Variable& v : variables) list.push_back(v.value());
   return list;
+}
+
+Support kernels_support(const FusedOp& op, const Tensors& x, const Variables& inputs) {
+  const Support forward = op.supports ? op.supports(x) : Support{};
+  if (!forward || !op.supports_backward || !wants_recording(inputs)) return forward;
+  return op.supports_backward(x);
 }
 
 Variables run_composite(const FusedOp& op, const Variables& inputs) {
@@ -131,11 +139,9 @@ Unfused::~Unfused() {
 Variables apply_fused(const FusedOp& op, const Variables& inputs) {
   if (unfused_depth > 0) return run_composite(op, inputs);
   const Tensors x = values(inputs);
-  if (op.supports) {
-    if (const Support support = op.supports(x); !support) {
-      log_fallback(op.name, support.reason);
-      return run_composite(op, inputs);
-    }
+  if (const Support support = kernels_support(op, x, inputs); !support) {
+    log_fallback(op.name, support.reason);
+    return run_composite(op, inputs);
   }
   FusedOp::Forward result = op.forward(x);
   // The backward kernel reads results and statistics as well as operands.

@@ -92,11 +92,10 @@ Variable layer_norm(const Variable& x, const Variable& weight, const Variable& b
   op.forward = [eps](const Tensors& in) {
     const Tensor rows = in[0].contiguous();
     const int64_t count = rows.size(0);
-    const auto stat = [&] {
-      return Tensor::empty({count}, compute_dtype(rows.dtype()), rows.device());
-    };
+    const DType dtype = compute_dtype(rows.dtype());
     Tensor y = Tensor::empty(rows.shape(), rows.dtype(), rows.device());
-    Tensor mean = stat(), rstd = stat();
+    Tensor mean = Tensor::empty({count, 2}, dtype, rows.device());
+    Tensor rstd = Tensor::empty({count}, dtype, rows.device());
     kernels::layer_norm_forward(rows, in[1].contiguous(), in[2].contiguous(), eps, y, mean, rstd);
     return FusedOp::Forward{{y}, {mean, rstd}};
   };
@@ -111,9 +110,9 @@ Variable layer_norm(const Variable& x, const Variable& weight, const Variable& b
     return d;
   };
   op.composite = [eps](const Variables& in) {
-    const Variable centred = in[0] - mean(in[0], {1}, true);
-    const Variable variance = mean(centred * centred, {1}, true);
-    return Variables{centred * rsqrt(variance + eps) * in[1] + in[2]};
+    const Variable deviation = centred(in[0], {1});
+    const Variable variance = mean(deviation * deviation, {1}, true);
+    return Variables{deviation * inverse_root(variance + eps) * in[1] + in[2]};
   };
   return reshape(apply_fused(op, {reshape(x, as_rows(x.shape())), weight, bias})[0], x.shape());
 }
@@ -131,9 +130,9 @@ Variable row_losses(const Variable& logits, const Tensor& target, double smoothi
     const Tensor x = in[0].contiguous();
     const DType dtype = compute_dtype(x.dtype());
     Tensor loss = Tensor::empty({x.size(0)}, dtype, x.device());
-    Tensor lse = Tensor::empty({x.size(0)}, dtype, x.device());
-    kernels::cross_entropy_forward(x, target, smoothing, ignore, loss, lse);
-    return FusedOp::Forward{{loss}, {lse}};
+    Tensor statistics = Tensor::empty({x.size(0), 2}, dtype, x.device());
+    kernels::cross_entropy_forward(x, target, smoothing, ignore, loss, statistics);
+    return FusedOp::Forward{{loss}, {statistics}};
   };
   op.backward = [=](const Tensors& in, const FusedOp::Forward& result, const Tensors& g,
                     const std::vector<bool>&) {
@@ -149,9 +148,18 @@ Variable row_losses(const Variable& logits, const Tensor& target, double smoothi
     Tensor places = Tensor::empty(target.shape(), DType::int64, target.device());
     kernels::where(ignored, Tensor::zeros({}, DType::int64, target.device()).expand(target.shape()),
                    target, places);
-    const Variable logp = log_softmax(cast(in[0], compute_dtype(in[0].dtype())), 1);
-    const Variable picked = squeeze(gather(logp, 1, places.unsqueeze(1)), 1);
-    const Variable loss = -(1.0 - smoothing) * picked - smoothing * mean(logp, {1});
+    const Variable counted = masked_fill(in[0], ignored.unsqueeze(1), 0.0);
+    const Variable logp = log_softmax(cast(counted, compute_dtype(in[0].dtype())), 1);
+    // A term whose factor is 0 is left out, since its other factor may be infinite.
+    Variable loss;
+    if (smoothing < 1) {
+      const Variable picked = squeeze(gather(logp, 1, places.unsqueeze(1)), 1);
+      loss = -(1.0 - smoothing) * picked;
+    }
+    if (smoothing > 0) {
+      const Variable everywhere = -smoothing * mean(logp, {1});
+      loss = loss.defined() ? loss + everywhere : everywhere;
+    }
     return Variables{masked_fill(loss, ignored, 0.0)};
   };
   return apply_fused(op, {logits})[0];

@@ -17,27 +17,24 @@ thread_local int anomaly_depth = 0;
 thread_local uint64_t backward_of_id = 0;
 thread_local RecordTool* record_tool = nullptr;
 
-// What a node owned. Destroying it may destroy other nodes; those put their own remains on the same
-// list instead of recursing, so graphs of any depth are freed.
-struct Remains {
-  std::vector<Node::Input> inputs;
-  Vjp vjp;
-};
-thread_local std::vector<Remains>* graveyard = nullptr;
+// Deletes a node. That may drop the last reference to other nodes: those are put on a list that
+// runs through the nodes themselves, so graphs of any depth are freed, and freeing them needs no
+// memory.
+thread_local bool deleting = false;
+thread_local Node* waiting = nullptr;
 
-void bury(Remains remains) {
-  if (graveyard) {
-    graveyard->push_back(std::move(remains));
+void delete_node(Node* node) noexcept {
+  if (deleting) {
+    node->next_deleted = std::exchange(waiting, node);
     return;
   }
-  std::vector<Remains> list;
-  graveyard = &list;
-  list.push_back(std::move(remains));
-  while (!list.empty()) {
-    Remains last = std::move(list.back());
-    list.pop_back();
+  deleting = true;
+  while (node) {
+    delete node;
+    node = waiting;
+    if (node) waiting = node->next_deleted;
   }
-  graveyard = nullptr;
+  deleting = false;
 }
 
 void check_finite(const char* op, const Variables& inputs, const Tensors& outputs) {
@@ -54,12 +51,12 @@ void check_finite(const char* op, const Variables& inputs, const Tensors& output
   }
 }
 
+}  // namespace
+
 bool wants_recording(const Variables& inputs) {
   return grad_enabled() && std::any_of(inputs.begin(), inputs.end(),
                                        [](const Variable& v) { return v.requires_grad(); });
 }
-
-}  // namespace
 
 Saved::Saved(const Variable& v, bool needed) {
   if (!needed) return;
@@ -115,10 +112,6 @@ bool VjpContext::needs(int i) const {
   return needs_[static_cast<size_t>(i)];
 }
 
-Node::~Node() {
-  bury({std::move(inputs), std::move(vjp)});
-}
-
 std::string Node::text() const {
   return scope && !scope->empty() ? fmt::format("{}/{}#{}", *scope, op, id)
                                   : fmt::format("{}#{}", op, id);
@@ -127,7 +120,6 @@ std::string Node::text() const {
 void Node::release() {
   released = true;
   for (Output& out : outputs) out.value = Tensor();
-  bury({{}, std::move(vjp)});
   vjp = nullptr;
 }
 
@@ -151,7 +143,7 @@ Variables record(const char* op, const Variables& inputs, const Tensors& results
     for (const Tensor& t : outputs) result.emplace_back(t);
     return result;
   }
-  auto node = std::make_shared<Node>();
+  const std::shared_ptr<Node> node(new Node, delete_node);
   node->op = op;
   node->attributes = std::move(attributes);
   node->vjp = std::move(vjp);

@@ -95,8 +95,6 @@ class Node : public std::enable_shared_from_this<Node> {
     uint64_t version = 0;
   };
 
-  ~Node();
-
   std::string op;
   Attributes attributes;
   std::vector<Input> inputs;
@@ -106,6 +104,7 @@ class Node : public std::enable_shared_from_this<Node> {
   uint64_t backward_of = 0;  // id of the node whose rule recorded this one, 0: forward
   std::shared_ptr<const std::string> scope;
   bool released = false;
+  Node* next_deleted = nullptr;  // while nodes are being deleted
 
   /// "scope/op#id".
   std::string text() const;
@@ -113,6 +112,8 @@ class Node : public std::enable_shared_from_this<Node> {
   void release();
 };
 
+/// Whether record() enters an op with these inputs into the graph.
+bool wants_recording(const Variables& inputs);
 /// Enters an op into the graph and returns its outputs as Variables. Without recording (NoGrad, or
 /// no input asks for a gradient) they are plain values. `keep_outputs`: the rule reads output(i).
 Variables record(const char* op, const Variables& inputs, const Tensors& outputs, Vjp vjp,

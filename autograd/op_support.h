@@ -3,6 +3,8 @@
 
 #include <fmt/ranges.h>
 
+#include <algorithm>
+
 #include "autograd/node.h"
 #include "autograd/ops.h"
 #include "autograd/scope.h"
@@ -73,6 +75,23 @@ inline Tensor not_(const Tensor& mask) {
 
 inline Variable zeros_like(const Variable& v) {
   return Variable(Tensor::zeros(v.shape(), v.dtype(), v.device()));
+}
+
+/// x less its mean over `dims` (none: all). The mean is taken of differences from the first value,
+/// so equal values are 0 exactly, and values far from 0 lose nothing.
+inline Variable centred(const Variable& x, const std::vector<int>& dims) {
+  if (x.numel() == 0) return x;
+  Tensor first = x.value();
+  for (int d = 0; d < x.rank(); ++d)
+    if (dims.empty() || std::count(dims.begin(), dims.end(), d) > 0) first = first.slice(d, 0, 1);
+  const Variable shifted = x - Variable(first);
+  return shifted - mean(shifted, dims, true);
+}
+
+/// 1/sqrt(v), and 0 with gradient 0 where v is 0.
+inline Variable inverse_root(const Variable& v) {
+  const Tensor zero = equal(v.value(), 0.0);
+  return masked_fill(rsqrt(masked_fill(v, zero, 1.0)), zero, 0.0);
 }
 
 }  // namespace macgrad

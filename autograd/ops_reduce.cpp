@@ -99,9 +99,10 @@ Variable mean(const Variable& x, std::vector<int> dims, bool keepdim) {
 
 Variable var(const Variable& x, std::vector<int> dims, double correction, bool keepdim) {
   check_defined("var", x);
-  const auto n = static_cast<double>(count(x.shape(), checked_dims("var", dims, x.shape())));
-  const Variable centred = x - mean(x, dims, true);
-  return sum(centred * centred, std::move(dims), keepdim) * (1.0 / (n - correction));
+  dims = checked_dims("var", std::move(dims), x.shape());
+  const auto n = static_cast<double>(count(x.shape(), dims));
+  const Variable deviation = centred(x, dims);
+  return sum(deviation * deviation, std::move(dims), keepdim) * (1.0 / (n - correction));
 }
 
 std::pair<Variable, Tensor> max(const Variable& x, int dim, bool keepdim) {

@@ -1,5 +1,7 @@
 // preSBN and postSBN (paper, Algorithm 1; settled in nn/README.md) as fused ops.
 
+#include <limits>
+
 #include "autograd/attention.h"
 #include "autograd/fused.h"
 #include "autograd/op_support.h"
@@ -7,7 +9,7 @@
 namespace macgrad {
 namespace {
 
-// Rows with a smaller L2 norm become 0, with zero gradient.
+// Rows of a norm up to this become 0, with zero gradient.
 constexpr double kSmallestNorm = 1e-12;
 
 struct PreSbn {
@@ -17,32 +19,45 @@ struct PreSbn {
   Tensor invalid;  // (B, 1, T, 1)
 };
 
+// x less its mean over valid positions, for each head and channel; 0 where x is invalid. Without
+// any valid position the mean is 0.
+Variable centred_by_channel(const Variable& x, const PreSbn& p, double count) {
+  if (!p.valid.defined()) return centred(x, {0, 2});
+  if (count == 0) return x;
+  const double lowest = -std::numeric_limits<double>::infinity();
+  const Variable seen = masked_fill(x.detach(), p.invalid, lowest);
+  const Variable shifted =
+      masked_fill(x - max(max(seen, 2, true).first, 0, true).first, p.invalid, 0);
+  return masked_fill(shifted - sum(shifted, {0, 2}, true) * (1.0 / count), p.invalid, 0.0);
+}
+
 Variable pre_sbn_composite(const Variable& given, const PreSbn& p, const SbnMoments& fixed) {
   const Variable x = p.valid.defined() ? masked_fill(given, p.invalid, 0.0) : given;
-  const auto hidden = [&](const Variable& v) {
-    return p.valid.defined() ? masked_fill(v, p.invalid, 0.0) : v;
-  };
-  Variable mean_, var_;
-  if (p.statistics == SbnStatistics::batch) {
+  Variable normal;
+  // Squared norm of a row up to which it is 0.
+  constexpr double kSquared = kSmallestNorm * kSmallestNorm;
+  Tensor smallest = Tensor::full({}, kSquared, x.dtype(), x.device());
+  if (p.statistics == SbnStatistics::row) {
+    // Not divided by the deviation, which the norm would take out again.
+    normal = centred(x, {3});
+    const Variable variance = mean(normal.detach() * normal.detach(), {3}, true);
+    smallest = ((variance + p.eps) * kSquared).value();
+  } else if (p.statistics == SbnStatistics::batch) {
     double count = static_cast<double>(x.size(0) * x.size(2));
     if (p.valid.defined()) count = sum(Variable(p.valid.to(DType::float64))).item();
-    const double scale = count > 0 ? 1.0 / count : 0.0;
-    mean_ = sum(x, {0, 2}, true) * scale;
-    const Variable centred = hidden(x - mean_);
-    var_ = sum(centred * centred, {0, 2}, true) * scale;
-    if (count == 0) var_ = var_ + 1.0;
-  } else if (p.statistics == SbnStatistics::fixed) {
-    const Shape shape{1, x.size(1), 1, x.size(3)};
-    mean_ = Variable(fixed.mean.view(shape).to(x.dtype()));
-    var_ = Variable(fixed.var.view(shape).to(x.dtype()));
+    const Variable deviation = centred_by_channel(x, p, count);
+    const Variable squares = sum(deviation * deviation, {0, 2}, true);
+    normal =
+        deviation * inverse_root((count > 0 ? squares * (1.0 / count) : squares + 1.0) + p.eps);
   } else {
-    mean_ = mean(x, {3}, true);
-    const Variable centred = x - mean_;
-    var_ = mean(centred * centred, {3}, true);
+    const Shape shape{1, x.size(1), 1, x.size(3)};
+    const Variable mean_(fixed.mean.view(shape).to(x.dtype()));
+    const Variable var_(fixed.var.view(shape).to(x.dtype()));
+    normal = (x - mean_) * inverse_root(var_ + p.eps);
+    if (p.valid.defined()) normal = masked_fill(normal, p.invalid, 0.0);
   }
-  const Variable normal = hidden((x - mean_) * rsqrt(var_ + p.eps));
   const Variable square = sum(normal * normal, {3}, true);
-  const Tensor tiny = less(square.value(), kSmallestNorm * kSmallestNorm);
+  const Tensor tiny = less_equal(square.value(), smallest);
   return masked_fill(normal * rsqrt(masked_fill(square, tiny, 1.0)), tiny, 0.0);
 }
 

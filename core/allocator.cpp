@@ -69,32 +69,21 @@ std::string what_is_left(Device device, const RawMemory& raw) {
   return fmt::format(", {} of {} free on the device", free, total);
 }
 
+// Giving a block back must not need memory: taking one makes the room for it.
 class Pool {
  public:
   void* take(size_t bytes, Device device, const RawMemory& raw) {
     const size_t want = size_class(std::max<size_t>(bytes, 1) + kGuardBytes);
     std::lock_guard lock(mutex_);
-    void* block = private_on_ ? pop(private_free_, want) : nullptr;
-    if (block == nullptr) {
-      block = pop(free_, want);
-      if (block != nullptr && private_on_) own(block, want);
-    }
-    if (block != nullptr) {
-      stats_.cached_bytes -= want;
+    SizeClass& c = classes_[want];
+    void* block = nullptr;
+    if (private_on_ && !c.private_free.empty()) {
+      block = take_last(c.private_free, want);
+    } else if (!c.free.empty()) {
+      if (private_on_) own(c.free.back(), want);
+      block = take_last(c.free, want);
     } else {
-      block = raw.allocate(want, device);
-      if (block == nullptr) {
-        trim_locked(device, raw);
-        block = raw.allocate(want, device);
-      }
-      if (block == nullptr) {
-        throw Error(
-            "out of memory on {}: {} bytes asked, {} in use, {} cached{}{}; use a smaller "
-            "batch or shorter sequences",
-            text(device), bytes, stats_.current_bytes, stats_.cached_bytes,
-            what_is_left(device, raw), error_context());
-      }
-      if (private_on_) own(block, want);
+      block = fresh(c, want, bytes, device, raw);
     }
     stats_.current_bytes += want;
     stats_.peak_bytes = std::max(stats_.peak_bytes, stats_.current_bytes);
@@ -102,12 +91,13 @@ class Pool {
     return block;
   }
 
-  void give(void* block, size_t bytes, Device) {
+  void give(void* block, size_t bytes, Device) noexcept {
     const size_t want = size_class(std::max<size_t>(bytes, 1) + kGuardBytes);
     std::lock_guard lock(mutex_);
     stats_.current_bytes -= want;
     stats_.cached_bytes += want;
-    (private_blocks_.contains(block) ? private_free_ : free_)[want].push_back(block);
+    SizeClass& c = classes_.find(want)->second;
+    (private_blocks_.contains(block) ? c.private_free : c.free).push_back(block);
   }
 
   void use_private(bool on) {
@@ -136,31 +126,67 @@ class Pool {
   }
 
  private:
-  using Blocks = std::unordered_map<size_t, std::vector<void*>>;
+  // Both lists have room for all the blocks of their size, so adding to one allocates nothing.
+  struct SizeClass {
+    std::vector<void*> free;
+    std::vector<void*> private_free;  // of private_blocks_; kept when the cache is trimmed
+    size_t blocks = 0;                // in the lists or in use
+    void make_room() {
+      for (std::vector<void*>* list : {&free, &private_free})
+        if (list->capacity() <= blocks) list->reserve(2 * blocks + 1);
+    }
+  };
 
-  static void* pop(Blocks& blocks, size_t want) {
-    const auto it = blocks.find(want);
-    if (it == blocks.end() || it->second.empty()) return nullptr;
-    void* block = it->second.back();
-    it->second.pop_back();
+  void* take_last(std::vector<void*>& list, size_t want) {
+    void* block = list.back();
+    list.pop_back();
+    stats_.cached_bytes -= want;
     return block;
   }
+
+  void* fresh(SizeClass& c, size_t want, size_t bytes, Device device, const RawMemory& raw) {
+    c.make_room();
+    void* block = raw.allocate(want, device);
+    if (block == nullptr) {
+      trim_locked(device, raw);
+      block = raw.allocate(want, device);
+    }
+    if (block == nullptr) {
+      throw Error(
+          "out of memory on {}: {} bytes asked, {} in use, {} cached{}{}; use a smaller "
+          "batch or shorter sequences",
+          text(device), bytes, stats_.current_bytes, stats_.cached_bytes, what_is_left(device, raw),
+          error_context());
+    }
+    if (private_on_) {
+      try {
+        own(block, want);
+      } catch (...) {
+        raw.release(block, want, device);
+        throw;
+      }
+    }
+    ++c.blocks;
+    return block;
+  }
+
   void own(void* block, size_t bytes) {
     private_blocks_.insert(block);
     stats_.private_bytes += bytes;
   }
 
   void trim_locked(Device device, const RawMemory& raw) {
-    for (auto& [size, blocks] : free_) {
-      for (void* block : blocks) raw.release(block, size, device);
-      stats_.cached_bytes -= size * blocks.size();
-      blocks.clear();
+    for (auto& [size, c] : classes_) {
+      while (!c.free.empty()) {
+        void* block = take_last(c.free, size);
+        --c.blocks;
+        raw.release(block, size, device);
+      }
     }
   }
 
   std::mutex mutex_;
-  Blocks free_;
-  Blocks private_free_;  // of private_blocks_; kept when the cache is trimmed
+  std::unordered_map<size_t, SizeClass> classes_;
   std::unordered_set<void*> private_blocks_;
   bool private_on_ = false;
   MemoryStats stats_;

@@ -35,6 +35,7 @@ void set_raw_memory(DeviceType type, RawMemory functions);
 /// Block of at least `bytes` (0 gives a valid pointer). Out of memory throws an Error saying how
 /// much was asked, used, cached and free, and in which scope.
 void* allocate(size_t bytes, Device device);
+/// Needs no memory itself: it can run while another allocation's failure is handled.
 void release(void* block, size_t bytes, Device device) noexcept;
 /// Copies bytes between devices; waits until the data is there.
 void copy_bytes(void* to, Device to_device, const void* from, Device from_device, size_t bytes);

@@ -57,9 +57,11 @@ void CompareWithCpu::after(const KernelCall& call) {
   if (call.device.type == DeviceType::cpu) return;
   if (!call.on_cpu) {
     if (++skipped_[call.name] == 1)
-      fmt::print(stderr,
-                 "MACGRAD_CHECK=cpu: {} is not compared: no CPU kernel takes its operands\n",
-                 call.name);
+      std::fputs(
+          fmt::format("MACGRAD_CHECK=cpu: {} is not compared: no CPU kernel takes its operands\n",
+                      call.name)
+              .c_str(),
+          stderr);
     return;
   }
   const PauseObserver pause;

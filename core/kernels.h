@@ -142,16 +142,19 @@ inline constinit Kernel<void(In, Out)> log_softmax_forward{"log_softmax_forward"
                                                            {cpu::log_softmax_forward}};
 inline constinit Kernel<void(In, In, Out)> log_softmax_backward{"log_softmax_backward",
                                                                 {cpu::log_softmax_backward}};
-/// logits (R, V), target (R) int64 -> loss (R), lse (R). With smoothing s the target distribution
-/// is (1-s) on the target plus s/V everywhere; rows whose target is `ignore` have loss 0. loss, lse
-/// and grad are of compute_dtype: a bfloat16 lse would put a few per cent on every probability.
+/// logits (R, V), target (R) int64 -> loss (R), statistics (R, 2): the largest logit m and
+/// Σ exp(logit - m), kept apart because their log-sum-exp is rounded to a unit of m. With smoothing
+/// s the target distribution is (1-s) on the target plus s/V everywhere; rows whose target is
+/// `ignore` have loss 0. loss, statistics and grad are of compute_dtype.
 inline constinit Kernel<void(In, In, double, int64_t, Out, Out)> cross_entropy_forward{
     "cross_entropy_forward", {cpu::cross_entropy_forward}};
 /// grad (R) -> dlogits (R, V).
 inline constinit Kernel<void(In, In, In, In, double, int64_t, Out)> cross_entropy_backward{
     "cross_entropy_backward", {cpu::cross_entropy_backward}};
 
-/// x, y (R, N), weight, bias (N), mean, rstd (R) of compute_dtype; biased variance.
+/// x, y (R, N), weight, bias (N), mean (R, 2), rstd (R) of compute_dtype; biased variance. The mean
+/// is the sum of two numbers, the second of which is what rounding takes from the first. rstd is 0
+/// where variance and eps are.
 inline constinit Kernel<void(In, In, In, double, Out, Out, Out)> layer_norm_forward{
     "layer_norm_forward", {cpu::layer_norm_forward}};
 inline constinit Kernel<void(In, In, In, In, In, Out, Out, Out)> layer_norm_backward{
@@ -159,8 +162,8 @@ inline constinit Kernel<void(In, In, In, In, In, Out, Out, Out)> layer_norm_back
 
 /// x (B, H, T, d) with unit last stride, any others; valid (B, T) bool or absent; mean, var (H, d)
 /// of any floating dtype, written by `batch` (biased), read by `fixed`, absent for `row`. y, of x's
-/// shape: centred, divided by sqrt(var + eps), then each row divided by its L2 norm; rows below
-/// 1e-12 and invalid rows are 0 (math of ppSBN: nn/README.md).
+/// shape: centred, divided by sqrt(var + eps), then each row divided by its L2 norm; rows of a norm
+/// up to 1e-12 and invalid rows are 0 (math of ppSBN: nn/README.md).
 inline constinit Kernel<void(In, In, SbnStatistics, double, InOut, InOut, Out)> pre_sbn_forward{
     "pre_sbn_forward", {cpu::pre_sbn_forward}};
 /// `batch` differentiates through the statistics; `fixed` treats them as constants.
@@ -174,9 +177,10 @@ inline constinit Kernel<void(In, In, In, In, double, Out, Out, Out)> post_sbn_ba
     "post_sbn_backward", {cpu::post_sbn_backward}};
 
 /// q (B, H, T, d), k (B, H, S, d), v (B, H, S, dv), out (B, H, T, dv): last stride 1, others any.
-/// key_valid (B, S), query_valid (B, T): bool, true = visible, contiguous, or absent. lse
-/// (B, H, T) of compute_dtype: log of the sum of exponentials, -inf where no key is visible (out is
-/// 0 there). Never holds a T×S matrix.
+/// key_valid (B, S), query_valid (B, T): bool, true = visible, contiguous, or absent. statistics
+/// (B, H, T, 2) of compute_dtype, contiguous: m, the largest of q·k (of -q·k for a negative scale),
+/// and Σ exp(|scale| (±q·k - m)), kept apart as in cross_entropy_forward; -inf and 0 where no key
+/// is visible (out is 0 there). Never holds a T×S matrix.
 inline constinit Kernel<void(In, In, In, In, In, const SoftmaxAttentionArgs&, Out, Out, Scratch)>
     softmax_attention_forward{
         "softmax_attention_forward",

@@ -17,6 +17,8 @@
 #include <set>
 #include <tuple>
 
+#include "core/atomic_file.h"
+
 namespace macgrad {
 namespace {
 
@@ -45,19 +47,15 @@ size_t file_rank(DType dtype) {
 
 class File {
  public:
-  File(const std::string& path, int flags, mode_t mode = 0)
-      : fd_(::open(path.c_str(), flags | O_CLOEXEC, mode)) {}
-  ~File() { close(); }
+  explicit File(const std::string& path)
+      : fd_(::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC)) {}
+  ~File() {
+    if (fd_ >= 0) ::close(fd_);
+  }
   File(const File&) = delete;
   File& operator=(const File&) = delete;
   int fd() const { return fd_; }
   bool is_open() const { return fd_ >= 0; }
-  /// False with errno set when the system reports a late write error.
-  bool close() {
-    const int fd = fd_;
-    fd_ = -1;
-    return fd < 0 || ::close(fd) == 0;
-  }
 
  private:
   int fd_;
@@ -81,18 +79,6 @@ void read_at(const File& file, const std::string& path, void* to, uint64_t bytes
     from += static_cast<uint64_t>(n);
     bytes -= static_cast<uint64_t>(n);
   }
-}
-
-bool write_all(const File& file, const void* from, uint64_t bytes) {
-  const auto* in = static_cast<const char*>(from);
-  while (bytes > 0) {
-    const ssize_t n = ::write(file.fd(), in, std::min<uint64_t>(bytes, 1 << 30));
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return false;
-    in += n;
-    bytes -= static_cast<uint64_t>(n);
-  }
-  return true;
 }
 
 // Parses the header, refusing repeated names and deep nesting, which the parser itself lets pass.
@@ -283,38 +269,22 @@ void save_safetensors(const std::string& path, const std::map<std::string, Tenso
          kMaxHeader);
   }
 
-  const std::string temporary = fmt::format("{}.{}.tmp", path, ::getpid());
-  File file(temporary, O_WRONLY | O_CREAT | O_TRUNC, 0666);
-  if (!file.is_open()) fail(path, "cannot write {}: {}", temporary, std::strerror(errno));
-  bool written = write_all(file, header.data(), header.size());
-  try {
-    for (const SafetensorsEntry& entry : entries) {
-      if (!written) break;
-      if (entry.begin == entry.end) continue;
-      const Tensor data = tensors.at(entry.name).to(kCpu).contiguous();
-      written = write_all(file, data.raw(), entry.end - entry.begin);
-    }
-  } catch (...) {
-    ::unlink(temporary.c_str());
-    throw;
+  AtomicFile file(path);
+  file.write(header.data(), header.size());
+  for (const SafetensorsEntry& entry : entries) {
+    const Tensor data = tensors.at(entry.name).to(kCpu).contiguous();
+    file.write(data.raw(), entry.end - entry.begin);
   }
-  written = written && ::fsync(file.fd()) == 0;
-  written = written && file.close() && ::rename(temporary.c_str(), path.c_str()) == 0;
-  if (!written) {
-    const std::string reason = std::strerror(errno);
-    ::unlink(temporary.c_str());
-    fail(path, "cannot write {} bytes: {}; the earlier file is unchanged", header.size() + offset,
-         reason);
-  }
+  file.commit();
 }
 
 SafetensorsHeader list_safetensors(const std::string& path) {
-  const File file(path, O_RDONLY | O_NONBLOCK);
+  const File file(path);
   return read_header(file, path);
 }
 
 Safetensors load_safetensors(const std::string& path) {
-  const File file(path, O_RDONLY | O_NONBLOCK);
+  const File file(path);
   SafetensorsHeader header = read_header(file, path);
   Safetensors result;
   for (const SafetensorsEntry& entry : header.entries) {

@@ -35,9 +35,9 @@ struct Safetensors {
 };
 
 /// Writes the tensors (any strides and device; F32, F64, BF16, I64, BOOL) and string metadata.
-/// The file is written beside `path`, flushed and renamed: on an error (unwritable folder, full
-/// disk) an Error names the system's reason and the earlier file stands. The layout is the Python
-/// package's: wider dtypes first, then by name, header padded with spaces to 8 bytes.
+/// The file is replaced as a whole (core/atomic_file.h): on an error (unwritable folder, full disk,
+/// a FIFO at `path`) the earlier file stands, and a symbolic link is followed. The layout is the
+/// Python package's: wider dtypes first, then by name, header padded with spaces to 8 bytes.
 void save_safetensors(const std::string& path, const std::map<std::string, Tensor>& tensors,
                       const std::map<std::string, std::string>& metadata = {});
 

@@ -65,7 +65,8 @@ StepGraph::StepGraph(Device device, const std::function<void()>& step) : device_
   } catch (...) {
     try {
       f.destroy(f.end(device));
-    } catch (const Error&) {  // what broke the step broke the recording; the first error counts
+    } catch (
+        const std::exception&) {  // what broke the step broke the recording; the first error counts
     }
     throw;
   }

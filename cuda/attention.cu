@@ -26,10 +26,13 @@ struct ForwardShared {
   bool shown[Tile::kCols];
 };
 
+template <Arithmetic arithmetic, int width>
+using ForwardBlock = ForwardShared<ForwardTile<arithmetic, width>>;
+
 template <class Tile, class T>
 __global__ void __launch_bounds__(kThreads<Tile>, Tile::kBlocks)
     forward_kernel(Problem p, Heads<const T> q, Heads<const T> k, Heads<const T> v, Heads<T> out,
-                   Heads<float> lse) {
+                   Heads<float> statistics) {
   constexpr int kCols = Tile::kCols, pieces = kCols / 16;
   auto& m = *shared_memory<ForwardShared<Tile>>();
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
@@ -84,8 +87,7 @@ __global__ void __launch_bounds__(kThreads<Tile>, Tile::kBlocks)
     const bool all = count == kCols && j0 + kCols <= warp_all;
 #pragma unroll
     for (int r = 0; r < Tile::kLaneRows; ++r) best[r] = maximum[r];
-#pragma unroll
-    for (int e = 0; e < Tile::kScores; ++e) s[e] *= p.log2_scale;
+    orient(p, s);
     if (!all) {
       int seen[Tile::kLaneRows];
 #pragma unroll
@@ -103,14 +105,14 @@ __global__ void __launch_bounds__(kThreads<Tile>, Tile::kBlocks)
       best[r] = warp_reduce<Tile::kRowLanes>(best[r], Largest{});
       // A row that has seen no key yet: any finite shift makes its weights 0.
       const float shift = best[r] == kNever ? 0.0f : best[r];
-      rescale[r] = exp2f(maximum[r] - shift);
+      rescale[r] = exp2f((maximum[r] - shift) * p.log2_scale);
       maximum[r] = best[r];
       best[r] = shift;
       sum[r] = 0;
     }
 #pragma unroll
     for (int e = 0; e < Tile::kScores; ++e) {
-      s[e] = exp2f(s[e] - best[Tile::slot(e)]);
+      s[e] = exp2f((s[e] - best[Tile::slot(e)]) * p.log2_scale);
       sum[Tile::slot(e)] += s[e];
     }
 #pragma unroll
@@ -136,7 +138,9 @@ __global__ void __launch_bounds__(kThreads<Tile>, Tile::kBlocks)
     const int i = row0 + Tile::row(lane, r);
     if (lane % Tile::kRowLanes == 0 && i < p.queries) {
       const bool sees = total[r] != 0 && (!query_valid || query_valid[i]);  // NaN sees
-      *lse.at(b, h, i) = sees ? (maximum[r] + log2f(total[r])) * 0.69314718f : kNever;
+      float* kept = statistics.at(b, h, i);
+      kept[0] = sees ? maximum[r] : kNever;
+      kept[1] = sees ? total[r] : 0.0f;
     }
     total[r] = total[r] == 0 ? 0.0f : 1 / total[r];  // no visible key: 0 / 0 becomes 0
   }
@@ -145,16 +149,16 @@ __global__ void __launch_bounds__(kThreads<Tile>, Tile::kBlocks)
 
 template <class T>
 void forward(In q, In k, In v, In key_valid, In query_valid, const SoftmaxAttentionArgs& args,
-             Out out, Out lse) {
+             Out out, Out statistics) {
   const Problem p = problem(q, k, v, key_valid, query_valid, args);
   const int64_t tiles = (p.queries + kOwnRows - 1) / kOwnRows;
   with_arithmetic<T>(p, [&]<Arithmetic arithmetic, int width>() {
     using Tile = ForwardTile<arithmetic, width>;
     launch(forward_kernel<Tile, T>,
            {blocks_for(q->size(0) * q->size(1) * tiles, 1), kThreads<Tile>,
-            sizeof(ForwardShared<Tile>)},
+            sizeof(ForwardBlock<arithmetic, width>)},
            p, heads_of<const T>(q), heads_of<const T>(k), heads_of<const T>(v), heads_of<T>(out),
-           heads_of<float>(lse));
+           heads_of<float>(statistics));
   });
 }
 
@@ -162,23 +166,17 @@ void forward(In q, In k, In v, In key_valid, In query_valid, const SoftmaxAttent
 }  // namespace attention
 
 void softmax_attention_forward(In q, In k, In v, In key_valid, In query_valid,
-                               const SoftmaxAttentionArgs& args, Out out, Out lse, Scratch) {
+                               const SoftmaxAttentionArgs& args, Out out, Out statistics, Scratch) {
   if (q->dtype() == DType::bfloat16) {
-    attention::forward<bfloat16>(q, k, v, key_valid, query_valid, args, out, lse);
+    attention::forward<bfloat16>(q, k, v, key_valid, query_valid, args, out, statistics);
   } else {
-    attention::forward<float>(q, k, v, key_valid, query_valid, args, out, lse);
+    attention::forward<float>(q, k, v, key_valid, query_valid, args, out, statistics);
   }
 }
 
 Support softmax_attention_forward_supports(In q, In, In v, In, In, const SoftmaxAttentionArgs&, Out,
                                            Out, Scratch) {
-  if (q->dtype() != DType::float32 && q->dtype() != DType::bfloat16)
-    return {false,
-            fmt::format("the CUDA kernel takes float32 and bfloat16, got {}", name(q->dtype()))};
-  if (q->size(3) > attention::kWidest || v->size(3) > attention::kWidest)
-    return {false, fmt::format("the CUDA kernel takes heads up to {} wide, got d {} and dv {}",
-                               attention::kWidest, q->size(3), v->size(3))};
-  return {};
+  return attention::supports<attention::ForwardBlock>(q, v);
 }
 
 size_t softmax_attention_forward_scratch(In, In, In, In, In, const SoftmaxAttentionArgs&, Out, Out,

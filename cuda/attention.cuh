@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
 #include <type_traits>
@@ -36,7 +37,8 @@ MACGRAD_HD inline int least(int a, int b) {
 struct Problem {
   int heads, queries, keys, d, dv;
   float scale;       // of the scores
-  float log2_scale;  // the same for powers of 2
+  float log2_scale;  // its size, above 0, for powers of 2
+  bool negative;     // the scale: scores are compared as -q·k
   bool causal;
   const bool *key_valid, *query_valid;  // (B, S), (B, T); null: all
   DrawKey key;
@@ -56,6 +58,15 @@ struct Problem {
     return !causal || i < 0 ? 0 : i;
   }
 };
+
+/// Products q·k as scores that can be compared and subtracted. The scale comes after the
+/// difference: an offset common to all keys cancels before it is rounded once more.
+template <int n>
+__device__ inline void orient(const Problem& p, float (&s)[n]) {
+  if (!p.negative) return;
+#pragma unroll
+  for (int e = 0; e < n; ++e) s[e] = -s[e];
+}
 
 /// One (B, H, N, width) operand; strides in elements.
 template <class T>
@@ -90,7 +101,8 @@ inline Problem problem(const Tensor& q, const Tensor& k, const Tensor& v, const 
   p.d = static_cast<int>(q.size(3));
   p.dv = static_cast<int>(v.size(3));
   p.scale = static_cast<float>(args.scale);
-  p.log2_scale = static_cast<float>(args.scale * 1.4426950408889634);
+  p.log2_scale = std::max(FLT_MIN, static_cast<float>(std::abs(args.scale) * 1.4426950408889634));
+  p.negative = args.scale < 0;
   p.causal = args.causal;
   p.key_valid = key_valid.defined() ? key_valid.data<bool>() : nullptr;
   p.query_valid = query_valid.defined() ? query_valid.data<bool>() : nullptr;
@@ -115,13 +127,39 @@ void with_width(int64_t width, F&& f) {
   }
 }
 template <class T, class F>
-void with_arithmetic(const Problem& p, F&& f) {
-  const int64_t width = std::max(p.d, p.dv);
+void with_arithmetic(int64_t width, F&& f) {
   if constexpr (std::is_same_v<T, float>) {
     if (math_mode() == MathMode::exact) return with_width<Arithmetic::fma>(width, f);
     if (math_mode() == MathMode::tf32) return with_width<Arithmetic::tf32>(width, f);
   }
   with_width<Arithmetic::bf16>(width, f);
+}
+template <class T, class F>
+void with_arithmetic(const Problem& p, F&& f) {
+  with_arithmetic<T>(std::max(p.d, p.dv), f);
+}
+
+/// Whether kernels that keep a Shared<arithmetic, width> per block take these operands.
+template <template <Arithmetic, int> class Shared>
+Support supports(const Tensor& q, const Tensor& v) {
+  if (q.dtype() != DType::float32 && q.dtype() != DType::bfloat16)
+    return {false,
+            fmt::format("the CUDA kernel takes float32 and bfloat16, got {}", name(q.dtype()))};
+  const int64_t width = std::max(q.size(3), v.size(3));
+  if (width > kWidest)
+    return {false, fmt::format("the CUDA kernel takes heads up to {} wide, got d {} and dv {}",
+                               kWidest, q.size(3), v.size(3))};
+  size_t bytes = 0;
+  const auto measure = [&]<Arithmetic arithmetic, int w>() {
+    bytes = sizeof(Shared<arithmetic, w>);
+  };
+  if (q.dtype() == DType::bfloat16) {
+    with_arithmetic<bfloat16>(width, measure);
+  } else {
+    with_arithmetic<float>(width, measure);
+  }
+  const std::string reason = shared_memory_refusal(bytes);
+  return {reason.empty(), reason};
 }
 
 /// n_rows rows of a tile from `from` on, `count` of which exist. Others, rows that are not `valid`

@@ -1,11 +1,12 @@
-// Softmax attention backward: weights are recomputed from lse, tile by tile (Dao 2023,
-// "FlashAttention-2"). With P the weights, R the dropout factors, G = grad, D = rowsum(G ∘ out):
+// Softmax attention backward: weights are recomputed tile by tile, from the largest score and the
+// sum of exponentials of each query (Dao 2023, "FlashAttention-2"). With P the weights, R the
+// dropout factors, G = grad, D = rowsum(G ∘ out):
 //   dP = R ∘ (G·V^T), dS = P ∘ (dP - D), dv = (R ∘ P)^T·G, dq = scale·dS·K, dk = scale·dS^T·Q.
-// Three kernels: lse and D a query; dk and dv by blocks of keys that walk over queries; dq by
-// blocks of queries that walk over keys. 7 products instead of 5, and every sum has one owner and
-// one order: no atomics, the same bits every time. Shared memory is at most 113 KB (width 128:
-// (2·64 + 2·32)·132·4 bytes of rows, 64·40·4 of weights), so two blocks fit a multiprocessor.
-// B batch, H heads, T queries, S keys, d and dv widths.
+// Three kernels: what each query has of its own; dk and dv by blocks of keys that walk over
+// queries; dq by blocks of queries that walk over keys. 7 products instead of 5, and every sum has
+// one owner and one order: no atomics, the same bits every time. Shared memory is at most 113 KB
+// (width 128: (2·64 + 2·32)·132·4 bytes of rows, 64·40·4 of weights), so two blocks fit a
+// multiprocessor. B batch, H heads, T queries, S keys, d and dv widths.
 #include "cuda/attention.cuh"
 #include "cuda/backend.h"
 
@@ -18,9 +19,10 @@ using BackwardTile = std::conditional_t<
     arithmetic == Arithmetic::fma, FmaTile<4, 32, width>,
     std::conditional_t<arithmetic == Arithmetic::tf32, Tf32Tile<32, width>, Bf16Tile<32, width>>>;
 
-/// Of one query: lse for powers of 2, +inf where no weight is to be made, and D.
-struct alignas(8) Row {
-  float log2_sum, delta;
+/// Of one query: its largest score, log2 of the sum of exponentials (+inf where no weight is to be
+/// made), and D. The first two are not added up: at a large offset their sum is rounded.
+struct alignas(16) Row {
+  float maximum = 0, log2_sum = INFINITY, delta = 0;
 };
 
 template <class Tile>
@@ -33,25 +35,31 @@ struct BackwardShared {
   bool shown[Tile::kCols];
 };
 
+template <Arithmetic arithmetic, int width>
+using BackwardBlock = BackwardShared<BackwardTile<arithmetic, width>>;
+
 constexpr int kRowThreads = 256;
 
 // A warp a query.
 template <class T>
 __global__ void __launch_bounds__(kRowThreads)
-    row_kernel(Problem p, Heads<const T> out, Heads<const T> grad, Heads<const float> lse, Row* to,
-               int64_t rows) {
+    row_kernel(Problem p, Heads<const T> out, Heads<const T> grad, Heads<const float> statistics,
+               Row* to, int64_t rows) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t row = thread_index() / kWarp;
   if (row >= rows) return;
   const int64_t bh = row / p.queries, b = bh / p.heads, h = bh % p.heads, i = row % p.queries;
-  Row mine{INFINITY, 0};
+  Row mine;
   if (!p.query_valid || p.query_valid[b * p.queries + i]) {
     const T *o = out.at(b, h, i), *g = grad.at(b, h, i);
     float sum = 0;
     for (int x = lane; x < p.dv; x += kWarp) sum = fmaf(load(o + x), load(g + x), sum);
     mine.delta = warp_sum(sum);
-    const float log_sum = *lse.at(b, h, i);
-    if (log_sum != kNever) mine.log2_sum = log_sum * 1.44269504f;
+    const float* kept = statistics.at(b, h, i);
+    if (kept[1] != 0) {  // 0: the query sees no key
+      mine.maximum = kept[0];
+      mine.log2_sum = log2f(kept[1]);
+    }
   }
   if (lane == 0) to[row] = mine;
 }
@@ -95,7 +103,7 @@ __global__ void __launch_bounds__(kThreads<Tile>, Tile::kBlocks)
     __syncthreads();  // the last tile has been read
     bool sees = false;
     if (thread < kCols) {
-      const Row row = i0 + thread < p.queries ? rows[i0 + thread] : Row{INFINITY, 0};
+      const Row row = i0 + thread < p.queries ? rows[i0 + thread] : Row{};
       sees = row.log2_sum != INFINITY;
       m.rows[thread] = row;
     }
@@ -110,6 +118,7 @@ __global__ void __launch_bounds__(kThreads<Tile>, Tile::kBlocks)
 
     float s[Tile::kScores], ds[Tile::kScores];
     Tile::dot(s, m.own[0] + own, m.other[0], lane);
+    orient(p, s);
     Tile::dot(ds, m.own[1] + own, m.other[1], lane);
     uint16_t* keep = m.keep[warp];
     if (p.threshold)
@@ -125,7 +134,8 @@ __global__ void __launch_bounds__(kThreads<Tile>, Tile::kBlocks)
       const int i = Tile::column(lane, e), j = Tile::row(lane, Tile::slot(e));
       const Row row = m.rows[i];
       const bool hidden = i < first[Tile::slot(e)] || row.log2_sum == INFINITY;
-      const float weight = hidden ? 0.0f : exp2f(s[e] * p.log2_scale - row.log2_sum);
+      const float weight =
+          hidden ? 0.0f : exp2f((s[e] - row.maximum) * p.log2_scale - row.log2_sum);
       const float factor = !p.threshold ? 1.0f : kept<pieces>(keep, i, j) ? p.kept : 0.0f;
       s[e] = weight * factor;
       ds[e] = hidden ? 0.0f : weight * (ds[e] * factor - row.delta);
@@ -164,7 +174,7 @@ __global__ void __launch_bounds__(kThreads<Tile>, Tile::kBlocks)
 #pragma unroll
   for (int r = 0; r < Tile::kLaneRows; ++r) {
     const int i = row0 + Tile::row(lane, r);
-    row[r] = i < p.queries ? rows[int64_t{bh} * p.queries + i] : Row{INFINITY, 0};
+    row[r] = i < p.queries ? rows[int64_t{bh} * p.queries + i] : Row{};
     any = any || row[r].log2_sum != INFINITY;
   }
   if (!__syncthreads_or(any)) end = 0;
@@ -199,6 +209,7 @@ __global__ void __launch_bounds__(kThreads<Tile>, Tile::kBlocks)
 
     float s[Tile::kScores], ds[Tile::kScores];
     Tile::dot(s, m.own[0] + own, m.other[0], lane);
+    orient(p, s);
     Tile::dot(ds, m.own[1] + own, m.other[1], lane);
     uint16_t* keep = m.keep[warp];
     if (p.threshold)
@@ -215,7 +226,7 @@ __global__ void __launch_bounds__(kThreads<Tile>, Tile::kBlocks)
       const int j = Tile::column(lane, e), i = Tile::row(lane, Tile::slot(e));
       const Row of = row[Tile::slot(e)];
       const bool hidden = j >= seen[Tile::slot(e)] || (!all && !m.shown[j]);
-      const float weight = exp2f(s[e] * p.log2_scale - of.log2_sum);
+      const float weight = exp2f((s[e] - of.maximum) * p.log2_scale - of.log2_sum);
       const float factor = !p.threshold ? 1.0f : kept<pieces>(keep, i, j) ? p.kept : 0.0f;
       s[e] = hidden ? 0.0f : weight * (ds[e] * factor - of.delta);
     }
@@ -229,19 +240,20 @@ __global__ void __launch_bounds__(kThreads<Tile>, Tile::kBlocks)
 }
 
 template <class T>
-void backward(In q, In k, In v, In key_valid, In query_valid, In out, In lse, In grad,
+void backward(In q, In k, In v, In key_valid, In query_valid, In out, In statistics, In grad,
               const SoftmaxAttentionArgs& args, Out dq, Out dk, Out dv, void* scratch) {
   const Problem p = problem(q, k, v, key_valid, query_valid, args);
   const int64_t heads = q->size(0) * q->size(1), n_rows = heads * p.queries;
   auto* rows = static_cast<Row*>(scratch);
   launch(row_kernel<T>, {blocks_for(n_rows, kRowThreads / kWarp), kRowThreads}, p,
-         heads_of<const T>(out), heads_of<const T>(grad), heads_of<const float>(lse), rows, n_rows);
+         heads_of<const T>(out), heads_of<const T>(grad), heads_of<const float>(statistics), rows,
+         n_rows);
   const auto blocks = [&](int64_t length) {
     return blocks_for(heads * ((length + kOwnRows - 1) / kOwnRows), 1);
   };
   with_arithmetic<T>(p, [&]<Arithmetic arithmetic, int width>() {
     using Tile = BackwardTile<arithmetic, width>;
-    constexpr size_t shared = sizeof(BackwardShared<Tile>);
+    constexpr size_t shared = sizeof(BackwardBlock<arithmetic, width>);
     const auto query = heads_of<const T>(q), key = heads_of<const T>(k),
                value = heads_of<const T>(v);
     const auto cotangent = heads_of<const T>(grad);
@@ -255,12 +267,17 @@ void backward(In q, In k, In v, In key_valid, In query_valid, In out, In lse, In
 }  // namespace
 }  // namespace attention
 
-void softmax_attention_backward(In q, In k, In v, In key_valid, In query_valid, In out, In lse,
-                                In grad, const SoftmaxAttentionArgs& args, Out dq, Out dk, Out dv,
-                                Scratch scratch) {
+void softmax_attention_backward(In q, In k, In v, In key_valid, In query_valid, In out,
+                                In statistics, In grad, const SoftmaxAttentionArgs& args, Out dq,
+                                Out dk, Out dv, Scratch scratch) {
   const auto run =
       q->dtype() == DType::bfloat16 ? attention::backward<bfloat16> : attention::backward<float>;
-  run(q, k, v, key_valid, query_valid, out, lse, grad, args, dq, dk, dv, scratch.data());
+  run(q, k, v, key_valid, query_valid, out, statistics, grad, args, dq, dk, dv, scratch.data());
+}
+
+Support softmax_attention_backward_supports(In q, In, In v, In, In, In, In, In,
+                                            const SoftmaxAttentionArgs&, Out, Out, Out, Scratch) {
+  return attention::supports<attention::BackwardBlock>(q, v);
 }
 
 size_t softmax_attention_backward_scratch(In q, In, In, In, In, In, In, In,

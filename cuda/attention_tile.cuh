@@ -215,6 +215,7 @@ __device__ inline void load_matrices(uint32_t (&r)[4], const bfloat16* row) {
                  : "memory");
   }
 #elif defined(MACGRAD_CUDA_EMULATED)
+  ::emulation::require_aligned(row, 16);
   const bfloat16* rows[kWarp];
   memcpy(rows, ::emulation::warp_exchange(kFullWarp, &row, sizeof(row)), sizeof(rows));
   const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, t = lane % 4;

@@ -11,7 +11,7 @@
 
 namespace macgrad::cuda {
 
-inline constexpr size_t kDefaultSharedBytes = 48 << 10;  // more must be asked for, a kernel each
+inline constexpr size_t kDefaultSharedBytes = 48 << 10;  // a kernel is opted in to more
 
 struct LaunchShape {
   dim3 grid;
@@ -27,14 +27,8 @@ template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const LaunchShape& shape,
             const Arguments&... arguments) {
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
-  if (shape.shared_bytes > kDefaultSharedBytes) {
-    require(shape.shared_bytes <= card().shared_bytes,
-            "a kernel needs {} bytes of shared memory a block, this card has {}",
-            shape.shared_bytes, card().shared_bytes);
-    // All that the card has: a smaller launch must not lower what a recorded one was allowed.
-    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(card().shared_bytes)));
-  }
+  if (shape.shared_bytes > kDefaultSharedBytes)
+    allow_shared_bytes(reinterpret_cast<const void*>(kernel), shape.shared_bytes);
   cudaLaunchConfig_t config{};
   config.gridDim = shape.grid;
   config.blockDim = shape.block;

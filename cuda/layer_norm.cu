@@ -11,11 +11,23 @@
 namespace macgrad::cuda {
 namespace {
 
+/// h = (x - mean)·rstd + shift, with what rounding took from the mean in the shift.
+template <class C>
+struct Normal {
+  C mean, rstd, shift;
+  __device__ C operator()(C x) const { return (x - mean) * rstd + shift; }
+};
+
+template <class C>
+Unit<C, 2>* pairs_of(const Tensor& t) {
+  return reinterpret_cast<Unit<C, 2>*>(t.data<C>());
+}
+
 template <class T, int vec, int width, int per>
 __global__ void __launch_bounds__(Team<width>::threads)
     layer_norm_rows(const T* __restrict__ x, const T* __restrict__ weight,
                     const T* __restrict__ bias, int64_t rows, int64_t n, compute_t<T> eps,
-                    T* __restrict__ y, compute_t<T>* __restrict__ mean,
+                    T* __restrict__ y, Unit<compute_t<T>, 2>* __restrict__ mean,
                     compute_t<T>* __restrict__ rstd, bool keep) {
   using C = compute_t<T>;
   const Team<width> team;
@@ -23,31 +35,21 @@ __global__ void __launch_bounds__(Team<width>::threads)
   const bool inside = r < rows;
   Row<T, vec, width, per> row(x + r * n, inside ? n : 0, team.member, row_cache<T>(n, 0, keep));
   const C share = n > 0 ? C(1) / static_cast<C>(n) : C(0);
-  C sum = 0, squares = 0;
-  row.each([&](int, auto, const auto& in) {
-#pragma unroll
-    for (int j = 0; j < vec; ++j) sum += load(&in[j]);
-  });
-  const C centre = team.sum(sum) * share;
-  row.each([&](int, auto, const auto& in) {
-#pragma unroll
-    for (int j = 0; j < vec; ++j) {
-      const C d = load(&in[j]) - centre;
-      squares += d * d;
-    }
-  });
-  const C scale = n > 0 ? C(1) / math::sqrt(team.sum(squares) * share + eps) : C(0);
+  const RowMoments<C> moments =
+      row_moments<C>(row, team, inside && n > 0 ? x + r * n : nullptr, share);
+  const C variance = moments.squares * share + eps;
+  const C scale = n == 0 || variance == C(0) ? C(0) : C(1) / math::sqrt(variance);
   if (inside && team.member == 0) {
-    mean[r] = centre;
+    mean[r] = {moments.mean, moments.correction};
     rstd[r] = scale;
   }
+  const Normal<C> normal{moments.mean, scale, -moments.correction * scale};
   T* to = y + r * n;
   row.each([&](int, auto column, const auto& in) {
     const auto w = get_unit<vec>(weight, column), b = get_unit<vec>(bias, column);
     C out[vec];
 #pragma unroll
-    for (int j = 0; j < vec; ++j)
-      out[j] = (load(&in[j]) - centre) * scale * load(&w.v[j]) + load(&b.v[j]);
+    for (int j = 0; j < vec; ++j) out[j] = normal(load(&in[j])) * load(&w.v[j]) + load(&b.v[j]);
     put_unit<vec>(to, column, out);
   });
 }
@@ -58,7 +60,7 @@ __global__ void __launch_bounds__(Team<width>::threads)
 template <class T, int vec, int width, int per>
 __global__ void __launch_bounds__(Team<width>::threads)
     layer_norm_gradient_rows(const T* __restrict__ x, const T* __restrict__ weight,
-                             const compute_t<T>* __restrict__ mean,
+                             const Unit<compute_t<T>, 2>* __restrict__ mean,
                              const compute_t<T>* __restrict__ rstd, const T* __restrict__ grad,
                              int64_t rows, int64_t n, int64_t chunk, T* __restrict__ dx,
                              compute_t<T>* __restrict__ partial, TeamMemory memory) {
@@ -74,13 +76,15 @@ __global__ void __launch_bounds__(Team<width>::threads)
     const bool inside = r < end;
     R row(x + r * n, inside ? n : 0, team.member, row_cache<T>(n, 0, memory.keep));
     R gradient(grad + r * n, inside ? n : 0, team.member, row_cache<T>(n, 1, memory.keep));
-    const C m = inside ? mean[r] : C(0), scale = inside ? rstd[r] : C(0);
+    const C scale = inside ? rstd[r] : C(0);
+    const Unit<C, 2> m = inside ? mean[r] : Unit<C, 2>{};
+    const Normal<C> normal{m.v[0], scale, -m.v[1] * scale};
     C sum = 0, dot = 0;
     R::each_pair(row, gradient, [&](int k, auto column, const auto& in, const auto& g) {
       const auto w = get_unit<vec>(weight, column);
 #pragma unroll
       for (int j = 0; j < vec; ++j) {
-        const C gj = load(&g[j]), h = (load(&in[j]) - m) * scale, a = gj * load(&w.v[j]);
+        const C gj = load(&g[j]), h = normal(load(&in[j])), a = gj * load(&w.v[j]);
         sum += a;
         dot += a * h;
         sums.update(k, column, j, [&](C& dw, C& db) {
@@ -97,7 +101,7 @@ __global__ void __launch_bounds__(Team<width>::threads)
       C out[vec];
 #pragma unroll
       for (int j = 0; j < vec; ++j) {
-        const C h = (load(&in[j]) - m) * scale, a = load(&g[j]) * load(&w.v[j]);
+        const C h = normal(load(&in[j])), a = load(&g[j]) * load(&w.v[j]);
         out[j] = scale * (a - sum - h * dot);
       }
       put_unit<vec>(to, column, out);
@@ -118,7 +122,7 @@ void layer_norm_forward(In x, In weight, In bias, double eps, Out y, Out mean, O
       const TeamMemory memory = team_memory(width > kWarp, n * int64_t{sizeof(T)}, 1);
       launch(layer_norm_rows<T, vec, width, per>,
              {blocks_for(rows, Team<width>::rows), Team<width>::threads, memory.bytes}, from, w, b,
-             rows, n, static_cast<C>(eps), to, mean->data<C>(), rstd->data<C>(), memory.keep);
+             rows, n, static_cast<C>(eps), to, pairs_of<C>(mean), rstd->data<C>(), memory.keep);
     });
   });
 }
@@ -139,7 +143,8 @@ void layer_norm_backward(In x, In weight, In mean, In rstd, In grad, Out dx, Out
       const Tensor partial = Tensor::empty({cut.chunks, 2, n}, dtype_of<C>(), x->device());
       launch(layer_norm_gradient_rows<T, vec, width, per>,
              {blocks_for(cut.chunks, 1), Team<width>::threads, memory.bytes}, from, w,
-             mean->data<C>(), rstd->data<C>(), g, rows, n, cut.rows, to, partial.data<C>(), memory);
+             pairs_of<C>(mean), rstd->data<C>(), g, rows, n, cut.rows, to, partial.data<C>(),
+             memory);
       launch_merge_sums<C>(partial.data<C>(), 1, cut.chunks, n, nullptr,
                            {dweight->raw(), dweight->dtype()}, {dbias->raw(), dbias->dtype()});
     });

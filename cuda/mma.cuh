@@ -1,6 +1,5 @@
 // Tensor-core products of one warp: D = A·B + C with float32 sums (PTX ISA, "mma.sync.aligned").
-// The host branch computes the same from the same fragments; it serves the played machine of the
-// tests.
+// The host branch computes the same from the same fragments, for the emulator of the tests.
 //
 // Fragments, with g = lane/4 and t = lane%4:
 //   C, D (16×8):  c[0] (g, 2t)   c[1] (g, 2t+1)   c[2] (g+8, 2t)   c[3] (g+8, 2t+1)

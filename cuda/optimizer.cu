@@ -88,9 +88,9 @@ __device__ inline compute_t<W> adam_element(W& master, P g, W& m, W& v,
 
 // Masters and moments are stored as W, gradients and (rounded masters) parameters as P.
 template <class P, class W, int bytes>
-__global__ void adam_chunks(
-    const MACGRAD_GRID_CONSTANT TensorTable<adam_operands<P, W>, bytes> table, AdamArgs args,
-    const StepValues* live) {
+__global__ void __launch_bounds__(kThreads)
+    adam_chunks(const MACGRAD_GRID_CONSTANT TensorTable<adam_operands<P, W>, bytes> table,
+                AdamArgs args, const StepValues* live) {
   using C = compute_t<W>;
   constexpr bool rounds = !std::is_same_v<P, W>;
   constexpr int lanes = kPacked<W>;

@@ -12,7 +12,7 @@
 namespace macgrad::cuda {
 namespace {
 
-constexpr double kSmallestNorm = 1e-12;  // rows with a smaller L2 norm become 0
+constexpr double kSmallestNorm = 1e-12;  // rows of z up to this L2 norm become 0
 
 /// Where the rows of a tensor (B, H, T, d) lie.
 template <class T>
@@ -92,27 +92,10 @@ __global__ void __launch_bounds__(Team<width>::threads, per == 1 ? 4 : 1)
   if (rows.head() == 0 && threadIdx.x == 0) counts[chunk] = static_cast<double>(count);
 }
 
-/// z = (x - centre)·factor with a row's own statistics over d channels.
+/// 1/sqrt(var + eps), 0 where both are 0.
 template <class C>
-struct RowStatistics {
-  C centre = 0, factor = 1;
-};
-template <class R, class C, class Members>
-__device__ RowStatistics<C> row_statistics(R& row, const Members& team, int64_t d, C eps) {
-  C sum = 0, squares = 0;
-  row.each([&](int, auto, const auto& in) {
-#pragma unroll
-    for (int j = 0; j < R::vec; ++j) sum += load(&in[j]);
-  });
-  const C centre = team.sum(sum) / static_cast<C>(d);
-  row.each([&](int, auto, const auto& in) {
-#pragma unroll
-    for (int j = 0; j < R::vec; ++j) {
-      const C difference = load(&in[j]) - centre;
-      squares += difference * difference;
-    }
-  });
-  return {centre, C(1) / math::sqrt(team.sum(squares) / static_cast<C>(d) + eps)};
+__device__ C inverse_root(C var, C eps) {
+  return var + eps == C(0) ? C(0) : C(1) / math::sqrt(var + eps);
 }
 
 template <class T, int vec, int width, int per>
@@ -127,7 +110,7 @@ __global__ void __launch_bounds__(Team<width>::threads)
   const auto centres = channel_values<C, R>(
       d, team.member, [=](int64_t c) { return by_row ? C(0) : mean.at(base + c); });
   const auto factors = channel_values<C, R>(d, team.member, [=](int64_t c) {
-    return by_row ? C(1) : C(1) / math::sqrt(var.at(base + c) + eps);
+    return by_row ? C(1) : inverse_root(var.at(base + c), eps);
   });
   for (int64_t first = rows.begin(); first < end; first += team.rows) {
     const int64_t i = first + team.row;
@@ -135,10 +118,16 @@ __global__ void __launch_bounds__(Team<width>::threads)
     const auto at = static_cast<uint32_t>(inside ? i : 0);
     const uint32_t b = at / rows.length, t = at % rows.length;
     R row(x.row(b, rows.head(), t), valid ? d : 0, team.member, row_cache<T>(d, 0, memory.keep));
-    RowStatistics<C> own;
-    if (by_row) own = row_statistics(row, team, d, eps);
+    // A row with its own statistics is only centred: y = z/|z| takes a factor of it out again.
+    RowMoments<C> own;
+    C smallest = static_cast<C>(kSmallestNorm);
+    if (by_row) {
+      own = row_moments<C>(row, team, valid ? x.row(b, rows.head(), t) : nullptr,
+                           C(1) / static_cast<C>(d));
+      smallest *= math::sqrt(own.squares / static_cast<C>(d) + eps);
+    }
     const auto z = [&](int k, auto column, int j, C v) {
-      return by_row ? (v - own.centre) * own.factor
+      return by_row ? (v - own.mean) - own.correction
                     : (v - centres.at(k, column, j)) * factors.at(k, column, j);
     };
     C squares = 0;
@@ -151,7 +140,7 @@ __global__ void __launch_bounds__(Team<width>::threads)
     });
     const C length = math::sqrt(team.sum(squares));
     // Written so that a NaN row stays NaN.
-    const C inverse = length < static_cast<C>(kSmallestNorm) ? C(0) : C(1) / length;
+    const C inverse = length <= smallest ? C(0) : C(1) / length;
     T* to = y.row(b, rows.head(), t);
     if (valid) {
       row.each([&](int k, auto column, const auto& in) {
@@ -169,8 +158,9 @@ __global__ void __launch_bounds__(Team<width>::threads)
 }
 
 // With g the gradient of y = z/|z|: dz = (g - y (y·g))/|z|, 0 for a zero row. Over n valid
-// positions (batch) or over the d channels of a row (row): dx = factor (dz - mean(dz) -
-// z mean(dz z)); fixed statistics leave dx = factor dz.
+// positions (batch): dx = factor (dz - mean(dz) - z mean(dz z)); fixed statistics leave dx = factor
+// dz; over the d channels of a row (row), whose z is only centred: dx = dz - mean(dz), since dz is
+// orthogonal to z.
 //
 // sums: nothing is written but `partial` (H, chunks, 2, d), Σ dz and Σ dz z, and counts (chunks);
 // else dx, from those means (H, d) where the statistics are the batch's.
@@ -190,7 +180,7 @@ __global__ void __launch_bounds__(Team<width>::threads)
   const auto centres = channel_values<C, R>(
       d, team.member, [=](int64_t c) { return by_row ? C(0) : mean.at(base + c); });
   const auto factors = channel_values<C, R>(d, team.member, [=](int64_t c) {
-    return by_row ? C(1) : C(1) / math::sqrt(var.at(base + c) + eps);
+    return by_row ? C(1) : inverse_root(var.at(base + c), eps);
   });
   const bool through = !sums && mean_dz != nullptr;
   const auto common = channel_values<C, R>(
@@ -210,10 +200,16 @@ __global__ void __launch_bounds__(Team<width>::threads)
     if (valid) count += C(1);
     R row(x.row(b, h, t), columns, team.member, row_cache<T>(d, 0, memory.keep));
     R gradient(grad.row(b, h, t), columns, team.member, row_cache<T>(d, 1, memory.keep));
-    RowStatistics<C> own;
-    if (by_row) own = row_statistics(row, team, d, eps);
+    // A row with its own statistics is only centred: y = z/|z| takes a factor of it out again.
+    RowMoments<C> own;
+    C smallest = static_cast<C>(kSmallestNorm);
+    if (by_row) {
+      own = row_moments<C>(row, team, valid ? x.row(b, rows.head(), t) : nullptr,
+                           C(1) / static_cast<C>(d));
+      smallest *= math::sqrt(own.squares / static_cast<C>(d) + eps);
+    }
     const auto z = [&](int k, auto column, int j, C v) {
-      return by_row ? (v - own.centre) * own.factor
+      return by_row ? (v - own.mean) - own.correction
                     : (v - centres.at(k, column, j)) * factors.at(k, column, j);
     };
     C squares = 0, dot = 0;
@@ -226,7 +222,7 @@ __global__ void __launch_bounds__(Team<width>::threads)
       }
     });
     const C length = math::sqrt(team.sum(squares));
-    const bool vanishes = length < static_cast<C>(kSmallestNorm);
+    const bool vanishes = length <= smallest;
     const C inverse = C(1) / length;
     dot = team.sum(dot) * inverse * inverse;
     const auto dz = [&](C v, C g) { return vanishes ? C(0) : (g - v * dot) * inverse; };
@@ -243,18 +239,13 @@ __global__ void __launch_bounds__(Team<width>::threads)
       });
       continue;
     }
-    C own_common = 0, own_along = 0;
+    C own_common = 0;
     if (by_row) {
       R::each_pair(row, gradient, [&](int k, auto column, const auto& in, const auto& g) {
 #pragma unroll
-        for (int j = 0; j < vec; ++j) {
-          const C v = z(k, column, j, load(&in[j])), dv = dz(v, load(&g[j]));
-          own_common += dv;
-          own_along += dv * v;
-        }
+        for (int j = 0; j < vec; ++j) own_common += dz(z(k, column, j, load(&in[j])), load(&g[j]));
       });
       own_common = team.sum(own_common) / static_cast<C>(d);
-      own_along = team.sum(own_along) / static_cast<C>(d);
     }
     T* to = dx.row(b, h, t);
     if (valid) {
@@ -263,9 +254,9 @@ __global__ void __launch_bounds__(Team<width>::threads)
 #pragma unroll
         for (int j = 0; j < vec; ++j) {
           const C v = z(k, column, j, load(&in[j])), dv = dz(v, load(&g[j]));
-          const C a = by_row ? own_common : common.at(k, column, j);
-          const C c = by_row ? own_along : along.at(k, column, j);
-          out[j] = (by_row ? own.factor : factors.at(k, column, j)) * (dv - a - v * c);
+          out[j] = by_row ? dv - own_common
+                          : factors.at(k, column, j) *
+                                (dv - common.at(k, column, j) - v * along.at(k, column, j));
         }
         put_unit<vec>(to, column, out);
       });

@@ -30,7 +30,9 @@ CudaStatus cuda_status() {
     CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
     status.device = fmt::format("{}, compute {}.{}, {:.1f} GiB", properties.name, properties.major,
                                 properties.minor, double(properties.totalGlobalMem) / (1 << 30));
-    status.usable = true;
+    status.reason =
+        cuda::architecture_refusal(properties.major, properties.minor, MACGRAD_CUDA_ARCHITECTURES);
+    status.usable = status.reason.empty();
   } catch (const Error& failure) {
     status.reason = failure.what();
   }
@@ -91,11 +93,12 @@ int register_cuda_kernels() {
 #undef MACGRAD_FILL
   fill_slot(kernels::softmax_attention_forward, cuda::softmax_attention_forward,
             cuda::softmax_attention_forward_supports, cuda::softmax_attention_forward_scratch);
-  fill_slot(kernels::softmax_attention_backward, cuda::softmax_attention_backward, nullptr,
-            cuda::softmax_attention_backward_scratch);
+  fill_slot(kernels::softmax_attention_backward, cuda::softmax_attention_backward,
+            cuda::softmax_attention_backward_supports, cuda::softmax_attention_backward_scratch);
   fill_slot(kernels::rmfa_forward, cuda::rmfa_forward, cuda::rmfa_forward_supports,
             cuda::rmfa_forward_scratch);
-  fill_slot(kernels::rmfa_backward, cuda::rmfa_backward, nullptr, cuda::rmfa_backward_scratch);
+  fill_slot(kernels::rmfa_backward, cuda::rmfa_backward, cuda::rmfa_backward_supports,
+            cuda::rmfa_backward_scratch);
   return filled;
 }
 

@@ -6,11 +6,12 @@
 
 namespace macgrad {
 
-/// Whether a GPU can be used: `usable`, else the driver's words in `reason`.
+/// Whether a GPU can be used: `usable`, else the driver's words in `reason`, or the architectures
+/// that the kernels were compiled for and the card's.
 struct CudaStatus {
   bool usable = false;
   std::string reason;  // empty when usable
-  std::string device;  // name, compute capability and memory of device 0; empty when not usable
+  std::string device;  // name, compute capability and memory of device 0; empty without a card
 };
 
 /// Asks the driver. Never throws; on a machine without a driver or a card it says so.

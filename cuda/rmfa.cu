@@ -36,31 +36,6 @@ struct Result {
   double* seen = nullptr;  // a pair a block
 };
 
-// Shared memory, d, dv <= 64: x, Ω (or the state) and v 17 KiB each, projections 49 KiB (33 KiB
-// causal, and features of q 17 KiB): 101 KiB and 2 KiB for the rest, two blocks.
-template <int W, bool causal>
-struct OutputMemory {
-  float x[kTile * kWide<W>];  // then scores, then sums on their way out
-  union {
-    float stage[kTile * W * kLd];
-    float state[kTile * kWide<W>];
-  };
-  float v[causal ? kTile * kWide<W> : 4];
-  float features[causal ? kTile * kLd : 4];  // of q
-  float fsum[kTile];
-  float u[kTile];
-  float totals[kTile * W + 4];  // the state's last row
-  float inverse[kTile];
-  int live[kTile];
-  double reduce[kThreads / kWarp];
-  Chunk chunk;
-  alignas(16) float products[1];
-
-  static size_t bytes() {
-    return sizeof(OutputMemory) + sizeof(float) * kTile * (most_columns(causal) + 4);
-  }
-};
-
 /// Half of a row's sum Σ_m a_m b_m over 64 elements; the halves sit in neighbouring lanes.
 __device__ inline float half_dot(const float* a, const float* b) {
   float sum = 0.0f;
@@ -261,19 +236,7 @@ void rmfa_forward(In q, In k, In v, In key_valid, In query_valid, In omega, In w
 
 Support rmfa_forward_supports(In q, In k, In v, In, In, In omega, In weight, const RmfaArgs& args,
                               Out, Out, Out, Scratch) {
-  if (q->dtype() != DType::float32 && q->dtype() != DType::bfloat16) {
-    return {false,
-            std::string("the CUDA kernel takes float32 and bfloat16, not ") + name(q->dtype())};
-  }
-  for (const Tensor* t : {&k.t, &v.t}) {
-    if (t->dtype() != q->dtype()) return {false, "operands differ in dtype"};
-  }
-  if (!args.levels.empty() && args.levels[0] > 0 &&
-      (omega->dtype() != q->dtype() || weight->dtype() != q->dtype())) {
-    return {false, "the draw's dtype differs from the operands'"};
-  }
-  const std::string reason = rmfa::refusal(args, q->size(3), v->size(3));
-  return {reason.empty(), reason};
+  return rmfa::supports(q, k, v, omega, weight, args, false);
 }
 
 size_t rmfa_forward_scratch(In q, In k, In v, In key_valid, In, In omega, In weight,

@@ -8,321 +8,11 @@
 // letters: B batch, H heads, T queries (Tn), S keys, d head dimension, dv values. Equations:
 // nn/README.md, RMFA.
 #include "cuda/backend.h"
-#include "cuda/rmfa_states.cuh"
+#include "cuda/rmfa_backward.cuh"
 
 namespace macgrad::cuda {
 namespace rmfa {
 namespace {
-
-/// A tile of queries and the keys that begin to be seen inside it.
-struct Inner {
-  int queries, keys;
-  int64_t first, shift;  // key c is seen by query r where c <= r + shift
-
-  template <class E>
-  __device__ static Inner at(const Problem<E>& p, int64_t t, int64_t end) {
-    Inner in;
-    in.queries = static_cast<int>(end - t < kTile ? end - t : kTile);
-    in.first = p.keys_before(t);
-    in.keys = static_cast<int>(p.keys_before(t + in.queries) - in.first);
-    in.shift = t + p.S - p.Tn - in.first;
-    return in;
-  }
-  __device__ bool seen(int r, int c) const { return c < keys && c <= r + shift; }
-};
-
-/// Gradient of the kernel's values inside a tile, (queries, keys) with stride kLd: G·V̄ᵀ, masked.
-template <Rounding rounding, int W>
-__device__ inline void inner_cotangents(float* to, const Inner& in, const float* g, const float* ug,
-                                        const float* v, const float* uk, int values) {
-  Sums<rounding, 1, Columns::spread> sums;
-  sums.clear();
-  multiply_add<true, true>(sums, g, kWide<W>, v, kWide<W>, values);
-  sums.each([&](int r, int c, float& x) { x = in.seen(r, c) ? x + ug[r] * uk[c] : 0.0f; });
-  sums.store(to, kLd);
-}
-
-/// Adds a tile's features to one chunk of a running state: the old one in shared memory, the new
-/// one to device memory.
-template <Rounding rounding, int W>
-__device__ inline void advance(float* rows, const Map& map, const float* old, const float* old_fsum,
-                               const float* features, const float* v, const float* u,
-                               float* scratch) {
-  Sums<rounding, W> sums;
-  sums.clear();
-  multiply_add<false, false>(sums, features, kLd, v, kWide<W>, kTile);
-  sums.each([&](int m, int j, float x) {
-    if (j < map.dv) rows[m * map.row() + j] = old[m * kWide<W> + j] + x;
-  });
-  const float fsum = reduce_halves(column_of_u(features, kLd, u), scratch);
-  const int tid = static_cast<int>(threadIdx.x);
-  if (tid < kTile) rows[tid * map.row() + map.dv] = old_fsum[tid] + fsum;
-}
-
-// dphi of a tile from [v, u] and the chunk of a state, before what a causal tile adds.
-template <Rounding rounding, int W>
-using FeatureGradients = Sums<rounding, 1, Columns::spread>;
-
-/// Gradients of features back to x: through the projections left in block.products, or straight for
-/// the linear block. Begins after a barrier and ends with one.
-template <class E, Rounding rounding, int W>
-__device__ inline void pull_features(Block<E, rounding, W>& block,
-                                     FeatureGradients<rounding, W>& dphi,
-                                     Sums<rounding, W, Columns::spread>& dx) {
-  if (block.chunk.linear) {
-    const float root = block.p.layout->root;
-    // The chunk's dimensions are the first or the second 64 columns of dx.
-    const bool second = block.chunk.first > 0;
-    constexpr int group = FeatureGradients<rounding, W>::kGroup;
-#pragma unroll
-    for (int e = 0; e < dx.kCount; ++e) {
-      const int part = e % (group * W) / group;
-      if (part == (second ? 1 : 0)) dx.v[e] += root * dphi.v[e / (group * W) * group + e % group];
-    }
-    __syncthreads();
-    return;
-  }
-  dphi.each([&](int t, int m, float x) {
-    if (m < block.chunk.count) block.pull_projections(t, m, x);
-  });
-  block.pull_inputs(dx);
-}
-
-// Shared memory, d, dv <= 64: x, Ω (or the state), G and, causal, the features of k and cotangents
-// 17 KiB each, products 49 KiB (33 KiB causal): 101 or 119 KiB, and 2 KiB for the rest.
-template <int W, bool causal>
-struct QueryMemory {
-  float x[kTile * kWide<W>];  // q, k or v
-  union {
-    float stage[kTile * W * kLd];
-    float state[kTile * kWide<W>];
-  };
-  float g[kTile * kWide<W>];
-  float features[causal ? kTile * kLd : 4];    // of k
-  float cotangents[causal ? kTile * kLd : 4];  // of the kernel's values
-  float fsum[kTile], ug[kTile], uk[kTile], scratch[kTile];
-  int live[kTile];
-  Chunk chunk;
-  alignas(16) float products[1];
-
-  static size_t bytes() {
-    return sizeof(QueryMemory) + sizeof(float) * kTile * (most_columns(causal) + 4);
-  }
-};
-
-template <class E, Rounding rounding, int W, bool causal>
-__global__ void __launch_bounds__(kThreads, kBlocks)
-    pull_queries(const __grid_constant__ Problem<E> p,
-                 const __grid_constant__ Cotangents<E> cotangents, Rows<E> dq, float* states,
-                 int64_t length) {
-  auto& memory = *shared_memory<QueryMemory<W, causal>>();
-  const Map& map = p.map;
-  const int heads = p.B * p.H;
-  const int head = static_cast<int>(blockIdx.x) % heads;
-  const int64_t part = static_cast<int>(blockIdx.x) / heads;
-  const int b = head / p.H, h = head % p.H, tid = static_cast<int>(threadIdx.x);
-  float* state = states + ((causal ? part * heads : 0) + head) * map.state_size();
-  Block<E, rounding, W> block{p,
-                              p.omega + h * p.omega_head,
-                              memory.chunk,
-                              memory.stage,
-                              memory.products,
-                              most_columns(causal) + 4};
-  const int64_t end = part * length + length < p.Tn ? part * length + length : p.Tn;
-  for (int64_t t = part * length; t < end; t += kTile) {
-    const Inner in = Inner::at(p, t, end);
-    const bool* query_valid = p.query_valid ? p.query_valid + b * p.Tn + t : nullptr;
-    const bool* key_valid = causal && p.key_valid ? p.key_valid + b * p.S + in.first : nullptr;
-    __syncthreads();  // the tile before is written
-    load_cotangents<W>(p, cotangents, b, h, t, in.queries, memory.g, memory.ug);
-    if (tid < kTile) {
-      memory.live[tid] =
-          tid < in.queries && p.query_visible(b, t + tid) && p.visible_keys(b, t + tid) > 0;
-    }
-    const auto load_queries = [&] {
-      load_rows<W>(memory.x, p.q.at(b, h, t), p.q.token, map.d, in.queries, query_valid);
-    };
-    const auto load_values = [&] {
-      load_rows<W>(memory.x, p.v.at(b, h, in.first), p.v.token, map.dv, in.keys, key_valid);
-    };
-    if constexpr (causal) {
-      load_values();
-      load_visible(memory.uk, key_valid, in.keys);
-      __syncthreads();
-      inner_cotangents<rounding, W>(memory.cotangents, in, memory.g, memory.ug, memory.x, memory.uk,
-                                    block.values());
-    } else {
-      load_queries();
-    }
-    Sums<rounding, W, Columns::spread> dx;
-    dx.clear();
-    for (int index = 0, chunks = p.layout->chunks; index < chunks; ++index) {
-      block.open(index);
-      if constexpr (causal) {
-        load_rows<W>(memory.x, p.k.at(b, h, in.first), p.k.token, map.d, in.keys, key_valid);
-        __syncthreads();
-        block.project(memory.x);
-        block.features(memory.x, memory.features, kLd);
-        load_queries();
-      }
-      block.project(memory.x);
-      load_state<W>(memory.state, memory.fsum, state, map, index);
-      if constexpr (causal) load_values();  // q is no longer needed
-      __syncthreads();
-      FeatureGradients<rounding, W> dphi;
-      dphi.clear();
-      multiply_add<true, true>(dphi, memory.g, kWide<W>, memory.state, kWide<W>, block.values());
-      dphi.each([&](int r, int m, float& x) { x += memory.ug[r] * memory.fsum[m]; });
-      if constexpr (causal) {
-        multiply_add<true, false>(dphi, memory.cotangents, kLd, memory.features, kLd, kTile);
-        if (t + kTile < end) {
-          advance<rounding, W>(state + int64_t{index} * kTile * map.row(), map, memory.state,
-                               memory.fsum, memory.features, memory.x, memory.uk, memory.scratch);
-        }
-      }
-      pull_features(block, dphi, dx);
-    }
-    __syncthreads();
-    dx.store(memory.x, kWide<W>);
-    __syncthreads();
-    store_rows<W>(dq.at(b, h, t), dq.token, map.d, in.queries, memory.x, memory.live);
-  }
-}
-
-// Shared memory, d, dv <= 64: x, Ω (or the state), v and the features of k 17 KiB each, products 49
-// KiB; causal the features of q, cotangents and G as well and products 33 KiB: 118 or 153 KiB.
-template <int W, bool causal>
-struct KeyMemory {
-  float x[kTile * kWide<W>];  // k or q; causal then the kernel's values
-  union {
-    float stage[kTile * W * kLd];
-    float state[kTile * kWide<W>];
-  };
-  float v[kTile * kWide<W>];
-  float features[kTile * kLd];  // of k
-  float g[causal ? kTile * kWide<W> : 4];
-  float query_features[causal ? kTile * kLd : 4];
-  float cotangents[causal ? kTile * kLd : 4];
-  float fsum[kTile], ug[kTile], uk[kTile], scratch[kTile];
-  float totals[kTile * W];
-  int live[kTile];
-  Chunk chunk;
-  alignas(16) float products[1];
-
-  static constexpr size_t bytes(int columns) {
-    return sizeof(KeyMemory) + sizeof(float) * kTile * (static_cast<size_t>(columns) + 4);
-  }
-};
-
-static_assert(KeyMemory<2, true>::bytes(most_columns(true)) == wide_shared_bytes(true) &&
-              KeyMemory<2, false>::bytes(most_columns(false)) == wide_shared_bytes(false));
-
-/// dk and dv of a tile of keys. Not `causal`: part i is the tile of keys from 64·i on, before
-/// `key_end`, and reads the one state. Causal: part i walks the tiles of segment i from its end.
-template <class E, Rounding rounding, int W, bool causal>
-__global__ void __launch_bounds__(kThreads, kBlocks)
-    pull_keys(const __grid_constant__ Problem<E> p,
-              const __grid_constant__ Cotangents<E> cotangents, Rows<E> dk, Rows<E> dv,
-              float* states, int64_t length, int64_t key_end) {
-  auto& memory = *shared_memory<KeyMemory<W, causal>>();
-  const Map& map = p.map;
-  const int heads = p.B * p.H;
-  const int head = static_cast<int>(blockIdx.x) % heads;
-  const int64_t part = static_cast<int>(blockIdx.x) / heads;
-  const int b = head / p.H, h = head % p.H, tid = static_cast<int>(threadIdx.x);
-  float* state = states + ((causal ? part * heads : 0) + head) * map.state_size();
-  float* last = state + int64_t{map.chunks} * kTile * map.row();
-  Block<E, rounding, W> block{p,
-                              p.omega + h * p.omega_head,
-                              memory.chunk,
-                              memory.stage,
-                              memory.products,
-                              most_columns(p.causal) + 4};
-  const int64_t begin = part * length;
-  const int64_t end = !causal ? begin + kTile : begin + length < p.Tn ? begin + length : p.Tn;
-  for (int64_t t = begin + (end - begin - 1) / kTile * kTile; t >= begin; t -= kTile) {
-    Inner in;
-    if constexpr (causal) {
-      in = Inner::at(p, t, end);
-    } else {
-      in = {0, static_cast<int>(key_end - t < kTile ? key_end - t : kTile), t, 0};
-    }
-    const bool* key_valid = p.key_valid ? p.key_valid + b * p.S + in.first : nullptr;
-    const auto load_keys = [&] {
-      load_rows<W>(memory.x, p.k.at(b, h, in.first), p.k.token, map.d, in.keys, key_valid);
-    };
-    __syncthreads();  // the tile before is written
-    load_rows<W>(memory.v, p.v.at(b, h, in.first), p.v.token, map.dv, in.keys, key_valid);
-    load_visible(memory.uk, key_valid, in.keys);
-    if (tid < kTile) memory.live[tid] = tid < in.keys && (!key_valid || key_valid[tid]);
-    if (tid < map.dv) memory.totals[tid] = last[tid];
-    if constexpr (causal) {
-      load_cotangents<W>(p, cotangents, b, h, t, in.queries, memory.g, memory.ug);
-      __syncthreads();
-      inner_cotangents<rounding, W>(memory.cotangents, in, memory.g, memory.ug, memory.v, memory.uk,
-                                    block.values());
-    } else {
-      load_keys();
-    }
-    Sums<rounding, W, Columns::spread> dx;
-    Sums<rounding, W> values;
-    dx.clear();
-    values.clear();
-    for (int index = 0, chunks = p.layout->chunks; index < chunks; ++index) {
-      block.open(index);
-      if constexpr (causal) {
-        load_rows<W>(memory.x, p.q.at(b, h, t), p.q.token, map.d, in.queries,
-                     p.query_valid ? p.query_valid + b * p.Tn + t : nullptr);
-        __syncthreads();
-        block.project(memory.x);
-        block.features(memory.x, memory.query_features, kLd);
-        load_keys();
-        __syncthreads();
-      }
-      block.project(memory.x);
-      block.features(memory.x, memory.features, kLd);
-      const int K = memory.chunk.padded();
-      if constexpr (causal) {
-        Sums<rounding, 1, Columns::spread> scores;
-        scores.clear();
-        multiply_add<true, true>(scores, memory.query_features, kLd, memory.features, kLd, K);
-        const float constant = index == 0 ? p.layout->constant : 0.0f;
-        scores.each([&](int r, int c, float& x) { x = in.seen(r, c) ? x + constant : 0.0f; });
-        scores.store(memory.x, kLd);
-      }
-      load_state<W>(memory.state, memory.fsum, state, map, index);
-      __syncthreads();
-      multiply_add<true, false>(values, memory.features, kLd, memory.state, kWide<W>, K);
-      FeatureGradients<rounding, W> dphi;
-      dphi.clear();
-      multiply_add<true, true>(dphi, memory.v, kWide<W>, memory.state, kWide<W>, block.values());
-      dphi.each([&](int r, int m, float& x) { x += memory.uk[r] * memory.fsum[m]; });
-      if constexpr (causal) {
-        multiply_add<false, false>(values, memory.x, kLd, memory.g, kWide<W>, kTile);
-        multiply_add<false, false>(dphi, memory.cotangents, kLd, memory.query_features, kLd, kTile);
-        if (t > begin) {
-          advance<rounding, W>(state + int64_t{index} * kTile * map.row(), map, memory.state,
-                               memory.fsum, memory.query_features, memory.g, memory.ug,
-                               memory.scratch);
-        }
-      }
-      pull_features(block, dphi, dx);
-    }
-    if (causal && t > begin && tid < map.dv) {
-      float sum = 0.0f;
-      for (int i = 0; i < kTile; ++i) sum += memory.g[i * kWide<W> + tid];
-      last[tid] = memory.totals[tid] + sum;
-    }
-    __syncthreads();
-    dx.store(memory.x, kWide<W>);
-    const float constant = p.layout->constant;
-    values.each([&](int, int c, float& x) { x += constant * memory.totals[c < map.dv ? c : 0]; });
-    values.store(memory.v, kWide<W>);
-    __syncthreads();
-    store_rows<W>(dk.at(b, h, in.first), dk.token, map.d, in.keys, memory.x, memory.live);
-    store_rows<W>(dv.at(b, h, in.first), dv.token, map.dv, in.keys, memory.v, memory.live);
-  }
-}
 
 template <class E>
 void backward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& key_valid,
@@ -331,32 +21,14 @@ void backward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& k
               const Tensor& dq, const Tensor& dk, const Tensor& dv, const Scratch& scratch) {
   Problem<E> p = make_problem<E>(q, k, v, key_valid, query_valid, omega, weight, args);
   const Cotangents<E> cotangents{Rows<const E>(out), Rows<const E>(grad), den.data<float>()};
-  const int64_t heads = int64_t{p.B} * p.H, size = heads * p.map.state_size();
-  const Cut cut(p.map, heads, p.Tn, p.S, p.causal);
+  const Cut cut(p.map, int64_t{p.B} * p.H, p.Tn, p.S, p.causal);
   const Memory memory(scratch.data(), p.map, cut, p.B, p.H, p.Tn, p.key_valid, p.causal, true);
   prepare(p, args, memory);
   key_states(p, cut, memory.key_states);
   query_states(p, cotangents, cut, memory.query_states);
-  const int64_t early = p.causal ? std::clamp<int64_t>(p.S - p.Tn, 0, p.S) : p.S;
-  float* all_queries = memory.query_states + (p.causal ? 0 : cut.queries.count() - 1) * size;
-  const Rows<E> dq_rows(dq), dk_rows(dk), dv_rows(dv);
-  dispatch_tiles<E>(p.map, [&]<Rounding rounding, int W>() {
-    const auto blocks = [&](int64_t parts) { return blocks_for(heads * parts, 1); };
-    launch(pull_keys<E, rounding, W, false>,
-           {blocks(tiles_of(early)), kThreads, KeyMemory<W, false>::bytes(most_columns(p.causal))},
-           p, cotangents, dk_rows, dv_rows, all_queries, int64_t{kTile}, early);
-    if (!p.causal) {
-      launch(pull_queries<E, rounding, W, false>,
-             {blocks(tiles_of(p.Tn)), kThreads, QueryMemory<W, false>::bytes()}, p, cotangents,
-             dq_rows, memory.key_states + (cut.keys.count() - 1) * size, int64_t{kTile});
-    } else if (p.Tn > 0) {
-      launch(pull_queries<E, rounding, W, true>,
-             {blocks(cut.segments), kThreads, QueryMemory<W, true>::bytes()}, p, cotangents,
-             dq_rows, memory.key_states + cut.first_segment * size, cut.length);
-      launch(pull_keys<E, rounding, W, true>,
-             {blocks(cut.segments), kThreads, KeyMemory<W, true>::bytes(most_columns(true))}, p,
-             cotangents, dk_rows, dv_rows, memory.query_states + size, cut.length, p.S);
-    }
+  const Gradients<E> gradients{Rows<E>(dq), Rows<E>(dk), Rows<E>(dv)};
+  with_rounding<E>([&]<Rounding rounding>() {
+    pull_gradients<E, rounding>(p, cotangents, cut, memory, gradients);
   });
 }
 
@@ -367,6 +39,11 @@ void rmfa_backward(In q, In k, In v, In key_valid, In query_valid, In omega, In 
                    In den, In grad, const RmfaArgs& args, Out dq, Out dk, Out dv, Scratch scratch) {
   const auto run = q->dtype() == DType::bfloat16 ? rmfa::backward<bfloat16> : rmfa::backward<float>;
   run(q, k, v, key_valid, query_valid, omega, weight, out, den, grad, args, dq, dk, dv, scratch);
+}
+
+Support rmfa_backward_supports(In q, In k, In v, In, In, In omega, In weight, In, In, In,
+                               const RmfaArgs& args, Out, Out, Out, Scratch) {
+  return rmfa::supports(q, k, v, omega, weight, args, true);
 }
 
 size_t rmfa_backward_scratch(In q, In k, In v, In key_valid, In, In omega, In weight, In, In, In,

@@ -8,7 +8,6 @@
 #pragma once
 
 #include "cuda/device_code.cuh"
-#include "cuda/rmfa_plan.h"
 #include "cuda/rmfa_tile.cuh"
 
 namespace macgrad::cuda::rmfa {
@@ -60,10 +59,6 @@ struct Problem {
   }
 };
 
-/// Columns of a tile that holds d or dv of them.
-template <int W>
-inline constexpr int kWide = kTile* W + 4;
-
 template <class E>
 struct alignas(4 * sizeof(E)) Four {
   E v[4];
@@ -75,29 +70,46 @@ __device__ inline bool four_at_a_time(const E* first, int64_t stride, int column
          reinterpret_cast<uintptr_t>(first) % sizeof(Four<E>) == 0;
 }
 
+/// A thread's share of a tile of 64 rows: four columns of every kStep-th row. Addresses advance by
+/// a constant, since a 64-bit product per row costs more than the load.
+template <int W>
+struct Share {
+  static constexpr int kQuads = kTile / 4 * W, kStep = kThreads / kQuads;
+  int row = static_cast<int>(threadIdx.x) / kQuads,
+      column = static_cast<int>(threadIdx.x) % kQuads * 4;
+};
+
 /// `n` rows of `columns` values, zeros where invalid and up to 64×(64·W).
 template <int W, class E>
 __device__ inline void load_rows(float* tile, const E* from, int64_t stride, int columns, int n,
                                  const bool* valid) {
-  constexpr int quads = kTile / 4 * W;
-  const bool whole = four_at_a_time(from, stride, columns);
-#pragma unroll 4
-  for (int i = static_cast<int>(threadIdx.x); i < kTile * quads; i += kThreads) {
-    const int r = i / quads, c = i % quads * 4;
-    float x[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    if (r < n && c < columns && (!valid || valid[r])) {
-      const E* p = from + r * stride + c;
-      if (whole) {
-        const Four<E> four = *reinterpret_cast<const Four<E>*>(p);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) x[j] = static_cast<float>(four.v[j]);
-      } else {
-#pragma unroll
-        for (int j = 0; j < 4; ++j)
-          if (c + j < columns) x[j] = static_cast<float>(p[j]);
-      }
+  const Share<W> mine;
+  const int rows = mine.column < columns ? n : 0;
+  float* to = tile + mine.row * kWide<W> + mine.column;
+  const auto each_row = [&]<int unrolled>(auto read) {
+    const E* p = from + mine.row * stride + mine.column;
+#pragma unroll unrolled
+    for (int r = mine.row; r < kTile; r += Share<W>::kStep) {
+      float4 x = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      if (r < rows && (!valid || valid[r])) x = read(p);
+      *reinterpret_cast<float4*>(to) = x;
+      p += Share<W>::kStep * stride;
+      to += Share<W>::kStep * kWide<W>;
     }
-    *reinterpret_cast<float4*>(tile + r * kWide<W> + c) = make_float4(x[0], x[1], x[2], x[3]);
+  };
+  if (four_at_a_time(from, stride, columns)) {
+    each_row.template operator()<4>([](const E* p) {
+      const Four<E> x = *reinterpret_cast<const Four<E>*>(p);
+      return make_float4(static_cast<float>(x.v[0]), static_cast<float>(x.v[1]),
+                         static_cast<float>(x.v[2]), static_cast<float>(x.v[3]));
+    });
+  } else {
+    const int left = columns - mine.column;
+    each_row.template operator()<1>([left](const E* p) {
+      return make_float4(static_cast<float>(p[0]), left > 1 ? static_cast<float>(p[1]) : 0.0f,
+                         left > 2 ? static_cast<float>(p[2]) : 0.0f,
+                         left > 3 ? static_cast<float>(p[3]) : 0.0f);
+    });
   }
 }
 
@@ -105,23 +117,26 @@ __device__ inline void load_rows(float* tile, const E* from, int64_t stride, int
 template <int W, class E>
 __device__ inline void store_rows(E* to, int64_t stride, int columns, int n, const float* tile,
                                   const int* live) {
-  constexpr int quads = kTile / 4 * W;
+  const Share<W> mine;
+  if (mine.column >= columns) return;
   const bool whole = four_at_a_time(to, stride, columns);
-  for (int i = static_cast<int>(threadIdx.x); i < n * quads; i += kThreads) {
-    const int r = i / quads, c = i % quads * 4;
-    if (c >= columns) continue;
+  const float* from = tile + mine.row * kWide<W> + mine.column;
+  E* p = to + mine.row * stride + mine.column;
+#pragma unroll 1
+  for (int r = mine.row; r < n; r += Share<W>::kStep) {
     float4 x = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    if (live[r]) x = *reinterpret_cast<const float4*>(tile + r * kWide<W> + c);
+    if (live[r]) x = *reinterpret_cast<const float4*>(from);
     const Four<E> four{
         {static_cast<E>(x.x), static_cast<E>(x.y), static_cast<E>(x.z), static_cast<E>(x.w)}};
-    E* p = to + r * stride + c;
     if (whole) {
       *reinterpret_cast<Four<E>*>(p) = four;
     } else {
 #pragma unroll
       for (int j = 0; j < 4; ++j)
-        if (c + j < columns) p[j] = four.v[j];
+        if (mine.column + j < columns) p[j] = four.v[j];
     }
+    from += Share<W>::kStep * kWide<W>;
+    p += Share<W>::kStep * stride;
   }
 }
 
@@ -157,13 +172,15 @@ struct Block {
   };
   __device__ void fetch(Columns64& to, int group) const {
     const int packed = group * kTile + static_cast<int>(threadIdx.x) % kTile;
-    const bool inside = packed < chunk.columns;
-    const E* from = omega + (inside ? chunk.column[packed] : 0);
     const int row = static_cast<int>(threadIdx.x) / kTile;
+    const bool inside = packed < chunk.columns;
+    const int rows = inside ? p.map.d - row : 0;
+    const int64_t step = 2 * p.map.width;
+    const E* from = omega + (inside ? chunk.column[packed] : 0) + row * p.map.width;
 #pragma unroll
     for (int i = 0; i < kTile * W / 2; ++i) {
-      const int r = row + 2 * i;
-      to.v[i] = inside && r < p.map.d ? static_cast<float>(from[r * p.map.width]) : 0.0f;
+      to.v[i] = 2 * i < rows ? static_cast<float>(*from) : 0.0f;
+      from += step;
     }
   }
   __device__ void place(const Columns64& from) {
@@ -225,20 +242,27 @@ struct Block {
     __syncthreads();
   }
 
-  /// From dphi of feature m at token t to the gradient of its projections, in place:
-  /// dp_l = dphi·w·Π_{j≠l} p_j with the product before l taken anew and that after l carried; no
-  /// division.
-  __device__ void pull_projections(int t, int m, float dphi) {
-    float* row = products + t * ld_products + m;
-    const float g = load(p.weight + chunk.first + m) * dphi;
-    float after = 1.0f;
-    for (int l = chunk.degree[m] - 1; l >= 0; --l) {
-      float before = g;
-      for (int j = 0; j < l; ++j) before *= row[chunk.offset[j]];
-      float* here = row + chunk.offset[l];
-      const float x = *here;
-      *here = before * after;
-      after *= x;
+  /// From the gradients of the features, (64, kLd) in `stage`, to those of their projections, in
+  /// place: dp_l = dphi·w·Π_{j≠l} p_j with the product before l taken anew and that after l
+  /// carried; no division.
+  __device__ void pull_projections() {
+    const int m = static_cast<int>(threadIdx.x) % kTile;
+    if (m >= chunk.count) return;
+    const int levels = chunk.degree[m];
+    const float w = load(p.weight + chunk.first + m);
+#pragma unroll 1
+    for (int t = static_cast<int>(threadIdx.x) / kTile; t < kTile; t += kThreads / kTile) {
+      float* row = products + t * ld_products + m;
+      const float g = w * stage[t * kLd + m];
+      float after = 1.0f;
+      for (int l = levels - 1; l >= 0; --l) {
+        float before = g;
+        for (int j = 0; j < l; ++j) before *= row[chunk.offset[j]];
+        float* here = row + chunk.offset[l];
+        const float x = *here;
+        *here = before * after;
+        after *= x;
+      }
     }
   }
 

@@ -159,30 +159,6 @@ inline int64_t most_chunks(int64_t features, int64_t projections, int most) {
   return full + 1;
 }
 
-/// What a block of the largest kernel, the backward pass to the keys, takes of shared memory where
-/// d or dv is above 64.
-constexpr size_t wide_shared_bytes(bool causal) {
-  return causal ? 225328 : 173152;
-}
-
-/// The reason why a draw of these levels is refused, or "".
-inline std::string refusal(const RmfaArgs& args, int64_t d, int64_t dv) {
-  if (d > kMaxWidth || dv > kMaxWidth) {
-    return "the CUDA kernel takes head dimensions up to 128, not " +
-           std::to_string(std::max(d, dv));
-  }
-  if (const size_t needed = wide_shared_bytes(args.causal);
-      std::max(d, dv) > kMaxWidth / 2 && needed > card().shared_bytes) {
-    return "the CUDA kernel takes head dimensions above 64 where a block has " +
-           std::to_string(needed) + " bytes of shared memory; this card has " +
-           std::to_string(card().shared_bytes);
-  }
-  if (args.levels.size() > kMaxLevels) {
-    return "the CUDA kernel takes degrees up to 64, not " + std::to_string(args.levels.size());
-  }
-  return "";
-}
-
 inline Draw make_draw(const RmfaArgs& args) {
   Draw draw;
   draw.constant = static_cast<float>(args.constant);

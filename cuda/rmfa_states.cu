@@ -6,22 +6,6 @@
 namespace macgrad::cuda::rmfa {
 namespace {
 
-// Shared memory, d, dv <= 64: x, Ω and v 17 KiB each, products 49 KiB, the rest 2 KiB: two blocks.
-template <int W>
-struct StateMemory {
-  float x[kTile * kWide<W>];
-  float stage[kTile * W * kLd];
-  float v[kTile * kWide<W>];
-  float u[kTile];
-  float halves[kTile];
-  Chunk chunk;
-  alignas(16) float products[1];  // kTile rows of most_columns + 4
-
-  static size_t bytes(bool causal) {
-    return sizeof(StateMemory) + sizeof(float) * kTile * (most_columns(causal) + 4);
-  }
-};
-
 template <class E, Rounding rounding, int W, bool of_queries>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     accumulate_states(const __grid_constant__ Problem<E> p,

@@ -68,28 +68,28 @@ void count_keys(const bool* key_valid, int B, int64_t S, int64_t Tn, bool causal
 /// The draw's layout and its chunks, from args.layout where it is there.
 void lay_out(const RmfaArgs& args, const Map& map, Layout* layout, Chunk* chunks);
 
-/// Calls f.template operator()<rounding, W>() for the operands' type, the mode and the widths.
+/// Calls f.template operator()<rounding>() for the operands' type and the mode.
 template <class E, class F>
-void dispatch_tiles(const Map& map, F&& f) {
-  const auto widths = [&]<Rounding rounding>() {
-    if (map.d <= kTile && map.dv <= kTile) {
-      f.template operator()<rounding, 1>();
-    } else {
-      f.template operator()<rounding, 2>();
-    }
-  };
+void with_rounding(F&& f) {
   if constexpr (std::is_same_v<E, bfloat16>) {
-    widths.template operator()<Rounding::bf16>();
+    f.template operator()<Rounding::bf16>();
   } else {
     switch (math_mode()) {
       case MathMode::exact:
-        return widths.template operator()<Rounding::exact>();
+        return f.template operator()<Rounding::exact>();
       case MathMode::tf32:
-        return widths.template operator()<Rounding::tf32>();
+        return f.template operator()<Rounding::tf32>();
       case MathMode::bf16:
-        return widths.template operator()<Rounding::bf16>();
+        return f.template operator()<Rounding::bf16>();
     }
   }
+}
+/// The same with the width of the tiles: f.template operator()<rounding, W>().
+template <class E, class F>
+void dispatch_tiles(const Map& map, F&& f) {
+  with_rounding<E>([&]<Rounding rounding>() {
+    with_width(map.d, map.dv, [&]<int W>() { f.template operator()<rounding, W>(); });
+  });
 }
 
 /// Operands of both directions as kernel arguments, and the scratch memory both need.

@@ -9,13 +9,11 @@
 #pragma once
 
 #include "cuda/mma.cuh"
-#include "cuda/rmfa_plan.h"
+#include "cuda/rmfa_memory.h"
 
 namespace macgrad::cuda::rmfa {
 
-inline constexpr int kThreads = 128;
 inline constexpr int kBlocks = 2;  // that shared memory lets a multiprocessor have: 255 registers
-inline constexpr int kLd = kTile + 4;  // stride of a tile of 64 columns: 16-byte rows, other banks
 
 enum class Rounding { exact, tf32, bf16 };
 enum class Columns { packed, spread };

@@ -182,6 +182,37 @@ __device__ inline void put_unit(T* row, int64_t column, const compute_t<T> (&val
   *reinterpret_cast<Unit<T, vec>*>(row + column) = out;
 }
 
+/// Mean and variance of a row by the corrected two-pass algorithm, as in core/cpu/row_moments.h: of
+/// equal values the mean is exact, and one that falls between two numbers of type C is kept in two.
+template <class C>
+struct RowMoments {
+  C mean = 0;
+  C correction = 0;  // the mean is mean + correction
+  C squares = 0;     // Σ (x - mean)², of the corrected mean
+};
+/// `from`: the row in memory, nullptr for one without columns; share: 1/N.
+template <class C, class R, class T, class Members>
+__device__ inline RowMoments<C> row_moments(R& row, const Members& team, const T* from, C share) {
+  const C first = from ? load(from) : C(0);
+  C sum = 0, rest = 0, squares = 0;
+  row.each([&](int, auto, const auto& in) {
+#pragma unroll
+    for (int j = 0; j < R::vec; ++j) sum += load(&in[j]) - first;
+  });
+  const C mean = first + team.sum(sum) * share;
+  row.each([&](int, auto, const auto& in) {
+#pragma unroll
+    for (int j = 0; j < R::vec; ++j) {
+      const C d = load(&in[j]) - mean;
+      rest += d;
+      squares += d * d;
+    }
+  });
+  rest = team.sum(rest);
+  const C correction = rest * share;
+  return {mean, correction, team.sum(squares) - rest * correction};
+}
+
 /// Where in shared memory a long row's cache number `index` lies: after the team's scratch.
 template <class T>
 __device__ inline void* row_cache(int64_t n, int index, bool keep) {

@@ -1,5 +1,9 @@
 #include "cuda/runtime.h"
 
+#include <mutex>
+#include <sstream>
+#include <unordered_map>
+
 #include "cuda/math_mode.h"
 
 namespace macgrad::cuda {
@@ -13,6 +17,16 @@ int current_device() {
 }
 
 MathMode the_math_mode = MathMode::exact;
+
+Card& the_card() {
+  static Card card = [] {
+    cudaDeviceProp properties{};
+    CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
+    return Card{properties.multiProcessorCount, properties.sharedMemPerBlockOptin,
+                properties.totalGlobalMem};
+  }();
+  return card;
+}
 
 }  // namespace
 
@@ -62,13 +76,58 @@ cublasHandle_t cublas() {
 }
 
 const Card& card() {
-  static const Card the_card = [] {
-    cudaDeviceProp properties{};
-    CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
-    return Card{properties.multiProcessorCount, properties.sharedMemPerBlockOptin,
-                properties.totalGlobalMem};
-  }();
-  return the_card;
+  return the_card();
+}
+void set_card(const Card& card) {
+  the_card() = card;
+}
+
+std::string shared_memory_refusal(size_t bytes) {
+  if (bytes <= card().shared_bytes) return "";
+  return fmt::format("the CUDA kernel needs {} bytes of shared memory per block, this card has {}",
+                     bytes, card().shared_bytes);
+}
+
+void allow_shared_bytes(const void* kernel, size_t bytes) {
+  if (const std::string reason = shared_memory_refusal(bytes); !reason.empty())
+    throw Error("{}", reason);
+  static std::mutex mutex;
+  static std::unordered_map<const void*, size_t> allowed;
+  const std::lock_guard lock(mutex);
+  size_t& most = allowed[kernel];
+  if (bytes <= most) return;
+  // All that the card has: no later launch needs another call.
+  const size_t all = card().shared_bytes;
+  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(all)));
+  most = all;
+}
+
+std::string architecture_refusal(int major, int minor, const std::string& architectures) {
+  std::string compiled;
+  std::istringstream words(architectures);
+  for (std::string word; words >> word;) {
+    int number = 0;
+    char variant = '\0';
+    std::istringstream text(word);
+    if (!(text >> number)) return "";  // no list of architectures
+    if (text.peek() == 'a' || text.peek() == 'f') text >> variant;
+    std::string kind;
+    text >> kind;
+    const int of_major = number / 10, of_minor = number % 10;
+    // Machine code runs within a major version; PTX is compiled for any later card. Both are bound
+    // to one card with 'a', to a major version with 'f'.
+    const bool exactly = major == of_major && minor == of_minor;
+    const bool within = major == of_major && minor >= of_minor;
+    const bool later = within || major > of_major;
+    const bool real = kind != "-virtual", portable = kind != "-real" && variant == '\0';
+    if (variant == 'a' ? exactly : portable ? later : within) return "";
+    compiled += fmt::format("{}{}_{}{}", compiled.empty() ? "" : ", ", real ? "sm" : "compute",
+                            number, variant ? std::string(1, variant) : "");
+  }
+  return fmt::format(
+      "compiled for {}, this card is sm_{}{}: rebuild with -DCMAKE_CUDA_ARCHITECTURES={}{}",
+      compiled, major, minor, major, minor);
 }
 
 bool capturing() {

@@ -2,11 +2,13 @@
 // of the card, checked calls and checked launches.
 //
 // The headers of CUDA are only included through this one, so that tests/cuda can compile the same
-// sources against a machine played on the CPU (tests/cuda/emulation).
+// sources against an emulated device (tests/cuda/emulation).
 #pragma once
 
 #include <cublas_v2.h>
 #include <cuda_runtime_api.h>
+
+#include <string>
 
 #include "core/error.h"
 
@@ -29,6 +31,17 @@ struct Card {
 };
 /// Properties of device 0. Throws without a usable device.
 const Card& card();
+/// Replaces them, so that a test can try the limits of another card.
+void set_card(const Card& card);
+
+/// Why the card cannot run a block with this much dynamic shared memory, or "".
+std::string shared_memory_refusal(size_t bytes);
+/// Opts a kernel in to all the shared memory of the card, once. Throws when `bytes` are more.
+void allow_shared_bytes(const void* kernel, size_t bytes);
+
+/// Why kernels compiled for these architectures (as in CMAKE_CUDA_ARCHITECTURES, separated by
+/// spaces) do not run on a card of this compute capability, or "".
+std::string architecture_refusal(int major, int minor, const std::string& architectures);
 
 /// Whether stream() is being captured: work is recorded then, not run.
 bool capturing();

@@ -22,15 +22,19 @@ __device__ C shift_of(C max) {
   return max == -std::numeric_limits<C>::infinity() ? C(0) : max;
 }
 
+/// The largest logit of a row and the sum of exponentials of the differences from it.
+template <class C>
+using Pair = Unit<C, 2>;
+
 template <class C>
 struct RowSums {
   C max = -std::numeric_limits<C>::infinity();
-  C exp_sum = 0;  // sum of exp(x - max)
-  C x_sum = 0;    // sum of x
+  C exp_sum = 0;    // sum of exp(x - max)
+  C below_max = 0;  // sum of max - x, where asked for
 };
 
 // NaN is passed over by the maximum and comes back through the exponentials.
-template <class C, class R, class Members>
+template <bool with_below_max, class C, class R, class Members>
 __device__ RowSums<C> row_sums(R& row, const Members& team) {
   RowSums<C> s;
   constexpr int vec = R::vec;
@@ -40,42 +44,49 @@ __device__ RowSums<C> row_sums(R& row, const Members& team) {
       for (int j = 0; j < vec; ++j) {
         const C v = load(&x[j]);
         s.max = v > s.max ? v : s.max;
-        s.x_sum += v;
       }
     });
     s.max = team.max(s.max);
     const C shift = shift_of(s.max);
     row.each([&](int, auto, const auto& x) {
 #pragma unroll
-      for (int j = 0; j < vec; ++j) s.exp_sum += math::exp(load(&x[j]) - shift);
+      for (int j = 0; j < vec; ++j) {
+        const C v = load(&x[j]);
+        s.exp_sum += math::exp(v - shift);
+        if constexpr (with_below_max) s.below_max += shift - v;
+      }
     });
   } else {
+    C count = 0;  // elements seen, each of them below_max farther down when the maximum rises
     row.each([&](int, auto, const auto& x) {
       C max = s.max;
 #pragma unroll
       for (int j = 0; j < vec; ++j) {
         const C v = load(&x[j]);
         max = v > max ? v : max;
-        s.x_sum += v;
       }
       const C shift = shift_of(max);
-      if (max > s.max) s.exp_sum *= math::exp(s.max - shift);
+      if (max > s.max) {
+        s.exp_sum *= math::exp(s.max - shift);
+        if constexpr (with_below_max) s.below_max += count * (shift - shift_of(s.max));
+      }
       s.max = max;
 #pragma unroll
-      for (int j = 0; j < vec; ++j) s.exp_sum += math::exp(load(&x[j]) - shift);
+      for (int j = 0; j < vec; ++j) {
+        const C v = load(&x[j]);
+        s.exp_sum += math::exp(v - shift);
+        if constexpr (with_below_max) s.below_max += shift - v;
+      }
+      if constexpr (with_below_max) count += static_cast<C>(vec);
     });
     const C max = team.max(s.max);
     s.exp_sum *= math::exp(s.max - shift_of(max));
+    if constexpr (with_below_max) s.below_max += count * (shift_of(max) - shift_of(s.max));
     s.max = max;
   }
   s.exp_sum = team.sum(s.exp_sum);
-  s.x_sum = team.sum(s.x_sum);
+  if constexpr (with_below_max) s.below_max = team.sum(s.below_max);
   return s;
-}
-
-template <class C>
-__device__ C log_sum(const RowSums<C>& s) {
-  return s.max + math::log(s.exp_sum);
 }
 
 template <bool log, class T, int vec, int width, int per>
@@ -85,7 +96,7 @@ __global__ void __launch_bounds__(Team<width>::threads)
   const Team<width> team;
   const int64_t r = int64_t{blockIdx.x} * team.rows + team.row;
   Row<T, vec, width, per> row(x + r * n, r < rows ? n : 0, team.member, row_cache<T>(n, 0, keep));
-  const RowSums<C> s = row_sums<C>(row, team);
+  const RowSums<C> s = row_sums<false, C>(row, team);
   const C factor = C(1) / s.exp_sum, log_total = math::log(s.exp_sum);
   T* to = y + r * n;
   row.each([&](int, auto column, const auto& in) {
@@ -149,40 +160,43 @@ __device__ bool names_class(int64_t t, int64_t r, int64_t v, const char* op, Ind
   return false;
 }
 
-// loss = lse - (1-s) x_target - s mean(x), written with differences from the maximum so that large
-// logits lose nothing.
-template <class T, int vec, int width, int per>
+// loss = log Σ exp(x - max) + (1-s) (max - x_target) + s mean(max - x): no term grows with a common
+// offset of the logits. A term whose factor is 0 is left out, since its other factor may be
+// infinite.
+template <bool smooth, class T, int vec, int width, int per>
 __global__ void __launch_bounds__(Team<width>::threads)
     cross_entropy_rows(const T* __restrict__ logits, const int64_t* __restrict__ target,
                        int64_t rows, int64_t v, compute_t<T> smoothing, int64_t ignore,
-                       compute_t<T>* __restrict__ loss, compute_t<T>* __restrict__ lse,
+                       compute_t<T>* __restrict__ loss, Pair<compute_t<T>>* __restrict__ statistics,
                        const char* op, IndexFault* fault) {
   using C = compute_t<T>;
   const Team<width> team;
   const int64_t r = int64_t{blockIdx.x} * team.rows + team.row;
   const T* x = logits + r * v;
   Row<T, vec, width, per> row(x, r < rows ? v : 0, team.member);
-  const RowSums<C> s = row_sums<C>(row, team);
+  const RowSums<C> s = row_sums<smooth, C>(row, team);
   if (r >= rows || team.member != 0) return;
   const int64_t t = target[r];
   C value = 0;
   if (t != ignore) {
     if (names_class(t, r, v, op, fault)) {
-      value = math::log(s.exp_sum) + (C(1) - smoothing) * (s.max - load(x + t));
-      if (smoothing != C(0)) value += smoothing * (s.max - s.x_sum / static_cast<C>(v));
+      value = math::log(s.exp_sum);
+      if (!smooth || smoothing != C(1)) value += (C(1) - smoothing) * (s.max - load(x + t));
+      if (smooth) value += smoothing * (s.below_max / static_cast<C>(v));
     } else {
       value = std::numeric_limits<C>::quiet_NaN();
     }
   }
   loss[r] = value;
-  lse[r] = log_sum(s);
+  statistics[r] = {s.max, s.exp_sum};
 }
 
-// dlogits = g (softmax - target distribution).
+// dlogits = g (softmax - target distribution). Softmax comes from the maximum and the sum apart: as
+// one rounded log-sum-exp they would put an error of |max|/2^24 on every logarithm.
 template <class T, int vec, int width, int per>
 __global__ void __launch_bounds__(Team<width>::threads)
     cross_entropy_gradient_rows(const T* __restrict__ logits, const int64_t* __restrict__ target,
-                                const compute_t<T>* __restrict__ lse,
+                                const Pair<compute_t<T>>* __restrict__ statistics,
                                 const compute_t<T>* __restrict__ grad, int64_t rows, int64_t v,
                                 compute_t<T> smoothing, int64_t ignore, T* __restrict__ dlogits,
                                 const char* op, IndexFault* fault) {
@@ -204,14 +218,15 @@ __global__ void __launch_bounds__(Team<width>::threads)
   bool named = t >= 0 && t < v;
   if (!named && team.member == 0) named = names_class(t, r, v, op, fault);
   const C g = named ? grad[r] : std::numeric_limits<C>::quiet_NaN();
-  const C log_total = lse[r];
+  const Pair<C> kept = statistics[r];
+  const C max = kept.v[0], share = C(1) / kept.v[1];
   const C everywhere = smoothing / static_cast<C>(v);
   row.each([&](int, auto column, const auto& x) {
     C out[vec];
 #pragma unroll
     for (int j = 0; j < vec; ++j) {
       const C on_target = column + j == t ? C(1) - smoothing : C(0);
-      out[j] = g * (math::exp(load(&x[j]) - log_total) - everywhere - on_target);
+      out[j] = g * (math::exp(load(&x[j]) - max) * share - everywhere - on_target);
     }
     put_unit<vec>(to, column, out);
   });
@@ -272,20 +287,24 @@ void log_softmax_backward(In y, In grad, Out dx) {
 }
 
 void cross_entropy_forward(In logits, In target, double smoothing, int64_t ignore, Out loss,
-                           Out lse) {
+                           Out statistics) {
   dispatch_floating(logits->dtype(), "cross_entropy_forward", [&]<class T>() {
     const int64_t rows = logits->size(0), v = logits->size(1);
+    using C = compute_t<T>;
     const T* x = logits->data<T>();
+    auto* kept = reinterpret_cast<Pair<C>*>(statistics->data<C>());
     dispatch_rows<T>(v, rows_aligned<T>(v, {x}), [&]<int vec, int width, int per>() {
-      launch(cross_entropy_rows<T, vec, width, per>, shape_of<width>(rows), x,
-             target->data<int64_t>(), rows, v, static_cast<compute_t<T>>(smoothing), ignore,
-             loss->data<compute_t<T>>(), lse->data<compute_t<T>>(), kCrossEntropy, index_fault());
+      const auto kernel = smoothing != 0 ? cross_entropy_rows<true, T, vec, width, per>
+                                         : cross_entropy_rows<false, T, vec, width, per>;
+      launch(kernel, shape_of<width>(rows), x, target->data<int64_t>(), rows, v,
+             static_cast<C>(smoothing), ignore, loss->data<C>(), kept, kCrossEntropy,
+             index_fault());
     });
   });
 }
 
-void cross_entropy_backward(In logits, In target, In lse, In grad, double smoothing, int64_t ignore,
-                            Out dlogits) {
+void cross_entropy_backward(In logits, In target, In statistics, In grad, double smoothing,
+                            int64_t ignore, Out dlogits) {
   dispatch_floating(logits->dtype(), "cross_entropy_backward", [&]<class T>() {
     const int64_t rows = logits->size(0), v = logits->size(1);
     const T* x = logits->data<T>();
@@ -294,8 +313,9 @@ void cross_entropy_backward(In logits, In target, In lse, In grad, double smooth
     dispatch_rows<T>(v, rows_aligned<T>(v, {x, to}), [&]<int vec, int width, int per>() {
       using C = compute_t<T>;
       launch(cross_entropy_gradient_rows<T, vec, width, per>, shape_of<width>(rows), x,
-             target->data<int64_t>(), lse->data<C>(), grad->data<C>(), rows, v,
-             static_cast<C>(smoothing), ignore, to, kCrossEntropy, index_fault());
+             target->data<int64_t>(), reinterpret_cast<const Pair<C>*>(statistics->data<C>()),
+             grad->data<C>(), rows, v, static_cast<C>(smoothing), ignore, to, kCrossEntropy,
+             index_fault());
     });
   });
 }

@@ -30,6 +30,21 @@ const std::string& draw_method_name(DrawMethod method) {
   return draw_method_names()[static_cast<size_t>(method)];
 }
 
+namespace {
+
+bool has_exact_constant(DrawMethod method) {
+  return method != DrawMethod::iid && method != DrawMethod::stratified;
+}
+
+}  // namespace
+
+int64_t least_features(DrawMethod method, const DotProductKernel& kernel, int64_t head_dim) {
+  // `optimal` gives the constant a column only where there is one.
+  const bool constant =
+      method == DrawMethod::optimal ? kernel.coefficient(0) > 0.0 : has_exact_constant(method);
+  return (constant ? 1 : 0) + (method == DrawMethod::h01 ? head_dim : 0) + 1;
+}
+
 int64_t FeaturePlan::random_features() const {
   int64_t total = tail_count;
   for (int64_t count : counts) total += count;
@@ -169,8 +184,8 @@ std::vector<FeaturePlan> rival_plans(const DotProductKernel& kernel,
   std::vector<FeaturePlan> rivals;
   FeatureSettings other = settings;
   for (const DrawMethod method : {DrawMethod::srht, DrawMethod::h01}) {
+    if (settings.features < least_features(method, kernel, settings.head_dim)) continue;
     other.method = method;
-    if (method == DrawMethod::h01 && settings.features < settings.head_dim + 2) continue;
     rivals.push_back(feature_plan(kernel, other));
   }
   return rivals;
@@ -231,9 +246,8 @@ FeaturePlan optimal_plan(const DotProductKernel& kernel, const FeatureSettings& 
       }
     }
   }
-  if (!best)
-    throw Error("[features] optimal: {} features are too few for {}; use at least 2",
-                settings.features, kernel.name());
+  require(best.has_value(), "[features] optimal: no plan of {} features for {}", settings.features,
+          kernel.name());
   return *best;
 }
 
@@ -256,22 +270,21 @@ FeaturePlan feature_plan(const DotProductKernel& kernel, const FeatureSettings& 
           "[features] {}: cap is {} and must be from 2 to {}", method, settings.cap, kMaxDegree);
   require(settings.heads >= 1, "[features] {}: heads is {} and must be at least 1", method,
           settings.heads);
-  require(D >= 1, "[features] {}: {} features; use at least 1", method, D);
+  const int64_t least = least_features(settings.method, kernel, settings.head_dim);
+  require(D >= least,
+          "[features] {}: {} features are too few for {} with head_dim {}; use at least {}", method,
+          D, kernel.name(), settings.head_dim, least);
   if (settings.method == DrawMethod::optimal) return optimal_plan(kernel, settings);
 
   FeaturePlan plan;
   plan.logit_scale = settings.logit_scale;
-  plan.exact_constant =
-      settings.method != DrawMethod::iid && settings.method != DrawMethod::stratified;
+  plan.exact_constant = has_exact_constant(settings.method);
   plan.exact_linear = settings.method == DrawMethod::h01;
   plan.systematic = settings.method != DrawMethod::iid && settings.method != DrawMethod::official;
   if (settings.method == DrawMethod::srht) plan.design = SignDesign::blocks;
   plan.tail_from = (plan.exact_constant ? 1 : 0) + (plan.exact_linear ? 1 : 0);
   plan.counts.assign(static_cast<size_t>(plan.tail_from), 0);
   plan.tail_count = D - (plan.exact_constant ? 1 : 0) - (plan.exact_linear ? settings.head_dim : 0);
-  if (plan.tail_count < 1)
-    throw Error("[features] {}: {} features are too few with head_dim {}; use at least {}", method,
-                D, settings.head_dim, D - plan.tail_count + 1);
   plan.tail_law = geometric_law(settings.p, plan.tail_from, settings.cap);
   plan.mass_beyond_cap =
       std::pow(settings.p, -static_cast<double>(settings.cap + 1 - plan.tail_from));

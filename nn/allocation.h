@@ -28,6 +28,9 @@ const std::vector<std::string>& draw_method_names();
 DrawMethod draw_method(const std::string& name);
 const std::string& draw_method_name(DrawMethod method);
 
+/// Fewest features of a plan: its exact columns and a random one.
+int64_t least_features(DrawMethod method, const DotProductKernel& kernel, int64_t head_dim);
+
 struct FeatureSettings {
   DrawMethod method = DrawMethod::iid;
   int64_t features = 128;    // D, columns as the method nominally has them

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <optional>
 #include <utility>
 
 #include "core/error.h"
@@ -56,7 +57,7 @@ double parse_number(const std::string& name, const std::string& text) {
 /// "poly:c=1,k=3".
 DotProductKernel polynomial(const std::string& name) {
   double c = 1.0;
-  double k = 0.0;
+  std::optional<double> degree_given;
   size_t at = std::string("poly:").size();
   while (at < name.size()) {
     const size_t end = std::min(name.find(',', at), name.size());
@@ -64,11 +65,13 @@ DotProductKernel polynomial(const std::string& name) {
     if (option.starts_with("c="))
       c = parse_number(name, option.substr(2));
     else if (option.starts_with("k="))
-      k = parse_number(name, option.substr(2));
+      degree_given = parse_number(name, option.substr(2));
     else
       throw Error("[kernel] {}: unknown option '{}'; write {}", name, option, kPolynomial);
     at = end + 1;
   }
+  require(degree_given.has_value(), "[kernel] {}: k is missing; write {}", name, kPolynomial);
+  const double k = *degree_given;
   require(c >= 0.0 && std::isfinite(c), "[kernel] {}: c is {} and must be >= 0", name, c);
   require(k >= 1.0 && k <= 64.0 && k == std::floor(k),
           "[kernel] {}: k is {} and must be a whole number from 1 to 64", name, k);

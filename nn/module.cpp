@@ -209,7 +209,9 @@ Variable Module::seen_by_hooks(Variable y) const {
 }
 
 void Module::use_eval_draw(int index) {
-  for (Module* m : modules()) m->on_eval_draw(index);
+  // Without a list of modules, since ~EvalScope calls this.
+  on_eval_draw(index);
+  for (Module* child : children_) child->use_eval_draw(index);
 }
 
 }  // namespace macgrad::nn

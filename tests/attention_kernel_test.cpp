@@ -32,7 +32,7 @@ struct Inputs {
   SoftmaxAttentionArgs args;
 };
 struct Results {
-  Tensor out, lse, dq, dk, dv;
+  Tensor out, statistics, dq, dk, dv;
 };
 
 Tensor allocate(const Case& c, int64_t n, int64_t width, DType dtype) {
@@ -89,20 +89,20 @@ Results run(const Case& c, const Inputs& in) {
   const DType dtype = dtype_of<T>();
   Results r;
   r.out = allocate(c, c.T, c.dv, dtype);
-  r.lse = Tensor::empty({c.B, c.H, c.T}, dtype);
+  r.statistics = Tensor::empty({c.B, c.H, c.T, 2}, dtype);
   r.dq = allocate(c, c.T, c.d, dtype);
   r.dk = allocate(c, c.S, c.d, dtype);
   r.dv = allocate(c, c.S, c.dv, dtype);
-  for (const Tensor* t : {&r.out, &r.lse, &r.dq, &r.dk, &r.dv}) t->fill(kNan);
+  for (const Tensor* t : {&r.out, &r.statistics, &r.dq, &r.dk, &r.dv}) t->fill(kNan);
   kernels::softmax_attention_forward(in.q, in.k, in.v, in.key_valid, in.query_valid, in.args, r.out,
-                                     r.lse, Scratch{});
-  kernels::softmax_attention_backward(in.q, in.k, in.v, in.key_valid, in.query_valid, r.out, r.lse,
-                                      in.grad, in.args, r.dq, r.dk, r.dv, Scratch{});
+                                     r.statistics, Scratch{});
+  kernels::softmax_attention_backward(in.q, in.k, in.v, in.key_valid, in.query_valid, r.out,
+                                      r.statistics, in.grad, in.args, r.dq, r.dk, r.dv, Scratch{});
   return r;
 }
 
 struct Reference {
-  std::vector<double> out, lse, dq, dk, dv;
+  std::vector<double> out, statistics, dq, dk, dv;
 };
 
 Reference naive(const Case& c, const Inputs& in) {
@@ -110,7 +110,8 @@ Reference naive(const Case& c, const Inputs& in) {
   const std::vector<double> v = in.v.to_vector<double>(), grad = in.grad.to_vector<double>();
   Reference r;
   r.out.assign(static_cast<size_t>(c.B * c.H * c.T * c.dv), 0);
-  r.lse.assign(static_cast<size_t>(c.B * c.H * c.T), -kInf);
+  for (int64_t i = 0; i < c.B * c.H * c.T; ++i)
+    r.statistics.insert(r.statistics.end(), {-kInf, 0.0});
   r.dq.assign(q.size(), 0);
   r.dk.assign(k.size(), 0);
   r.dv.assign(v.size(), 0);
@@ -138,7 +139,8 @@ Reference naive(const Case& c, const Inputs& in) {
       if (keys.empty()) continue;
       double sum = 0;
       for (double score : p) sum += std::exp(score - largest);
-      r.lse[head * c.T + i] = largest + std::log(sum);
+      r.statistics[2 * (head * c.T + i)] = largest / in.args.scale;
+      r.statistics[2 * (head * c.T + i) + 1] = sum;
       std::vector<double> keep(keys.size(), 1), dp(keys.size(), 0);
       double delta = 0;
       for (size_t n = 0; n < keys.size(); ++n) {
@@ -194,7 +196,7 @@ void check(const Case& c, double tolerance, uint32_t seed) {
   const Reference expected = naive(c, in);
   const Results got = run<T>(c, in);
   CHECK(difference(got.out, expected.out) <= tolerance);
-  CHECK(difference(got.lse, expected.lse) <= tolerance);
+  CHECK(difference(got.statistics, expected.statistics) <= tolerance);
   CHECK(difference(got.dq, expected.dq) <= tolerance);
   CHECK(difference(got.dk, expected.dk) <= tolerance);
   CHECK(difference(got.dv, expected.dv) <= tolerance);
@@ -259,11 +261,12 @@ TEST_CASE("attention kernel gives zeros where no key is visible") {
   const Case c{.T = 9, .S = 4, .causal = true};
   const Results r = run<float>(c, make_inputs<float>(c, 1));
   for (int64_t i = 0; i < c.T - c.S; ++i) {
-    CHECK(r.lse.at({0, 0, i}) == -kInf);
+    CHECK(r.statistics.at({0, 0, i, 0}) == -kInf);
+    CHECK(r.statistics.at({0, 0, i, 1}) == 0);
     CHECK(r.out.at({1, 1, i, 2}) == 0);
     CHECK(r.dq.at({1, 1, i, 2}) == 0);
   }
-  CHECK(std::isfinite(r.lse.at({0, 0, c.T - c.S})));
+  CHECK(std::isfinite(r.statistics.at({0, 0, c.T - c.S, 0})));
   // Without keys at all.
   const Case none{.T = 3, .S = 0};
   const Results empty = run<double>(none, make_inputs<double>(none, 1));
@@ -304,7 +307,7 @@ TEST_CASE("attention kernel stays finite and exact at logits of ten thousand") {
     // At such logits softmax picks one key; ties and near-ties are what rounding may change.
     check<double>(c, 1e-9, 11);
     const Results r = run<float>(c, make_inputs<float>(c, 11));
-    for (const Tensor* t : {&r.out, &r.lse, &r.dq, &r.dk, &r.dv}) CHECK(all_finite(*t));
+    for (const Tensor* t : {&r.out, &r.statistics, &r.dq, &r.dk, &r.dv}) CHECK(all_finite(*t));
   }
 }
 
@@ -329,7 +332,7 @@ TEST_CASE("attention kernel gives the same bits at any number of threads") {
         omp_set_num_threads(threads);
         const Results many = run<float>(c, in);
         CHECK(same_bits(one.out, many.out));
-        CHECK(same_bits(one.lse, many.lse));
+        CHECK(same_bits(one.statistics, many.statistics));
         CHECK(same_bits(one.dq, many.dq));
         CHECK(same_bits(one.dk, many.dk));
         CHECK(same_bits(one.dv, many.dv));
@@ -354,9 +357,9 @@ TEST_CASE("attention kernel runs inside a parallel region") {
 
 TEST_CASE("attention kernel refuses bfloat16 with a reason") {
   const Tensor x = Tensor::zeros({1, 1, 2, 4}, DType::bfloat16);
-  const Tensor lse = Tensor::zeros({1, 1, 2});
+  const Tensor statistics = Tensor::zeros({1, 1, 2, 2});
   const Support support = kernels::softmax_attention_forward.supports(
-      kCpu, x, x, x, Tensor(), Tensor(), SoftmaxAttentionArgs{}, x, lse, Scratch{});
+      kCpu, x, x, x, Tensor(), Tensor(), SoftmaxAttentionArgs{}, x, statistics, Scratch{});
   CHECK_FALSE(support.ok);
   CHECK(support.reason.find("bfloat16") != std::string::npos);
 }

@@ -1,5 +1,5 @@
-// What programs share beside data: atomic files, CSV and JSON, the run's folder, the progress line,
-// Ctrl-C, arguments, the machine, plots.
+// What programs share besides data: atomic files, CSV and JSON, the run's folder, the progress
+// line, common options, the machine, plots.
 #include <doctest/doctest.h>
 #include <fcntl.h>
 #include <omp.h>
@@ -10,22 +10,22 @@
 #include <cmath>
 #include <csignal>
 #include <cstdlib>
-#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <functional>
 #include <limits>
+#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "core/error.h"
-#include "core/kernels.h"
 #include "experiments/common/arguments.h"
-#include "experiments/common/interrupt.h"
 #include "experiments/common/machine.h"
 #include "experiments/common/output_files.h"
 #include "experiments/common/plots.h"
 #include "experiments/common/progress.h"
+#include "tests/child.h"
 #include "tests/errors.h"
+#include "tests/printed.h"
 #include "tests/temporary_folder.h"
 
 namespace macgrad::experiments {
@@ -35,6 +35,7 @@ namespace fs = std::filesystem;
 using Folder = testing::TemporaryFolder;
 using testing::contains;
 using testing::error_of;
+using testing::in_child;
 
 std::string contents(const std::string& path) {
   std::ostringstream text;
@@ -47,35 +48,8 @@ void put(const std::string& path, const std::string& text) {
   std::ofstream(path, std::ios::binary) << text;
 }
 
-// Runs `body` in a child; returns waitpid's status. _exit keeps doctest out of it.
-int in_child(const std::function<int()>& body) {
-  const pid_t child = fork();
-  if (child == 0) {
-    int code = 99;
-    try {
-      code = body();
-    } catch (...) {
-    }
-    _exit(code);
-  }
-  int status = 0;
-  waitpid(child, &status, 0);
-  return status;
-}
-
-// What `body` prints to stderr.
 std::string stderr_of(const std::function<void()>& body) {
-  const Folder folder;
-  std::fflush(stderr);
-  const int saved = dup(2);
-  const int file = open((folder / "err").c_str(), O_WRONLY | O_CREAT, 0600);
-  dup2(file, 2);
-  close(file);
-  body();
-  std::fflush(stderr);
-  dup2(saved, 2);
-  close(saved);
-  return contents(folder / "err");
+  return testing::printed(stderr, body);
 }
 
 TEST_CASE("files are replaced whole or not at all") {
@@ -87,23 +61,24 @@ TEST_CASE("files are replaced whole or not at all") {
   CHECK(contents(path).empty());
   write_file_atomically(path, std::string_view("second"));
 
-  CHECK_THROWS_AS(write_file_atomically(path,
-                                        [](const std::string& temporary) {
-                                          std::ofstream(temporary) << "half";
-                                          throw Error("no more");
-                                        }),
-                  Error);
+  {
+    AtomicFile file(path);
+    file.write("half", 4);
+    CHECK(contents(path) == "second");
+    CHECK(contents(file.temporary()) == "half");
+    std::ofstream(file.temporary()) << "third";
+  }
   CHECK(contents(path) == "second");
   CHECK(folder.entries() == 1);
-
-  write_file_atomically(path,
-                        [](const std::string& temporary) { std::ofstream(temporary) << "third"; });
+  {
+    AtomicFile file(path);
+    std::ofstream(file.temporary()) << "third";
+    file.commit();
+  }
   CHECK(contents(path) == "third");
   CHECK(
       contains(error_of([&] { write_file_atomically(folder / "no/where", std::string_view("x")); }),
                "no/where: cannot create: No such file or directory"));
-  CHECK(contains(error_of([&] { write_file_atomically(path, [](const std::string&) {}); }),
-                 "result.txt: cannot write"));
   CHECK(folder.entries() == 1);
 }
 
@@ -205,13 +180,12 @@ TEST_CASE("a run that goes on clears what a kill left, and nothing else") {
   waitpid(ended, nullptr, 0);
   const auto file = [&](const std::string& name) { return folder.write(name, "x"); };
   const std::vector<std::string> gone{file(fmt::format("metrics.csv.tmp-{}-3", ended)),
-                                      file(fmt::format("c.safetensors.{}.tmp", ended))};
+                                      file(fmt::format("c.safetensors.tmp-{}-0", ended))};
   const std::vector<std::string> stay{file("notes.tmp-old"),
                                       file("a.tmp-1-"),
                                       file(".tmp-1-2"),
                                       file("x.tmp"),
                                       file(fmt::format("metrics.csv.tmp-{}-3", getppid())),
-                                      file(fmt::format("c.safetensors.{}.tmp", getppid())),
                                       file(fmt::format("notes.{}.tmp", ended)),
                                       file(fmt::format("below/metrics.csv.tmp-{}-3", ended))};
   const RunDirectory run(folder.path(), "nmse", Holds::this_run);
@@ -300,95 +274,6 @@ TEST_CASE("a terminal gets one line that rewrites itself") {
   CHECK(text.ends_with("\n"));
 }
 
-TEST_CASE("the first Ctrl-C sets a flag, the second ends the process") {
-  for (const int signal : {SIGINT, SIGTERM}) {
-    {
-      const InterruptGuard guard;
-      CHECK_FALSE(guard.interrupted());
-      CHECK(guard.exit_code() == 0);
-      raise(signal);
-      CHECK(guard.interrupted());
-      CHECK(guard.exit_code() == 128 + signal);
-    }
-    CHECK_FALSE(InterruptGuard().interrupted());
-    const int status = in_child([signal] {
-      const InterruptGuard guard;
-      raise(SIGINT);
-      if (!guard.interrupted()) return 1;
-      raise(signal);
-      return 2;
-    });
-    CHECK(WIFSIGNALED(status));
-    CHECK(WTERMSIG(status) == signal);
-  }
-  struct sigaction now = {};
-  sigaction(SIGTERM, nullptr, &now);
-  const bool handler_left = now.sa_handler != SIG_DFL && now.sa_handler != SIG_IGN;
-  // doctest installs its own handler while a test runs; ours must not be what is left.
-  const InterruptGuard guard;
-  struct sigaction ours = {};
-  sigaction(SIGTERM, nullptr, &ours);
-  CHECK((!handler_left || now.sa_handler != ours.sa_handler));
-}
-
-// Without a stack of its own the handler writes over the heap (experiments/common/interrupt.cpp).
-TEST_CASE("Ctrl-C within a product leaves the heap whole") {
-  const int status = in_child([] {
-    stack_t none = {};
-    none.ss_flags = SS_DISABLE;  // doctest's
-    sigaltstack(&none, nullptr);
-    omp_set_num_threads(1);
-    const Tensor a = Tensor::full({64, 256}, 1.0F), b = Tensor::full({256, 64}, 2.0F);
-    sigevent event = {};
-    event.sigev_notify = SIGEV_SIGNAL;
-    event.sigev_signo = SIGINT;
-    timer_t timer;
-    if (timer_create(CLOCK_MONOTONIC, &event, &timer) != 0) return 2;
-    for (long round = 0; round < 300; ++round) {
-      const InterruptGuard guard;
-      const itimerspec after = {{}, {0, 20'000 + 1'000 * round}};
-      timer_settime(timer, 0, &after, nullptr);
-      while (!guard.interrupted()) {
-        const Tensor c = Tensor::empty({64, 64});
-        kernels::matmul(a, b, c, 1.0, 0.0);
-        if (c.data<float>()[4095] != 512.0F) return 3;
-      }
-    }
-    return 0;
-  });
-  CHECK(status == 0);
-}
-
-TEST_CASE("lists and ranges of whole numbers") {
-  using List = std::vector<std::int64_t>;
-  const auto parse = [](const char* text) { return parse_integers("--lengths", text); };
-  CHECK(parse("200,500,1000") == List{200, 500, 1000});
-  CHECK(parse("7") == List{7});
-  CHECK(parse(" 1 , 2 ") == List{1, 2});
-  CHECK(parse("2^4,2^10") == List{16, 1024});
-  CHECK(parse("1:4") == List{1, 2, 3, 4});
-  CHECK(parse("200:1000:400") == List{200, 600, 1000});
-  CHECK(parse("200:900:400") == List{200, 600});
-  CHECK(parse("16:128:x2") == List{16, 32, 64, 128});
-  CHECK(parse("2^4:2^6:x2,100") == List{16, 32, 64, 100});
-  CHECK(parse("9223372036854775806:9223372036854775807:5") == List{9223372036854775806});
-  CHECK(parse("4611686018427387904:9223372036854775807:x2") == List{4611686018427387904});
-  for (const char* wrong : {"",          ",",   "1,",   "a",     "1.5",    "0",
-                            "-3",        "1:",  "5:1",  "1:9:0", "1:9:-1", "1:8:x1",
-                            "1:2:3:4",   "2^",  "2^63", "3^60",  "1e3",    "99999999999999999999",
-                            "1:1000000", "1 2", "0x10"}) {
-    CAPTURE(wrong);
-    CHECK(contains(error_of([&] { parse(wrong); }), "--lengths: "));
-  }
-  CHECK(parse_integers("--n", "0:1", 0) == List{0, 1});
-  CHECK(parse_words("--draws", "iid, h01", {"iid", "h01"}) ==
-        std::vector<std::string>{"iid", "h01"});
-  CHECK(error_of([] {
-          parse_words("--draws", "iid,x", {"iid", "h01"});
-        }) == "--draws: unknown \"x\"; known: iid, h01");
-  CHECK(contains(error_of([] { parse_words("--draws", "iid,,", {}); }), "empty word"));
-}
-
 struct Outcome {
   int code;
   std::string err;
@@ -402,9 +287,9 @@ Outcome run_with(std::vector<const char*> arguments) {
   outcome.err = stderr_of([&] {
     outcome.code = run_program(
         static_cast<int>(arguments.size()), arguments.data(), "demo", "A demonstration",
-        [&](CLI::App& app) {
-          add_common_options(app, outcome.options);
-          add_integer_list(app, "--lengths", outcome.lengths, "Lengths");
+        [&](Options& options) {
+          add_common_options(options, outcome.options);
+          options.integers("--lengths", outcome.lengths, "Lengths");
         },
         [&] {
           apply_common_options(outcome.options);

@@ -223,6 +223,24 @@ TEST_CASE("a refusal runs the composite and marks the node; strict makes it an e
   CHECK_THROWS_WITH_AS(apply_fused(op, {x}), Contains("in block"), Error);
 }
 
+TEST_CASE("a refusal of the backward kernel is found before the forward kernel runs") {
+  const Variable x(Tensor::from_vector(std::vector<double>{2, -1}), true);
+  int forward = 0, backward = 0;
+  FusedOp op = triple_square(&forward, &backward);
+  op.supports_backward = [](const Tensors&) { return Support{false, "too large"}; };
+  const Environment lenient("");
+  const Variable y = apply_fused(op, {x})[0];
+  CHECK(forward == 0);
+  CHECK(grad({sum(y)}, {x})[0].value().to_vector<double>() == std::vector<double>{12, -6});
+  CHECK(backward == 0);
+  // Without a gradient the forward kernel is enough.
+  CHECK(apply_fused(op, {x.detach()})[0].value().to_vector<double>() == std::vector<double>{12, 3});
+  CHECK(forward == 1);
+  const NoGrad inference;
+  apply_fused(op, {x});
+  CHECK(forward == 2);
+}
+
 TEST_CASE("a mask that hides everything gives zeros and finite gradients on both paths") {
   const Tensor none = Tensor::zeros({1, 3}, DType::boolean);
   for (const bool composite : {false, true}) {

@@ -4,9 +4,11 @@
 
 #include <cmath>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 #include <string_view>
 
 #include "experiments/common/csv.h"
+#include "experiments/common/output_files.h"
 #include "experiments/inspect/bias.h"
 #include "tests/temporary_folder.h"
 

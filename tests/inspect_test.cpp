@@ -5,12 +5,14 @@
 
 #include <cmath>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 #include <set>
 
 #include "autograd/engine.h"
 #include "autograd/ops.h"
 #include "core/safetensors.h"
 #include "experiments/common/csv.h"
+#include "experiments/common/output_files.h"
 #include "experiments/inspect/attention_seen.h"
 #include "experiments/inspect/attention_sharpness.h"
 #include "experiments/inspect/attention_view.h"

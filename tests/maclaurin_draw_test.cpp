@@ -6,6 +6,7 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <nlohmann/json.hpp>
 #include <numeric>
 
 #include "core/feature_draw.h"
@@ -476,7 +477,27 @@ TEST_CASE("settings out of range are refused") {
   CHECK_THROWS_AS(feature_plan(exp_kernel, settings_of(DrawMethod::h01, 65, 64)), Error);
   feature_plan(exp_kernel, settings_of(DrawMethod::h01, 66, 64));
   CHECK_THROWS_AS(feature_plan(exp_kernel, settings_of(DrawMethod::official, 1, 64)), Error);
-  CHECK_THROWS_AS(feature_plan(exp_kernel, settings_of(DrawMethod::optimal, 1, 64)), Error);
+  // The message is about the method asked for, not about those that `optimal` compares itself with.
+  CHECK_THROWS_WITH_AS(
+      feature_plan(exp_kernel, settings_of(DrawMethod::optimal, 1, 64)),
+      "[features] optimal: 1 features are too few for exp with head_dim 64; use at "
+      "least 2",
+      Error);
+  // Every method draws with as few as it says, and with no fewer. A kernel with f(0) = 0 needs no
+  // column for it.
+  for (const char* name : {"exp", "poly:c=0,k=1", "poly:c=0,k=3"}) {
+    const DotProductKernel kernel = dot_product_kernel(name);
+    for (const std::string& method_name : draw_method_names()) {
+      const DrawMethod method = draw_method(method_name);
+      const int64_t least = least_features(method, kernel, 8);
+      CAPTURE(name);
+      CAPTURE(method_name);
+      CHECK(feature_plan(kernel, settings_of(method, least, 8)).random_features() >= 1);
+      CHECK_THROWS_WITH_AS(feature_plan(kernel, settings_of(method, least - 1, 8)),
+                           doctest::Contains(("[features] " + method_name + ": ").c_str()), Error);
+    }
+  }
+  CHECK(least_features(DrawMethod::optimal, dot_product_kernel("poly:c=0,k=3"), 8) == 1);
   feature_plan(exp_kernel, settings_of(DrawMethod::optimal, 2, 64));
   feature_plan(exp_kernel, settings_of(DrawMethod::iid, 1, 1));
   FeatureSettings s = settings_of(DrawMethod::iid, 16, 64);

@@ -8,14 +8,17 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "core/safetensors.h"
@@ -47,7 +50,7 @@ struct Streams {
 
 // The program with its errors in `log`; returns its process id.
 pid_t start(const Words& words, const std::string& log, rlim_t largest_file = RLIM_INFINITY,
-            const Streams& streams = {}) {
+            const Streams& streams = {}, rlim_t memory = RLIM_INFINITY) {
   std::vector<char*> arguments;
   Words all = words;
   all.insert(all.begin(), MACGRAD_MULTI30K);
@@ -71,16 +74,25 @@ pid_t start(const Words& words, const std::string& log, rlim_t largest_file = RL
       const rlimit limit{largest_file, largest_file};
       setrlimit(RLIMIT_FSIZE, &limit);
     }
+    if (memory != RLIM_INFINITY) {
+      const rlimit limit{memory, memory};
+      setrlimit(RLIMIT_AS, &limit);
+    }
     execv(MACGRAD_MULTI30K, arguments.data());
     _exit(127);
   }
   return child;
 }
 
-// As a shell says it: the exit code, or 128 + signal.
-int wait_for(pid_t child) {
+int status_of(pid_t child) {
   int status = 0;
   REQUIRE(waitpid(child, &status, 0) == child);
+  return status;
+}
+
+// As a shell says it: the exit code, or 128 + signal.
+int wait_for(pid_t child) {
+  const int status = status_of(child);
   return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
@@ -145,24 +157,69 @@ TEST_CASE("multi30k: killed again and again, a run ends as if it had never been"
     CHECK(entry.path().string().find(".tmp") == std::string::npos);
 }
 
-TEST_CASE("multi30k: Ctrl-C saves a checkpoint and says so") {
+TEST_CASE("multi30k: a signal saves a checkpoint, says so, and ends the process") {
   const Folder folder;
+  const int signals[] = {SIGINT, SIGTERM, SIGHUP};
   for (int i = 0; i < 12; ++i) {
+    const int signal = signals[i % 3];
+    CAPTURE(signal);
     const std::string log = folder / fmt::format("log{}", i),
                       out = folder / fmt::format("run{}", i);
     const pid_t child = start(small_run(out, i % 2 == 0 ? "1" : "2"), log);
     REQUIRE(wait_for_file(out + "/checkpoint.safetensors", child));
     std::this_thread::sleep_for(std::chrono::milliseconds(i));
-    kill(child, SIGINT);
-    const int code = wait_for(child);
+    kill(child, signal);
+    // `timeout` sends it to the process and then to its group.
+    if (i >= 9) kill(child, signal);
+    const int status = status_of(child);
     const std::string message = text_of(log);
     CAPTURE(message);
-    CHECK(code == 128 + SIGINT);
+    // By the signal, so that a loop in a script ends too.
+    REQUIRE(WIFSIGNALED(status));
+    CHECK(WTERMSIG(status) == signal);
     CHECK(message.find("The last checkpoint stays in " + out) != std::string::npos);
     CHECK(read_json(out + "/settings.json").at("state") == "interrupted");
     CHECK(read_json(out + "/settings.json").at("updates") ==
           updates_of(out + "/checkpoint.safetensors"));
   }
+}
+
+TEST_CASE("multi30k: signals that the caller ignores do not end it") {
+  const Folder folder;
+  for (const int signal : {SIGHUP, SIGINT}) {
+    CAPTURE(signal);
+    const std::string out = folder / fmt::format("run{}", signal);
+    // As `nohup` and the background jobs of a script are started: inherited through exec.
+    const auto earlier = std::signal(signal, SIG_IGN);
+    const pid_t child = start(small_run(out), folder / "log");
+    std::signal(signal, earlier);
+    REQUIRE(wait_for_file(out + "/checkpoint.safetensors", child));
+    kill(child, signal);
+    CHECK(wait_for(child) == 0);
+    CHECK(read_json(out + "/settings.json").at("state") == "complete");
+  }
+}
+
+TEST_CASE("multi30k: a reader that has gone stops a training with its checkpoint") {
+  const Folder folder;
+  const std::string pipe = folder / "pipe", out = folder / "run";
+  REQUIRE(mkfifo(pipe.c_str(), 0600) == 0);
+  // Both ends, so that the program does not wait for a reader.
+  const int reader = open(pipe.c_str(), O_RDWR | O_CLOEXEC);
+  REQUIRE(reader >= 0);
+  Words words = small_run(out);
+  words.insert(words.end(), {"--epochs", "4000"});
+  words.erase(words.begin() + 1, words.begin() + 3);  // the first --epochs
+  // Standard output and errors into the pipe.
+  const pid_t child = start(words, pipe);
+  REQUIRE(wait_for_file(out + "/checkpoint.safetensors", child));
+  close(reader);
+  CHECK(wait_for(child) == 128 + SIGPIPE);
+  CHECK(read_json(out + "/settings.json").at("state") == "interrupted");
+  CHECK(read_json(out + "/settings.json").at("updates") ==
+        updates_of(out + "/checkpoint.safetensors"));
+  CHECK(wait_for(start({"--resume", out, "--epochs", "4000", "--max-updates", "1"},
+                       folder / "log")) == 1);  // it trained more than that
 }
 
 TEST_CASE("multi30k: a full disk leaves earlier results whole") {
@@ -184,6 +241,19 @@ TEST_CASE("multi30k: a full disk leaves earlier results whole") {
   CHECK(fs::exists(out + "/best.safetensors"));
   CHECK(wait_for(start({"--resume", out, "--max-updates", "9"}, log)) == 0);
   CHECK(updates_of(checkpoint) == 9);
+}
+
+TEST_CASE("multi30k: a model that does not fit in memory is an error") {
+  const Folder folder;
+  for (const Words& size : {Words{"--layers", "100000000"}, Words{"--d-model", "1000000"}}) {
+    Words words{"--toy", "--threads", "1", "--out", folder / "run"};
+    words.insert(words.end(), size.begin(), size.end());
+    const std::string log = folder / "log" + size[0];
+    CHECK(wait_for(start(words, log, RLIM_INFINITY, {}, rlim_t{1} << 30)) == 1);
+    const std::string message = text_of(log);
+    CAPTURE(message);
+    CHECK(contains(message, "out of memory"));
+  }
 }
 
 // A small trained model; its checkpoint.

@@ -6,9 +6,11 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <tuple>
 
 #include "core/safetensors.h"
+#include "experiments/common/output_files.h"
 #include "experiments/common/text_files.h"
 #include "experiments/multi30k/checkpoint.h"
 #include "experiments/multi30k/commands.h"
@@ -17,6 +19,7 @@
 #include "experiments/multi30k/resume.h"
 #include "experiments/multi30k/run.h"
 #include "experiments/multi30k/run_files.h"
+#include "experiments/multi30k/run_to_end.h"
 #include "experiments/multi30k/seeds.h"
 #include "experiments/multi30k/training.h"
 #include "tests/errors.h"
@@ -381,6 +384,38 @@ TEST_CASE(
   CHECK(command({"--resume", (folder / "none").c_str()}) == 1);
   CHECK(command({"--resume", out.c_str(), "--epochs", "2"}) == 0);
   CHECK(read_lines(folder / "run/metrics.csv").size() == 3);
+  CHECK(command({"--resume", out.c_str(), "--preset", "quick"}) == 2);
+  CHECK(command({"--resume", ""}) == 2);
+}
+
+TEST_CASE("multi30k: what a run has done is a limit for --resume, as for --seeds") {
+  const OneThread one_thread;
+  const Folder folder;
+  Multi30kSettings s = tiny();
+  s.common.out = folder / "run";
+  REQUIRE(run_multi30k(s) == 0);
+  const int64_t updates = checkpoint_state(checkpoint_path(s.common.out)).place.updates;
+  const std::string results = folder / "run/results.json";
+  const auto written = fs::last_write_time(results);
+  const auto command = [&](const char* option, int64_t limit) {
+    const std::string out = folder / "run", value = std::to_string(limit);
+    const std::vector<const char*> words{"train", "--resume", out.c_str(), option, value.c_str()};
+    return train_command(static_cast<int>(words.size()), words.data());
+  };
+  CHECK(command("--max-updates", updates - 1) == 1);
+  CHECK(command("--epochs", 1) == 1);
+  CHECK(fs::last_write_time(results) == written);
+  s.max_updates = updates - 1;
+  const std::string message = error_of([&] { run_multi30k(s, Start::resume); });
+  CHECK(contains(message, fmt::format("has come to update {}, beyond --max-updates {}", updates,
+                                      updates - 1)));
+  CHECK(error_of([&] { run_to_end(s, "a run"); }) == message);
+  s.max_updates = 0;
+  s.epochs = 1;
+  CHECK(contains(error_of([&] { run_multi30k(s, Start::resume); }),
+                 "has come to epoch 2, beyond --epochs 1"));
+  // As many as there are is no contradiction.
+  CHECK(command("--max-updates", updates) == 0);
 }
 
 TEST_CASE("multi30k: early stopping, the best epoch and the mean of the last ones") {
@@ -476,9 +511,10 @@ TEST_CASE("multi30k: presets are defaults, and options beside them win") {
     CHECK(to_json(settings_from_json(to_json(one))) == to_json(one));
   }
   CHECK_THROWS_WITH_AS(apply_preset(s, "huge"), doctest::Contains("transformer-tiny"), Error);
-  CLI::App app;
-  declare_options(app, s);
-  app.parse("--preset transformer-tiny --lr 1e-3 --test test_2018_flickr --separate-embeddings");
+  Options options("multi30k");
+  declare_options(options, s);
+  options.parse(
+      "--preset transformer-tiny --lr 1e-3 --test test_2018_flickr --separate-embeddings");
   CHECK(s.lr == 1e-3);
   CHECK(s.test == std::vector<std::string>{"test_2018_flickr"});
   CHECK_FALSE(s.share_embeddings);

@@ -5,9 +5,11 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "experiments/common/csv.h"
+#include "experiments/common/output_files.h"
 #include "experiments/multi30k/commands.h"
 #include "experiments/multi30k/study.h"
 #include "tests/multi30k_settings.h"

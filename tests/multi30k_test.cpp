@@ -7,9 +7,11 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
 
+#include "experiments/common/output_files.h"
 #include "experiments/common/text_files.h"
 #include "experiments/multi30k/checkpoint.h"
 #include "experiments/multi30k/commands.h"
@@ -34,10 +36,10 @@ using testing::tiny;
 
 // The message of parsing `line`, "" when it is accepted.
 std::string parse_error(const std::string& line, Multi30kSettings s = {}) {
-  CLI::App app;
-  declare_options(app, s);
+  Options options("multi30k");
+  declare_options(options, s);
   try {
-    app.parse(line);
+    options.parse(line);
     check_settings(s);
   } catch (const std::exception& error) {
     return error.what();
@@ -106,7 +108,12 @@ TEST_CASE("multi30k: options that do not go together say what to do") {
   CHECK(contains(parse_error("--beam 0"), "--beam"));
   CHECK(contains(parse_error("--beam 1 --length-penalty 2"), "--beam 2 or more"));
   CHECK(contains(parse_error("--length-penalty -1"), "--length-penalty"));
-  CHECK(contains(check_error([](Multi30kSettings& s) { s.lr = INFINITY; }), "--lr"));
+  CHECK(check_error([](Multi30kSettings& s) { s.lr = INFINITY; }) == "--lr inf must be finite");
+  CHECK(contains(parse_error("--attention rmfa --redraw never --eval-draws 2"),
+                 "--eval-draws 2 with --redraw never"));
+  CHECK(contains(parse_error("--attention rmfa --draws optimal --features 1"),
+                 "--features 1 is too small for --draws optimal"));
+  CHECK(contains(parse_error("--attention rmfa --draws h01 --features 33"), "use at least 34"));
   CHECK(contains(check_error([](Multi30kSettings& s) { s.adam_beta1 = NAN; }), "--adam-beta1"));
 }
 
@@ -120,9 +127,9 @@ TEST_CASE("multi30k: commands") {
   CHECK(multi30k_command(2, help) == 0);
   Multi30kSettings s;
   s.test = {"test_2016_flickr"};
-  CLI::App app;
-  declare_options(app, s);
-  app.parse("--test none");
+  Options options("multi30k");
+  declare_options(options, s);
+  options.parse("--test none");
   CHECK(s.test.empty());
 }
 
@@ -166,9 +173,9 @@ TEST_CASE("multi30k: raw text is split, references stay as written") {
   CHECK(d.references == std::vector<std::string>{"A ball!"});
   CHECK(d.target.decode(d.train.target[1]) == "A dog , a ball .");
   CHECK(d.target.decode(d.valid.target[0]) == "A ball <unk>");
-  CHECK(d.facts.at("unknown_share").at("valid_target") == doctest::Approx(1.0 / 3));
+  CHECK(d.facts().at("unknown_share").at("valid_target") == doctest::Approx(1.0 / 3));
   // zlib.crc32(b"A ball!\n") of Python.
-  CHECK(d.facts.at("crc32").at("valid_target") == "f2b15228");
+  CHECK(d.facts().at("crc32").at("valid_target") == "f2b15228");
   s.text = "tok";
   CHECK_THROWS_AS(load_translation_data(s), Error);
 }
@@ -237,18 +244,17 @@ TEST_CASE("multi30k: translations stand in the order of the corpus") {
   Trainer trainer(s, data);
   for (int64_t epoch = 1; !trainer.finished(); ++epoch)
     trainer.train_epoch(epoch, [](const UpdateReport&) { return true; });
-  const EncodedPairs pairs = first_pairs(data.valid, 7);
-  CHECK(pairs.size() == 7);
-  const auto alone = [&](size_t i) {
-    const EncodedPairs one{{pairs.source[i]}, {pairs.target[i]}};
-    return translate(trainer.model(), data.target, ordered_batches(one, 1), 1, s.device())->front();
+  const std::vector<std::string> lines(data.valid_source.begin(), data.valid_source.begin() + 7);
+  const auto translated = [&](const std::vector<std::string>& some, int64_t tokens) {
+    return translate(trainer.model(), data.codecs(), some, tokens, s.device());
   };
-  const auto all =
-      translate(trainer.model(), data.target, ordered_batches(pairs, 1), 7, s.device());
+  const auto alone = [&](size_t i) { return translated({lines[i]}, 1)->front(); };
+  const auto all = translated(lines, 1);
   REQUIRE(all);
   // A model that says the same of every sentence would show no order.
   CHECK(std::set<std::string>(all->begin(), all->end()).size() >= 5);
   for (size_t i = 0; i < all->size(); ++i) CHECK((*all)[i] == alone(i));
+  CHECK(translated(lines, 512) == all);
 }
 
 TEST_CASE("multi30k: a scoring that is stopped leaves no file, whenever it is") {

@@ -58,6 +58,7 @@ const OpCases& op_cases() {
     add_index_cases(cases);
     add_row_cases(cases);
     add_attention_cases(cases);
+    add_extreme_cases(cases);
     return cases;
   }();
   return all;
@@ -114,6 +115,10 @@ Tensor random_index(const Shape& shape, int64_t below, uint32_t draw) {
   return placed(Tensor::from_vector(values, shape));
 }
 
+Tensor cotangent_of(const Tensor& value) {
+  return exact_values(value.shape(), 1, value.dtype());
+}
+
 Evaluation evaluate(const std::function<Variable(const Variables&)>& f, const Tensors& inputs,
                     const std::vector<bool>& wanted, int order) {
   const RowDevice here(inputs);
@@ -129,7 +134,7 @@ Evaluation evaluate(const std::function<Variable(const Variables&)>& f, const Te
   const auto zeros = [](const Variable& v) {
     return Tensor::zeros(v.shape(), v.dtype(), v.device());
   };
-  const Variable cotangent(exact_values(y.shape(), 1, y.dtype()), order > 1);
+  const Variable cotangent(cotangent_of(y.value()), order > 1);
   const Variables g = grad({y}, targets, {cotangent},
                            {.create_graph = order > 1, .allow_unused = true, .record = nullptr});
   for (size_t i = 0; i < g.size(); ++i)

@@ -23,6 +23,8 @@ struct OpInput {
 using Values = std::vector<std::vector<double>>;
 using Function = std::function<Variable(const Variables&)>;
 using Reference = std::function<std::vector<double>(const Values&)>;
+using GradientReference =
+    std::function<Values(const Values& inputs, const std::vector<double>& cotangent)>;
 
 struct OpCase {
   std::string name;  // of the row: "sum dims 0,2"
@@ -32,13 +34,18 @@ struct OpCase {
   /// The result by definition, from all inputs in row-major order; absent where nothing naive is
   /// cheap.
   Reference reference = {};
+  /// The gradients of Σ value·cotangent by definition, one list per differentiable input.
+  GradientReference gradient_reference = {};
   /// Inputs of size n, for the odd sizes 0, 1, 63 and 100; absent: one size only. The sizes start
   /// at `smallest`.
   std::function<std::vector<OpInput>(int64_t n)> sized = {};
   int64_t smallest = 0;
   bool gradient = true;  // gradcheck and gradients between dtypes
   bool second = true;    // second order as well
-  bool fused = false;    // has a composite to be compared with
+  /// Central differences can be taken: not next to infinities, jumps, or values so large that a
+  /// step is lost in rounding.
+  bool numeric = true;
+  bool fused = false;  // has a composite to be compared with
   bool bfloat16 = true;
   bool expandable = true;  // inputs may be expanded along dimension 0 (stride 0)
   // Largest |difference| over (1 + largest |value|), values and gradients.
@@ -63,6 +70,7 @@ void add_shape_cases(OpCases& cases);
 void add_index_cases(OpCases& cases);
 void add_row_cases(OpCases& cases);
 void add_attention_cases(OpCases& cases);
+void add_extreme_cases(OpCases& cases);
 
 /// Random values in [low, high), different for each input, the same for every dtype (rounded to
 /// it). Contiguous.
@@ -85,6 +93,8 @@ struct Evaluation {
 };
 /// Runs a row; order 0 makes the value, 1 the gradients, 2 the second derivatives.
 Evaluation evaluate(const OpCase& row, const Tensors& inputs, int order);
+/// The cotangent that evaluate() uses for a result like `value`.
+Tensor cotangent_of(const Tensor& value);
 /// The same for any function; input i asks for a gradient where wanted[i].
 Evaluation evaluate(const std::function<Variable(const Variables&)>& f, const Tensors& inputs,
                     const std::vector<bool>& wanted, int order);

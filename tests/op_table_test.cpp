@@ -14,7 +14,7 @@
 namespace macgrad::testing {
 namespace {
 
-TEST_CASE("op table: float64 values follow the definition") {
+TEST_CASE("op table: float64 values and gradients follow the definition") {
   const Threads one(1);
   for (const OpCase& row : op_cases()) {
     if (!row.reference) continue;
@@ -22,11 +22,20 @@ TEST_CASE("op table: float64 values follow the definition") {
       const Tensors inputs = make_inputs(row.inputs, DType::float64);
       Values values;
       for (const Tensor& t : inputs) values.push_back(t.to_vector<double>());
-      const Tensor got = evaluate(row, inputs, 0).value;
-      const std::vector<double> expected = row.reference(values);
-      REQUIRE_MESSAGE(static_cast<int64_t>(expected.size()) == got.numel(), row.name);
-      const Tensor want = Tensor::from_vector(expected, got.shape());
-      check_within(row, {difference(got, want), "value"}, row.tol64, "by definition");
+      const auto check = [&](const Tensor& got, const std::vector<double>& expected,
+                             const std::string& what) {
+        REQUIRE_MESSAGE(static_cast<int64_t>(expected.size()) == got.numel(), row.name);
+        const Tensor want = Tensor::from_vector(expected, got.shape());
+        check_within(row, {difference(got, want), what}, row.tol64, "by definition");
+      };
+      const Evaluation got = evaluate(row, inputs, row.gradient_reference ? 1 : 0);
+      check(got.value, row.reference(values), "value");
+      if (!row.gradient_reference) return;
+      const Values expected =
+          row.gradient_reference(values, cotangent_of(got.value).to_vector<double>());
+      REQUIRE_MESSAGE(expected.size() == got.gradients.size(), row.name);
+      for (size_t i = 0; i < expected.size(); ++i)
+        check(got.gradients[i], expected[i], fmt::format("gradient {}", i));
     });
   }
 }
@@ -51,7 +60,7 @@ TEST_CASE("op table: float32 and bfloat16 agree with float64, values and derivat
 TEST_CASE("op table: gradients and second derivatives against central differences") {
   const Threads one(1);
   for (const OpCase& row : op_cases()) {
-    if (!row.gradient) continue;
+    if (!row.gradient || !row.numeric) continue;
     guarded(row, [&] {
       const Tensors inputs = make_inputs(row.inputs, DType::float64);
       Variables x;

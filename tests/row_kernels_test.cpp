@@ -21,12 +21,14 @@ Tensor log_softmax(const Tensor& x) {
   kernels::log_softmax_forward(x, y);
   return y;
 }
-// {loss, lse}
+// {loss, statistics}
 std::pair<Tensor, Tensor> cross_entropy(const Tensor& x, const Tensor& target, double smoothing,
                                         int64_t ignore = -100) {
-  const Tensor loss = Tensor::empty({x.size(0)}, compute_dtype(x.dtype())), lse = like(loss);
-  kernels::cross_entropy_forward(x, target, smoothing, ignore, loss, lse);
-  return {loss, lse};
+  const DType dtype = compute_dtype(x.dtype());
+  const Tensor loss = Tensor::empty({x.size(0)}, dtype);
+  const Tensor statistics = Tensor::empty({x.size(0), 2}, dtype);
+  kernels::cross_entropy_forward(x, target, smoothing, ignore, loss, statistics);
+  return {loss, statistics};
 }
 
 Values log_softmax_reference(const Tensor& x) {
@@ -115,10 +117,10 @@ TEST_CASE("softmax with infinities, NaN and large logits") {
 TEST_CASE("cross entropy: PyTorch's figures, ignored rows, targets out of range") {
   const Tensor x = tensor({1, -2, .5, 3, 0, .25, -1, 2, 4, 4, -4, 1}, {3, 4});
   const Tensor target = Tensor::from_vector(std::vector<int64_t>{3, 0, -100});
-  const auto [loss, lse] = cross_entropy(x, target, 0.1);
+  const auto [loss, statistics] = cross_entropy(x, target, 0.1);
   check_close(loss, {0.43975344767935176, 2.275422822511076, 0.0}, 1e-14);
   const Tensor dx = like(x);
-  kernels::cross_entropy_backward(x, target, lse, tensor({1, -2, 3}, {3}), 0.1, -100, dx);
+  kernels::cross_entropy_backward(x, target, statistics, tensor({1, -2, 3}, {3}), 0.1, -100, dx);
   check_close(dx,
               {0.08555375036173923, -0.01949585287241633, 0.04205423914061148, -0.10811213662993435,
                1.6508158772246224, -0.20575747624423657, -0.02327574377682988, -1.421782657203556,
@@ -127,14 +129,47 @@ TEST_CASE("cross entropy: PyTorch's figures, ignored rows, targets out of range"
   // Nothing of an ignored row is used.
   for (int i = 8; i < 12; ++i) x.data<double>()[i] = kNaN;
   CHECK(cross_entropy(x, target, 0.1).first.at({2}) == 0);
-  kernels::cross_entropy_backward(x, target, lse, tensor({1, -2, kNaN}, {3}), 0.1, -100, dx);
+  kernels::cross_entropy_backward(x, target, statistics, tensor({1, -2, kNaN}, {3}), 0.1, -100, dx);
   CHECK(all_finite(dx));
 
   target.data<int64_t>()[1] = 4;
   CHECK_THROWS_WITH_AS(cross_entropy(x, target, 0), doctest::Contains("target 4 of row 1"), Error);
   target.data<int64_t>()[1] = -1;
   CHECK_THROWS_WITH_AS(cross_entropy(x, target, 0), doctest::Contains("target -1 of row 1"), Error);
-  CHECK_THROWS_AS(kernels::cross_entropy_backward(x, target, lse, lse, 0.0, -100, dx), Error);
+  CHECK_THROWS_AS(kernels::cross_entropy_backward(x, target, statistics, loss, 0.0, -100, dx),
+                  Error);
+}
+
+TEST_CASE("cross entropy does not depend on a common offset of the logits") {
+  const Tensor target = Tensor::from_vector(std::vector<int64_t>{0});
+  for (const DType dtype : kFloating) {
+    for (double offset = 1e3; offset < 1e9; offset *= 10) {
+      for (const double smoothing : {0.0, 0.5}) {
+        CAPTURE(offset);
+        const Tensor x = Tensor::full({1, 2}, offset, dtype), dx = like(x);
+        const auto [loss, statistics] = cross_entropy(x, target, smoothing);
+        check_close(loss, {std::log(2)}, tolerance_of(compute_dtype(dtype)));
+        const Tensor g = Tensor::full({1}, 1, compute_dtype(dtype));
+        kernels::cross_entropy_backward(x, target, statistics, g, smoothing, -100, dx);
+        const double first = -0.5 + smoothing / 2;
+        CHECK(dx.to_vector<double>() == Values{first, -first});
+      }
+    }
+  }
+}
+
+TEST_CASE("layer norm of equal values is the bias") {
+  const Tensor w = random({7}, 41, DType::float32), b = random({7}, 42, DType::float32);
+  for (const double eps : {0.0, 1e-13}) {
+    const Tensor x = Tensor::full({1, 7}, 0.3), y = like(x), dx = like(x), dw = like(w),
+                 db = like(b);
+    const Tensor mean = Tensor::empty({1, 2}), rstd = Tensor::empty({1});
+    kernels::layer_norm_forward(x, w, b, eps, y, mean, rstd);
+    CHECK(y.to_vector<double>() == b.to_vector<double>());
+    kernels::layer_norm_backward(x, w, mean, rstd, x, dx, dw, db);
+    CHECK(all_finite(dx));
+    CHECK(dw.to_vector<double>() == Values(7, 0.0));
+  }
 }
 
 TEST_CASE("gradients of softmax, log-softmax and cross entropy") {
@@ -146,8 +181,8 @@ TEST_CASE("gradients of softmax, log-softmax and cross entropy") {
   const Tensor target = Tensor::from_vector(std::vector<int64_t>{6, 9, 2});
   const Tensor row_c = random({3}, 5);
   for (double smoothing : {0.0, 0.2}) {
-    const Tensor lse = cross_entropy(x, target, smoothing, 9).second;
-    kernels::cross_entropy_backward(x, target, lse, row_c, smoothing, 9, dx);
+    const Tensor statistics = cross_entropy(x, target, smoothing, 9).second;
+    kernels::cross_entropy_backward(x, target, statistics, row_c, smoothing, 9, dx);
     check_gradient(x, dx, row_c, [&] { return cross_entropy(x, target, smoothing, 9).first; });
   }
 }
@@ -158,7 +193,8 @@ TEST_CASE("layer norm: PyTorch's figures, odd sizes, every dtype, gradients") {
   };
   const auto forward = [](const Tensor& x, const Tensor& w, const Tensor& b, double eps) {
     const DType dtype = compute_dtype(x.dtype());
-    const Result r{like(x), Tensor::empty({x.size(0)}, dtype), Tensor::empty({x.size(0)}, dtype)};
+    const Result r{like(x), Tensor::empty({x.size(0), 2}, dtype),
+                   Tensor::empty({x.size(0)}, dtype)};
     kernels::layer_norm_forward(x, w, b, eps, r.y, r.mean, r.rstd);
     return r;
   };
@@ -281,10 +317,10 @@ TEST_CASE("row kernels do not depend on the number of threads") {
       const Tensor y = softmax(x), z = log_softmax(x), dy = like(x), dz = like(x), dl = like(x);
       kernels::softmax_backward(y, c, dy);
       kernels::log_softmax_backward(z, c, dz);
-      const auto [loss, lse] = cross_entropy(x, target, 0.1);
-      kernels::cross_entropy_backward(x, target, lse, rows, 0.1, -100, dl);
-      const Tensor n = like(x), mean = like(rows), rstd = like(rows), dx = like(x), dw = like(w),
-                   db = like(w);
+      const auto [loss, statistics] = cross_entropy(x, target, 0.1);
+      kernels::cross_entropy_backward(x, target, statistics, rows, 0.1, -100, dl);
+      const Tensor n = like(x), mean = Tensor::empty({1001, 2}, dtype), rstd = like(rows),
+                   dx = like(x), dw = like(w), db = like(w);
       kernels::layer_norm_forward(x, w, w, 1e-5, n, mean, rstd);
       kernels::layer_norm_backward(x, w, mean, rstd, c, dx, dw, db);
       const Tensors p{x.clone(), w.clone()}, m{like(x), like(w)}, v{like(x), like(w)};
@@ -293,7 +329,7 @@ TEST_CASE("row kernels do not depend on the number of threads") {
       kernels::adam(p, Tensors{}, Tensors{c, w}, m, v, AdamArgs{});
       const Tensor total = Tensor::empty({1}, DType::float64);
       kernels::sum_of_squares(Tensors{x, c, w}, total);
-      return Tensors{y, z, dy, dz, loss, lse, dl, n, dx, dw, db, p[0], p[1], total};
+      return Tensors{y, z, dy, dz, loss, statistics, dl, n, dx, dw, db, p[0], p[1], total};
     });
   }
 }

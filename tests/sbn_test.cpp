@@ -124,6 +124,30 @@ Values flat(const nlohmann::json& json) {
 
 }  // namespace
 
+TEST_CASE("pre_sbn gives 0, with gradient 0, for every row and channel of equal values") {
+  // Sums of these are not exact, in one dtype or another.
+  const Values numbers{0.1, 0.2, 0.3, 0.7, 1.1, 1.0 / 3, 3.3, 12.7, -1e3 / 7, 1e8 / 3, 1e-5 / 3, 1};
+  for (const DType dtype : {DType::float32, DType::float64, DType::bfloat16}) {
+    for (const SbnStatistics statistics : {SbnStatistics::row, SbnStatistics::batch}) {
+      for (const double value : numbers) {
+        for (const int64_t d : {1, 2, 3, 6, 7, 24, 65}) {
+          for (const double eps : {0.0, 1e-13, 1e-5}) {
+            CAPTURE(name(dtype));
+            CAPTURE(value);
+            CAPTURE(d);
+            CAPTURE(eps);
+            const Shape shape{2, 1, 3, d};
+            const Tensor x = Tensor::full(shape, value, dtype), g = random(shape, 40, dtype);
+            const Values zeros(static_cast<size_t>(x.numel()), 0.0);
+            REQUIRE(pre_sbn(x, {}, statistics, eps).y.to_vector<double>() == zeros);
+            REQUIRE(pre_sbn_gradient(x, {}, statistics, eps, g).to_vector<double>() == zeros);
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("preSBN and postSBN: the worked examples") {
   const auto json = fixture();
   const auto& pre = json["pre_sbn"];

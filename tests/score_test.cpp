@@ -4,8 +4,10 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <nlohmann/json.hpp>
 
 #include "experiments/common/confidence.h"
+#include "experiments/common/output_files.h"
 #include "experiments/multi30k/score.h"
 #include "tests/errors.h"
 #include "tests/temporary_folder.h"

@@ -3,12 +3,19 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <filesystem>
 #include <functional>
+#include <nlohmann/json.hpp>
 
+#include "experiments/common/bleu.h"
+#include "experiments/common/csv.h"
+#include "experiments/common/output_files.h"
 #include "experiments/common/text_files.h"
 #include "experiments/multi30k/data.h"
 #include "experiments/multi30k/evaluation.h"
+#include "experiments/multi30k/run.h"
 #include "experiments/multi30k/training.h"
+#include "experiments/multi30k/translator.h"
 #include "tests/errors.h"
 #include "tests/temporary_folder.h"
 
@@ -61,10 +68,10 @@ class Corpus : public testing::TemporaryFolder {
 // The message of parsing `line`, "" when it is accepted.
 std::string parse_error(const std::string& line) {
   Multi30kSettings s;
-  CLI::App app;
-  declare_options(app, s);
+  Options options("multi30k");
+  declare_options(options, s);
   try {
-    app.parse(line);
+    options.parse(line);
     check_settings(s);
   } catch (const std::exception& error) {
     return error.what();
@@ -82,8 +89,8 @@ TEST_CASE("translation data: subwords are joint, words are not, unless asked") {
   CHECK(joint.source.size() <= 320);
   CHECK(joint.source.size() == joint.target.size());
   CHECK(joint.source.encode("a dog ein hund") == joint.target.encode("a dog ein hund"));
-  CHECK(joint.facts.at("shared_vocabulary") == true);
-  CHECK(joint.facts.at("tokens_a_sentence").at("train_source").at("mean") >= 6);
+  CHECK(joint.facts().at("shared_vocabulary") == true);
+  CHECK(joint.facts().at("tokens_a_sentence").at("train_source").at("mean") >= 6);
   for (size_t i = 0; i < joint.valid.size(); ++i)
     CHECK(joint.target.decode(joint.valid.target[i]) == joint.references[i]);
 
@@ -155,7 +162,7 @@ TEST_CASE("translation data: test splits, in both directions") {
   const TranslationSplit test = load_split(s, codecs, "test_2016_flickr");
   CHECK(test.text.source == Lines{"ein fisch ."});
   CHECK(test.pairs.source[0] == codecs.source.encode("ein fisch ."));
-  CHECK(test.facts.at("pairs") == 1);
+  CHECK(test.pairs.size() == 1);
   std::swap(s.source, s.target);
   CHECK(load_split(s, codecs, "test_2016_flickr").text.target == Lines{"ein fisch ."});
   CHECK(load_translation_data(s).references.front() == "ein hund vor dem baum .");
@@ -176,16 +183,16 @@ TEST_CASE("translation data: pairs with an empty side are not trained on, but tr
   const TranslationData d = load_translation_data(s);
   CHECK(d.train.size() == 2);
   CHECK(d.target.decode(d.train.target[1]) == "a bird .");
-  CHECK(d.facts.at("train_pairs_dropped") == 3);
+  CHECK(d.facts().at("train_pairs_dropped") == 3);
   CHECK(d.valid.size() == 2);
   CHECK(d.references.size() == 2);
   CHECK(d.valid.source[1].empty());
-  CHECK(d.facts.at("valid_pairs_empty") == 1);
+  CHECK(d.facts().at("valid_pairs_empty") == 1);
   // zlib.crc32 of the whole file, dropped lines included: b"a dog .\na cat .\na bird .\n\na bird
   // .\n".
-  CHECK(d.facts.at("crc32").at("train_target") == "e809cb04");
+  CHECK(d.facts().at("crc32").at("train_target") == "e809cb04");
 
-  // A batch of an empty source alone is validated and translated like any other.
+  // A batch of an empty source alone is validated like any other; its translation is an empty line.
   s.layers = 1;
   s.d_model = 16;
   s.heads = 2;
@@ -198,10 +205,60 @@ TEST_CASE("translation data: pairs with an empty side are not trained on, but tr
   trainer.train_epoch(1, [](const UpdateReport&) { return true; });
   const auto batches = ordered_batches(d.valid, 1);
   CHECK(std::isfinite(*validation_loss(trainer.model(), batches, s.device())));
-  CHECK(translate(trainer.model(), d.target, batches, 2, s.device())->size() == 2);
+  const auto lines =
+      translate(trainer.model(), d.codecs(), d.valid_source, s.batch_tokens, s.device());
+  REQUIRE(lines->size() == 2);
+  CHECK(lines->back().empty());
 
   corpus.put("tok", "train", {"", "ein"}, {"a", ""});
   CHECK(contains(error_of([&] { load_translation_data(s); }), "every pair has an empty side"));
+}
+
+TEST_CASE("translation data: a run translates lines without words as multi30k translate does") {
+  const Corpus corpus;
+  const Lines source{
+      "ein hund vor dem baum .", "", "ein wolf .", "   ", " \xC2\xA0", "ein vogel ."};
+  const Lines target{"a dog near the tree .", "", "a cat .", "", "", "a bird ."};
+  corpus.put("tok", "val", source, target);
+  corpus.put("tok", "test_2016_flickr", source, target);
+  for (const std::string subwords : {"bpe", "word"}) {
+    CAPTURE(subwords);
+    const testing::TemporaryFolder folder;
+    Multi30kSettings s = corpus.settings();
+    s.subwords = subwords;
+    s.layers = 1;
+    s.d_model = 16;
+    s.heads = 2;
+    s.ffn = 16;
+    s.dropout = 0.0;
+    s.lr = 1e-2;
+    s.warmup = 1;
+    s.epochs = 3;
+    s.test = {"test_2016_flickr"};
+    s.common.threads = 1;
+    s.common.out = folder / "run";
+    // After epochs greedily; at the end as --beam says.
+    for (const int64_t beam : {1, 4}) {
+      CAPTURE(beam);
+      s.beam = beam;
+      std::filesystem::remove_all(s.common.out);
+      REQUIRE(run_multi30k(s) == 0);
+      Translator translator(folder / "run/best.safetensors", kCpu);
+      const Lines translated = translator.translate(source, {beam, s.length_penalty});
+      for (const size_t blank : {1, 3, 4}) CHECK(translated[blank].empty());
+      for (const size_t words : {0, 2, 5}) CHECK_FALSE(translated[words].empty());
+      const Json scores = read_json(folder / "run/results.json").at("scores");
+      for (const std::string split : {"val", "test_2016_flickr"}) {
+        CHECK(read_lines(folder / ("run/translations-" + split + ".txt")) == translated);
+        CHECK(scores.at(split).at("bleu").get<double>() ==
+              corpus_bleu(translated, {target}, s.bleu()).score);
+      }
+      Translator last(folder / "run/checkpoint.safetensors", kCpu);
+      CHECK(read_lines(folder / "run/translations.txt") == last.translate(source, {}));
+      CHECK(read_csv(folder / "run/metrics.csv").numbers("valid_bleu").back() ==
+            corpus_bleu(last.translate(source, {}), {target}, s.bleu()).score);
+    }
+  }
 }
 
 TEST_CASE("translation data: options of subwords and vocabularies") {

@@ -41,8 +41,8 @@ constexpr int64_t kForwardPanels = 8;
 
 template <class T>
 struct Forward {
-  Tensor query, key, value, out, lse;
-  double scale;
+  Tensor query, key, value, out, statistics;
+  ScoreScale<T> scale;
   int64_t heads, t, s, d, dv;
   RowLists rows;
   Dropout dropout;
@@ -110,19 +110,20 @@ void Forward<T>::run_panel(const Buffers& m, int64_t p0, const int32_t* visible,
         });
       });
 
+  const Vector<T> size = broadcast(scale.size);
   Vector<T> shift[NV];
   Vector<T> rescale[NV];
   Vector<T> sum[NV] = {};
   unrolled<NV>([&](auto v) __attribute__((always_inline)) {
     // A lane that has seen no key yet keeps maximum -inf; any finite shift gives it p = 0.
     shift[v] = maximum[v] == -kInfinity<T> ? Vector<T>{} : maximum[v];
-    rescale[v] = exp_lanes(load(old_maximum + v * kLanes<T>) - shift[v]);
+    rescale[v] = exp_lanes((load(old_maximum + v * kLanes<T>) - shift[v]) * size);
     store(old_maximum + v * kLanes<T>, maximum[v]);
   });
   for (int64_t j = 0; j < n_keys; ++j) {
     unrolled<NV>([&](auto v) __attribute__((always_inline)) {
       T* at = m.scores + j * ld + v * kLanes<T>;
-      Vector<T> p = exp_lanes(load(at) - shift[v]);
+      Vector<T> p = exp_lanes((load(at) - shift[v]) * size);
       sum[v] += p;
       if (factors) p *= load(factors + j * ld + v * kLanes<T>);
       store(at, p);
@@ -155,7 +156,7 @@ void Forward<T>::run_block(int64_t b, int64_t h, int64_t begin, int64_t end,
   const int32_t* visible = lists.visible + begin;
   for (int64_t p0 = 0; p0 < n; p0 += kPanel<T>) {
     const int64_t columns = std::min<int64_t>(kPanel<T>, n - p0);
-    rows_to_panel(hq, list + p0, columns, d, static_cast<T>(scale), m.queries + p0 * d,
+    rows_to_panel(hq, list + p0, columns, d, scale.sign, m.queries + p0 * d,
                   whole_vectors<T>(columns));
   }
   const int64_t width = whole_vectors<T>(n);
@@ -181,10 +182,10 @@ void Forward<T>::run_block(int64_t b, int64_t h, int64_t begin, int64_t end,
   }
 
   const Head<T> ho = head<T>(out, b, h);
-  T* hl = lse.data<T>() + b * lse.stride(0) + h * lse.stride(1);
+  T* kept = statistics.data<T>() + (b * heads + h) * t * 2;
   for (int64_t i = 0; i < n; ++i) {
-    const T sum = m.denominator[i];
-    hl[list[i] * lse.stride(2)] = sum == 0 ? -kInfinity<T> : m.maximum[i] + std::log(sum);
+    kept[2 * list[i]] = m.maximum[i];
+    kept[2 * list[i] + 1] = m.denominator[i];
   }
   // No visible key: 0 / 0 becomes 0. A NaN stays one.
   for (int64_t i = 0; i < width; ++i) {
@@ -202,7 +203,7 @@ void Forward<T>::clear_invalid(int64_t b, int64_t h) const {
   const Rows lists = rows.of(b);
   if (lists.n_queries == t) return;
   const Head<T> ho = head<T>(out, b, h);
-  T* hl = lse.data<T>() + b * lse.stride(0) + h * lse.stride(1);
+  T* kept = statistics.data<T>() + (b * heads + h) * t * 2;
   const int32_t* next = lists.queries;
   const int32_t* last = lists.queries + lists.n_queries;
   for (int64_t i = 0; i < t; ++i) {
@@ -211,13 +212,14 @@ void Forward<T>::clear_invalid(int64_t b, int64_t h) const {
       continue;
     }
     std::fill_n(ho.row(i), dv, T{0});
-    hl[i * lse.stride(2)] = -kInfinity<T>;
+    kept[2 * i] = -kInfinity<T>;
+    kept[2 * i + 1] = T{0};
   }
 }
 
 template <class T>
 void forward(In q, In k, In v, In key_valid, In query_valid, const SoftmaxAttentionArgs& args,
-             Out out, Out lse, void* scratch) {
+             Out out, Out statistics, void* scratch) {
   const int64_t batch = q->size(0), heads = q->size(1), t = q->size(2), s = k->size(2);
   const int64_t d = q->size(3), dv = v->size(3);
   Arena arena(scratch);
@@ -225,8 +227,8 @@ void forward(In q, In k, In v, In key_valid, In query_valid, const SoftmaxAttent
                k,
                v,
                out,
-               lse,
-               args.scale,
+               statistics,
+               ScoreScale<T>(args.scale),
                heads,
                t,
                s,
@@ -269,12 +271,14 @@ size_t forward_scratch(In q, In k, In v, In key_valid, In query_valid, double dr
 }  // namespace attention
 
 void softmax_attention_forward(In q, In k, In v, In key_valid, In query_valid,
-                               const SoftmaxAttentionArgs& args, Out out, Out lse,
+                               const SoftmaxAttentionArgs& args, Out out, Out statistics,
                                Scratch scratch) {
   if (q->dtype() == DType::float64) {
-    attention::forward<double>(q, k, v, key_valid, query_valid, args, out, lse, scratch.data());
+    attention::forward<double>(q, k, v, key_valid, query_valid, args, out, statistics,
+                               scratch.data());
   } else {
-    attention::forward<float>(q, k, v, key_valid, query_valid, args, out, lse, scratch.data());
+    attention::forward<float>(q, k, v, key_valid, query_valid, args, out, statistics,
+                              scratch.data());
   }
 }
 

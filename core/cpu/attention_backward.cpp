@@ -1,4 +1,5 @@
-// Softmax attention backward: weights are recomputed from lse (Dao et al. 2022), block by block.
+// Softmax attention backward: weights are recomputed (Dao et al. 2022), block by block, from
+// the largest score and the sum of exponentials of each query.
 // With P the weights, R the dropout factors, G = grad and D = rowsum(G ∘ out):
 //   dP = R ∘ (G·V^T), dS = P ∘ (dP - D), dv = (R ∘ P)^T·G, dq = scale·dS·K, dk = scale·dS^T·Q.
 // As in the forward pass P and dS are held transposed, a row a key and a lane a query. Every result
@@ -20,8 +21,9 @@ inline constexpr int64_t kFeaturePanel = kFeatureVectors* kLanes<T>;
 
 template <class T>
 struct Backward {
-  Tensor query, key, value, out, lse, grad, dquery, dkey, dvalue;
+  Tensor query, key, value, out, statistics, grad, dquery, dkey, dvalue;
   double scale;
+  ScoreScale<T> score_scale;
   int64_t heads, t, s, d, dv;
   RowLists rows;
   Dropout dropout;
@@ -30,12 +32,12 @@ struct Backward {
 
   // One thread's memory, for a block of queries against a block of keys.
   struct Buffers {
-    T *keys, *values;           // rows: kBackwardKeys × d, × dv
-    T *queries, *grads, *sums;  // panels of queries: d × kBlock, dv × kBlock, d × kBlock
-    T *query_rows, *grad_rows;  // panels of features: kBlock × d, × dv
-    T *weights, *dscores;       // panels of queries: kBackwardKeys × kBlock
-    T* factors;                 // one panel
-    T *lse, *delta;             // kBlock
+    T *keys, *values;            // rows: kBackwardKeys × d, × dv
+    T *queries, *grads, *sums;   // panels of queries: d × kBlock, dv × kBlock, d × kBlock
+    T *query_rows, *grad_rows;   // panels of features: kBlock × d, × dv
+    T *weights, *dscores;        // panels of queries: kBackwardKeys × kBlock
+    T* factors;                  // one panel
+    T *maximum, *share, *delta;  // kBlock: share is 1/Σ exp(score - maximum)
   };
   static Buffers take(Arena& arena, int64_t d, int64_t dv, bool dropout) {
     const int64_t d_whole = whole_vectors<T>(d), dv_whole = whole_vectors<T>(dv);
@@ -50,7 +52,8 @@ struct Backward {
     b.weights = arena.take<T>(kBackwardKeys * kBlock);
     b.dscores = arena.take<T>(kBackwardKeys * kBlock);
     b.factors = arena.take<T>(dropout ? (kBackwardKeys + Dropout::kSlack) * kPanel<T> : 0);
-    b.lse = arena.take<T>(kBlock);
+    b.maximum = arena.take<T>(kBlock);
+    b.share = arena.take<T>(kBlock);
     b.delta = arena.take<T>(kBlock);
     return b;
   }
@@ -91,20 +94,22 @@ void Backward<T>::load_queries(int64_t b, int64_t h, const int32_t* list, int64_
   for (int64_t p0 = 0; p0 < n; p0 += kPanel<T>) {
     const int64_t columns = std::min<int64_t>(kPanel<T>, n - p0);
     const int64_t ld = whole_vectors<T>(columns);
-    rows_to_panel(hq, list + p0, columns, d, static_cast<T>(scale), m.queries + p0 * d, ld);
+    rows_to_panel(hq, list + p0, columns, d, score_scale.sign, m.queries + p0 * d, ld);
     rows_to_panel(hg, list + p0, columns, dv, T{1}, m.grads + p0 * dv, ld);
   }
   pack_features(hq, list, n, d, static_cast<T>(scale), m.query_rows);
   pack_features(hg, list, n, dv, T{1}, m.grad_rows);
   std::fill_n(m.sums, whole_vectors<T>(n) * d, T{0});
-  const T* hl = lse.data<T>() + b * lse.stride(0) + h * lse.stride(1);
+  const T* kept = statistics.data<T>() + (b * heads + h) * t * 2;
   for (int64_t i = 0; i < whole_vectors<T>(n); ++i) {
     if (i >= n) {  // lanes without a query: weight e^-inf
-      m.lse[i] = kInfinity<T>;
+      m.maximum[i] = kInfinity<T>;
+      m.share[i] = T{0};
       m.delta[i] = T{0};
       continue;
     }
-    m.lse[i] = hl[list[i] * lse.stride(2)];
+    m.maximum[i] = kept[2 * list[i]];
+    m.share[i] = 1 / kept[2 * list[i] + 1];
     const T* g = hg.row(list[i]);
     const T* o = ho.row(list[i]);
     T sum{0};
@@ -143,17 +148,20 @@ void Backward<T>::run_panel(const Buffers& m, int64_t p0, const int32_t* visible
   for (int64_t i = 0; i < ld; ++i) {
     limits[i] = static_cast<T>(visible[std::min(i, columns - 1)] - j0);
   }
-  Vector<T> log_sum[NV];
+  const Vector<T> size = broadcast(score_scale.size);
+  Vector<T> maximum[NV];
+  Vector<T> share[NV];
   Vector<T> delta[NV];
   unrolled<NV>([&](auto v) __attribute__((always_inline)) {
-    log_sum[v] = load(m.lse + p0 + v * kLanes<T>);
+    maximum[v] = load(m.maximum + p0 + v * kLanes<T>);
+    share[v] = load(m.share + p0 + v * kLanes<T>);
     delta[v] = load(m.delta + p0 + v * kLanes<T>);
   });
   for (int64_t j = 0; j < n_keys; ++j) {
     unrolled<NV>([&](auto v) __attribute__((always_inline)) {
       T* at = weights + j * ld + v * kLanes<T>;
       T* dat = dscores + j * ld + v * kLanes<T>;
-      Vector<T> p = exp_lanes(load(at) - log_sum[v]);
+      Vector<T> p = exp_lanes((load(at) - maximum[v]) * size) * share[v];
       if (j >= all_see) {
         p = broadcast(static_cast<T>(j)) < load(limits + v * kLanes<T>) ? p : Vector<T>{};
       }
@@ -301,7 +309,7 @@ struct Split {
 };
 
 template <class T>
-void backward(In q, In k, In v, In key_valid, In query_valid, In out, In lse, In grad,
+void backward(In q, In k, In v, In key_valid, In query_valid, In out, In statistics, In grad,
               const SoftmaxAttentionArgs& args, Out dq, Out dk, Out dv, void* scratch) {
   using Want = typename Backward<T>::Want;
   const int64_t batch = q->size(0), heads = q->size(1), t = q->size(2), s = k->size(2);
@@ -311,12 +319,13 @@ void backward(In q, In k, In v, In key_valid, In query_valid, In out, In lse, In
                 k,
                 v,
                 out,
-                lse,
+                statistics,
                 grad,
                 dq,
                 dk,
                 dv,
                 args.scale,
+                ScoreScale<T>(args.scale),
                 heads,
                 t,
                 s,
@@ -376,12 +385,12 @@ size_t backward_scratch(In q, In k, In v, In key_valid, In query_valid, double d
 }  // namespace
 }  // namespace attention
 
-void softmax_attention_backward(In q, In k, In v, In key_valid, In query_valid, In out, In lse,
-                                In grad, const SoftmaxAttentionArgs& args, Out dq, Out dk, Out dv,
-                                Scratch scratch) {
+void softmax_attention_backward(In q, In k, In v, In key_valid, In query_valid, In out,
+                                In statistics, In grad, const SoftmaxAttentionArgs& args, Out dq,
+                                Out dk, Out dv, Scratch scratch) {
   const auto run =
       q->dtype() == DType::float64 ? attention::backward<double> : attention::backward<float>;
-  run(q, k, v, key_valid, query_valid, out, lse, grad, args, dq, dk, dv, scratch.data());
+  run(q, k, v, key_valid, query_valid, out, statistics, grad, args, dq, dk, dv, scratch.data());
 }
 
 size_t softmax_attention_backward_scratch(In q, In k, In v, In key_valid, In query_valid, In, In,

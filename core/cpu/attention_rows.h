@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "core/cpu/arena.h"
 #include "core/cpu/attention_tile.h"
@@ -26,6 +27,16 @@ template <class T>
 Head<T> head(const Tensor& t, int64_t b, int64_t h) {
   return {t.data<T>() + b * t.stride(0) + h * t.stride(1), t.stride(2)};
 }
+
+/// Scores are compared and subtracted as products q·k (their negatives for a negative scale) and
+/// only then scaled: an offset common to all keys cancels before it is rounded once more.
+template <class T>
+struct ScoreScale {
+  explicit ScoreScale(double scale)
+      : sign(scale < 0 ? T{-1} : T{1}),
+        size(std::max(std::numeric_limits<T>::min(), static_cast<T>(std::abs(scale)))) {}
+  T sign, size;  // size > 0: hidden keys have a score of -inf
+};
 
 /// Valid rows of one batch entry, ascending.
 struct Rows {

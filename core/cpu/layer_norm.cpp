@@ -1,13 +1,15 @@
 // Layer norm over the last dimension (Ba, Kiros & Hinton 2016): y = (x - mean)·rstd·weight + bias
-// with the biased variance, taken in two passes while the row is in the cache. Gradients of weight
-// and bias are summed over fixed blocks of rows and the blocks in order, so that they do not depend
-// on the number of threads. mean and rstd are kept in the type of the arithmetic: rounded to
-// bfloat16 they would put an error of |mean|/256 on every centred value of the backward pass.
+// with the biased variance, taken in two passes while the row is in the cache (row_moments.h).
+// Gradients of weight and bias are summed over fixed blocks of rows and the blocks in order, so
+// that they do not depend on the number of threads. mean and rstd are kept in the type of the
+// arithmetic: rounded to bfloat16 they would put an error of |mean|/256 on every centred value of
+// the backward pass.
 //
 // Shape letters: R rows, N columns.
 #include <vector>
 
 #include "core/cpu/parallel.h"
+#include "core/cpu/row_moments.h"
 #include "core/kernels.h"
 
 namespace macgrad::cpu {
@@ -15,34 +17,17 @@ namespace {
 
 constexpr int64_t kRowBlock = 128;  // rows whose gradients of weight and bias are summed together
 
-template <class C>
-struct Moments {
-  C mean = 0;
-  C rstd = 0;
-};
-
-template <class C, class T>
-Moments<C> moments(const T* x, int64_t n, C eps) {
-  if (n == 0) return {};
-  C sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) sum += static_cast<C>(x[i]);
-  const C mean = sum / static_cast<C>(n);
-  C squares = 0;
-#pragma omp simd reduction(+ : squares)
-  for (int64_t i = 0; i < n; ++i) {
-    const C d = static_cast<C>(x[i]) - mean;
-    squares += d * d;
-  }
-  return {mean, C(1) / math::sqrt(squares / static_cast<C>(n) + eps)};
-}
-
 }  // namespace
 
 void layer_norm_forward(In x, In weight, In bias, double eps, Out y, Out mean, Out rstd) {
   dispatch_floating(x->dtype(), "layer_norm_forward", [&]<class T>() {
     using C = compute_t<T>;
     const int64_t rows = x->size(0), n = x->size(1);
+    if (n == 0) {
+      mean->fill(0);
+      rstd->fill(0);
+      return;
+    }
     const T* inputs = x->data<T>();
     const T* w = weight->data<T>();
     const T* b = bias->data<T>();
@@ -54,14 +39,18 @@ void layer_norm_forward(In x, In weight, In bias, double eps, Out y, Out mean, O
       for (int64_t row = begin; row < end; ++row) {
         const T* from = inputs + row * n;
         T* to = results + row * n;
-        const auto [m, r] = moments<C>(from, n, static_cast<C>(eps));
-        means[row] = m;
-        rstds[row] = r;
-        const C centre = m, scale = r;
+        const RowMoments<C> m = row_moments<C>(from, n);
+        const C variance = m.squares / static_cast<C>(n) + static_cast<C>(eps);
+        const C rstd_of_row = variance == C(0) ? C(0) : C(1) / math::sqrt(variance);
+        means[2 * row] = m.mean;
+        means[2 * row + 1] = m.correction;
+        rstds[row] = rstd_of_row;
+        // What rounding took from the mean is in the shift.
+        const C centre = m.mean, scale = rstd_of_row, shift = -m.correction * rstd_of_row;
 #pragma omp simd
         for (int64_t i = 0; i < n; ++i) {
-          to[i] = static_cast<T>((static_cast<C>(from[i]) - centre) * scale * static_cast<C>(w[i]) +
-                                 static_cast<C>(b[i]));
+          const C h = (static_cast<C>(from[i]) - centre) * scale + shift;
+          to[i] = static_cast<T>(h * static_cast<C>(w[i]) + static_cast<C>(b[i]));
         }
       }
     });
@@ -91,13 +80,12 @@ void layer_norm_backward(In x, In weight, In mean, In rstd, In grad, Out dx, Out
         const T* from = inputs + row * n;
         const T* g = gradients + row * n;
         T* to = results + row * n;
-        const C m = means[row];
-        const C r = rstds[row];
+        const C m = means[2 * row], r = rstds[row], shift = -means[2 * row + 1] * r;
         C sum = 0, dot = 0;
 #pragma omp simd reduction(+ : sum, dot)
         for (int64_t i = 0; i < n; ++i) {
           const C gi = static_cast<C>(g[i]);
-          const C h = (static_cast<C>(from[i]) - m) * r;
+          const C h = (static_cast<C>(from[i]) - m) * r + shift;
           const C a = gi * static_cast<C>(w[i]);
           sum += a;
           dot += a * h;
@@ -106,11 +94,11 @@ void layer_norm_backward(In x, In weight, In mean, In rstd, In grad, Out dx, Out
         }
         sum /= static_cast<C>(n);
         dot /= static_cast<C>(n);
+        const C common = r * (sum + shift * dot), along = r * dot * r;
 #pragma omp simd
         for (int64_t i = 0; i < n; ++i) {
-          const C h = (static_cast<C>(from[i]) - m) * r;
           const C a = static_cast<C>(g[i]) * static_cast<C>(w[i]);
-          to[i] = static_cast<T>(r * (a - sum - h * dot));
+          to[i] = static_cast<T>(r * a - (static_cast<C>(from[i]) - m) * along - common);
         }
       }
     });

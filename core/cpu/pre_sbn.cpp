@@ -7,6 +7,7 @@
 #include <cmath>
 #include <vector>
 
+#include "core/cpu/row_moments.h"
 #include "core/cpu/sbn_blocks.h"
 
 namespace macgrad::cpu {
@@ -14,7 +15,7 @@ namespace {
 
 using namespace sbn;
 
-constexpr double kSmallestNorm = 1e-12;  // rows with a smaller L2 norm become 0
+constexpr double kSmallestNorm = 1e-12;  // rows of z up to this L2 norm become 0
 
 /// A tensor (B, H, T, d) as rows (b·T + t, h).
 template <class T>
@@ -76,13 +77,16 @@ void batch_moments(const Heads<T>& x, const Rows& rows, std::vector<C>& mean, st
     C* squares = m + d;
     const int64_t n = rows.count(block);
     if (n == 0) return;
+    // Differences from the first row: the mean of equal values is exact.
+    while (!rows.valid(begin)) ++begin;
+    const T* first = x.row(begin, h);
     for (int64_t i = begin; i < end; ++i) {
       if (!rows.valid(i)) continue;
       const T* row = x.row(i, h);
 #pragma omp simd
-      for (int64_t c = 0; c < d; ++c) m[c] += static_cast<C>(row[c]);
+      for (int64_t c = 0; c < d; ++c) m[c] += static_cast<C>(row[c]) - static_cast<C>(first[c]);
     }
-    for (int64_t c = 0; c < d; ++c) m[c] /= static_cast<C>(n);
+    for (int64_t c = 0; c < d; ++c) m[c] = static_cast<C>(first[c]) + m[c] / static_cast<C>(n);
     for (int64_t i = begin; i < end; ++i) {
       if (!rows.valid(i)) continue;
       const T* row = x.row(i, h);
@@ -117,55 +121,57 @@ void batch_moments(const Heads<T>& x, const Rows& rows, std::vector<C>& mean, st
   });
 }
 
-/// (H, d) factors of preSBN: z = (x - mean)·scale.
+/// (H, d) factors of preSBN: z = (x - mean)·scale; the scale is 0 where var and eps are.
 template <class C>
 struct Standard {
   std::vector<C> mean, scale;
   void set_scale(const std::vector<C>& var, double eps) {
-    for (C v : var) scale.push_back(C(1) / std::sqrt(v + static_cast<C>(eps)));
+    for (C v : var) {
+      const C variance = v + static_cast<C>(eps);
+      scale.push_back(variance == C(0) ? C(0) : C(1) / std::sqrt(variance));
+    }
   }
 };
 
-/// z of one row; returns the factor that was applied in `row` mode (mean and scale absent).
+/// z of one row, and 1/|z|, or 0 where y is 0. Without mean and scale (`row` mode) z is the centred
+/// row itself: y = z/|z| takes a factor of the whole row out again.
 template <class T, class C>
 C standardise(const T* x, const C* mean, const C* scale, C eps, int64_t d, C* z) {
+  C squares = 0, smallest = static_cast<C>(kSmallestNorm);
   if (mean) {
-#pragma omp simd
-    for (int64_t c = 0; c < d; ++c) z[c] = (static_cast<C>(x[c]) - mean[c]) * scale[c];
-    return C(1);
-  }
-  C sum = 0, squares = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t c = 0; c < d; ++c) sum += static_cast<C>(x[c]);
-  const C centre = sum / static_cast<C>(d);
 #pragma omp simd reduction(+ : squares)
-  for (int64_t c = 0; c < d; ++c) {
-    z[c] = static_cast<C>(x[c]) - centre;
-    squares += z[c] * z[c];
-  }
-  const C factor = C(1) / std::sqrt(squares / static_cast<C>(d) + eps);
-#pragma omp simd
-  for (int64_t c = 0; c < d; ++c) z[c] *= factor;
-  return factor;
-}
-
-template <class C>
-C norm(const C* z, int64_t d) {
-  C squares = 0;
+    for (int64_t c = 0; c < d; ++c) {
+      z[c] = (static_cast<C>(x[c]) - mean[c]) * scale[c];
+      squares += z[c] * z[c];
+    }
+  } else {
+    const C centre = row_mean<C>(x, d);
+    C rest = 0;
+#pragma omp simd reduction(+ : rest)
+    for (int64_t c = 0; c < d; ++c) {
+      z[c] = static_cast<C>(x[c]) - centre;
+      rest += z[c];
+    }
+    rest /= static_cast<C>(d);  // what rounding took from the centre
 #pragma omp simd reduction(+ : squares)
-  for (int64_t c = 0; c < d; ++c) squares += z[c] * z[c];
-  return std::sqrt(squares);
+    for (int64_t c = 0; c < d; ++c) {
+      z[c] -= rest;
+      squares += z[c] * z[c];
+    }
+    smallest *= std::sqrt(squares / static_cast<C>(d) + eps);
+  }
+  const C length = std::sqrt(squares);
+  // Written so that a NaN row stays NaN.
+  return length <= smallest ? C(0) : C(1) / length;
 }
 
 /// Gradient at z of y = z/|z| with y's gradient g: dz = (g - y (y·g))/|z|, 0 for a zero row.
 template <class T, class C>
-void unnormalise(const C* z, const T* g, int64_t d, C* dz) {
-  const C length = norm(z, d);
-  if (length < static_cast<C>(kSmallestNorm)) {
+void unnormalise(const C* z, C inverse, const T* g, int64_t d, C* dz) {
+  if (inverse == C(0)) {
     std::fill(dz, dz + d, C(0));
     return;
   }
-  const C inverse = C(1) / length;
   C dot = 0;
 #pragma omp simd reduction(+ : dot)
   for (int64_t c = 0; c < d; ++c) dot += z[c] * static_cast<C>(g[c]);
@@ -204,10 +210,7 @@ void pre_sbn_forward(In x, In valid, SbnStatistics statistics, double eps, InOut
         T* out = to.row(i, h);
         C inverse = 0;
         if (rows.valid(i)) {
-          standardise(from.row(i, h), m, scale, static_cast<C>(eps), d, z.data());
-          const C length = norm(z.data(), d);
-          // Written so that a NaN row stays NaN.
-          inverse = length < static_cast<C>(kSmallestNorm) ? C(0) : C(1) / length;
+          inverse = standardise(from.row(i, h), m, scale, static_cast<C>(eps), d, z.data());
         } else {
           std::fill(z.begin(), z.end(), C(0));
         }
@@ -219,8 +222,9 @@ void pre_sbn_forward(In x, In valid, SbnStatistics statistics, double eps, InOut
   });
 }
 
-// Over n valid positions (batch) or over the d channels of a row (row), with z the standardised x:
-// dx = scale (dz - mean(dz) - z mean(dz z)); fixed statistics leave dx = scale dz.
+// Over n valid positions (batch), with z the standardised x: dx = scale (dz - mean(dz) -
+// z mean(dz z)); fixed statistics leave dx = scale dz; over the d channels of a row (row), with z
+// the centred x: dx = dz - mean(dz), since dz is orthogonal to z.
 void pre_sbn_backward(In x, In valid, In mean, In var, In grad, SbnStatistics statistics,
                       double eps, Out dx) {
   dispatch_floating(x->dtype(), "pre_sbn_backward", [&]<class T>() {
@@ -247,9 +251,9 @@ void pre_sbn_backward(In x, In valid, In mean, In var, In grad, SbnStatistics st
         C* dots = sums + d;
         for (int64_t i = begin; i < end; ++i) {
           if (!rows.valid(i)) continue;
-          standardise(from.row(i, h), standard.mean.data() + h * d, standard.scale.data() + h * d,
-                      static_cast<C>(eps), d, z);
-          unnormalise(z, gradient.row(i, h), d, dz);
+          const C inverse = standardise(from.row(i, h), standard.mean.data() + h * d,
+                                        standard.scale.data() + h * d, static_cast<C>(eps), d, z);
+          unnormalise(z, inverse, gradient.row(i, h), d, dz);
 #pragma omp simd
           for (int64_t c = 0; c < d; ++c) {
             sums[c] += dz[c];
@@ -284,21 +288,15 @@ void pre_sbn_backward(In x, In valid, In mean, In var, In grad, SbnStatistics st
           std::fill(out, out + d, T(0));
           continue;
         }
-        const C factor = standardise(from.row(i, h), m, scale, static_cast<C>(eps), d, z);
-        unnormalise(z, gradient.row(i, h), d, dz);
+        const C inverse = standardise(from.row(i, h), m, scale, static_cast<C>(eps), d, z);
+        unnormalise(z, inverse, gradient.row(i, h), d, dz);
         if (by_row) {
-          C sum = 0, dot = 0;
-#pragma omp simd reduction(+ : sum, dot)
-          for (int64_t c = 0; c < d; ++c) {
-            sum += dz[c];
-            dot += dz[c] * z[c];
-          }
+          C sum = 0;
+#pragma omp simd reduction(+ : sum)
+          for (int64_t c = 0; c < d; ++c) sum += dz[c];
           sum /= static_cast<C>(d);
-          dot /= static_cast<C>(d);
 #pragma omp simd
-          for (int64_t c = 0; c < d; ++c) {
-            out[c] = static_cast<T>(factor * (dz[c] - sum - z[c] * dot));
-          }
+          for (int64_t c = 0; c < d; ++c) out[c] = static_cast<T>(dz[c] - sum);
         } else {
 #pragma omp simd
           for (int64_t c = 0; c < d; ++c) {

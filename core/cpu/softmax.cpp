@@ -43,11 +43,11 @@ C shift_of(C max) {
 template <class C>
 struct RowSums {
   C max = kLowest<C>;
-  C exp_sum = 0;  // sum of exp(x - max)
-  C x_sum = 0;    // sum of x, where asked for
+  C exp_sum = 0;    // sum of exp(x - max)
+  C below_max = 0;  // sum of max - x, where asked for
 };
 
-template <bool with_x_sum, class C, class T>
+template <bool with_below_max, class C, class T>
 RowSums<C> row_sums(const T* x, int64_t n) {
   RowSums<C> r;
   for (int64_t start = 0; start < n; start += kBlock) {
@@ -59,13 +59,13 @@ RowSums<C> row_sums(const T* x, int64_t n) {
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < length; ++i) sum += math::exp(static_cast<C>(block[i]) - shift);
     r.exp_sum = r.exp_sum * math::exp(r.max - shift) + sum;
-    r.max = max;
-    if constexpr (with_x_sum) {
-      C plain = 0;
-#pragma omp simd reduction(+ : plain)
-      for (int64_t i = 0; i < length; ++i) plain += static_cast<C>(block[i]);
-      r.x_sum += plain;
+    if constexpr (with_below_max) {
+      C below = static_cast<C>(start) * (shift - shift_of(r.max));
+#pragma omp simd reduction(+ : below)
+      for (int64_t i = 0; i < length; ++i) below += shift - static_cast<C>(block[i]);
+      r.below_max += below;
     }
+    r.max = max;
   }
   return r;
 }
@@ -101,12 +101,6 @@ void softmax_row(const T* x, T* y, int64_t n, C* e, C* maxima) {
 #pragma omp simd
     for (int64_t i = 0; i < length; ++i) out[i] = static_cast<T>(in[i] * factor);
   }
-}
-
-// logsumexp of a row from its sums.
-template <class C>
-C log_sum(const RowSums<C>& r) {
-  return r.max + math::log(r.exp_sum);
 }
 
 void check_targets(In target, int64_t vocabulary, int64_t ignore) {
@@ -213,10 +207,11 @@ void log_softmax_backward(In y, In grad, Out dx) {
   });
 }
 
-// loss = lse - (1-s) x_target - s mean(x), written with differences from the maximum so that large
-// logits lose nothing.
+// loss = log Σ exp(x - max) + (1-s) (max - x_target) + s mean(max - x): no term grows with a common
+// offset of the logits. A term whose factor is 0 is left out, since its other factor may be
+// infinite.
 void cross_entropy_forward(In logits, In target, double smoothing, int64_t ignore, Out loss,
-                           Out lse) {
+                           Out statistics) {
   check_targets(target, logits->size(1), ignore);
   dispatch_floating(logits->dtype(), "cross_entropy_forward", [&]<class T>() {
     using C = compute_t<T>;
@@ -225,7 +220,7 @@ void cross_entropy_forward(In logits, In target, double smoothing, int64_t ignor
     const T* inputs = logits->data<T>();
     const int64_t* targets = target->data<int64_t>();
     C* losses = loss->data<C>();
-    C* log_sums = lse->data<C>();
+    C* kept = statistics->data<C>();
     parallel_blocks(rows, rows_per_block(v), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const T* x = inputs + row * v;
@@ -233,19 +228,22 @@ void cross_entropy_forward(In logits, In target, double smoothing, int64_t ignor
         const RowSums<C> r = s != C(0) ? row_sums<true, C>(x, v) : row_sums<false, C>(x, v);
         C value = 0;
         if (t != ignore) {
-          value = math::log(r.exp_sum) + (C(1) - s) * (r.max - static_cast<C>(x[t]));
-          if (s != C(0)) value += s * (r.max - r.x_sum / static_cast<C>(v));
+          value = math::log(r.exp_sum);
+          if (s != C(1)) value += (C(1) - s) * (r.max - static_cast<C>(x[t]));
+          if (s != C(0)) value += s * (r.below_max / static_cast<C>(v));
         }
         losses[row] = value;
-        log_sums[row] = log_sum(r);
+        kept[2 * row] = r.max;
+        kept[2 * row + 1] = r.exp_sum;
       }
     });
   });
 }
 
-// dlogits = g (softmax - target distribution).
-void cross_entropy_backward(In logits, In target, In lse, In grad, double smoothing, int64_t ignore,
-                            Out dlogits) {
+// dlogits = g (softmax - target distribution). Softmax comes from the maximum and the sum apart: as
+// one rounded log-sum-exp they would put an error of |max|/2^24 on every logarithm.
+void cross_entropy_backward(In logits, In target, In statistics, In grad, double smoothing,
+                            int64_t ignore, Out dlogits) {
   check_targets(target, logits->size(1), ignore);
   dispatch_floating(logits->dtype(), "cross_entropy_backward", [&]<class T>() {
     using C = compute_t<T>;
@@ -254,7 +252,7 @@ void cross_entropy_backward(In logits, In target, In lse, In grad, double smooth
     const C everywhere = v > 0 ? s / static_cast<C>(v) : C(0);
     const T* inputs = logits->data<T>();
     const int64_t* targets = target->data<int64_t>();
-    const C* log_sums = lse->data<C>();
+    const C* kept = statistics->data<C>();
     const C* gradients = grad->data<C>();
     T* results = dlogits->data<T>();
     parallel_blocks(rows, rows_per_block(v), [&](int64_t begin, int64_t end) {
@@ -266,14 +264,14 @@ void cross_entropy_backward(In logits, In target, In lse, In grad, double smooth
           std::fill(out, out + v, T(0));
           continue;
         }
-        const C g = gradients[row];
-        const C log_total = log_sums[row];
+        const C g = gradients[row], max = kept[2 * row];
+        const C factor = g / kept[2 * row + 1], smooth = g * everywhere;
 #pragma omp simd
         for (int64_t i = 0; i < v; ++i) {
-          out[i] = static_cast<T>(g * (math::exp(static_cast<C>(x[i]) - log_total) - everywhere));
+          out[i] = static_cast<T>(math::exp(static_cast<C>(x[i]) - max) * factor - smooth);
         }
-        const C p = math::exp(static_cast<C>(x[t]) - log_total);
-        out[t] = static_cast<T>(g * (p - everywhere - (C(1) - s)));
+        const C p = math::exp(static_cast<C>(x[t]) - max) * factor;
+        out[t] = static_cast<T>(p - smooth - g * (C(1) - s));
       }
     });
   });

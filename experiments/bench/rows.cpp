@@ -50,7 +50,7 @@ class Rows {
     const Variable x(t), vw(w), vb(b);
     row("layer_norm " + shape, t, 2, [&] { (void)layer_norm(x, vw, vb, 1e-5); });
     if (!sizes_.backward_rows) return;
-    const Tensor mean = normal({rows}, 3), rstd = normal({rows}, 4);
+    const Tensor mean = normal({rows, 2}, 3), rstd = normal({rows}, 4);
     const Tensor dx = like(t), dw = like(w), db = like(b);
     row("layer_norm_backward " + shape, t, 3,
         [&] { kernels::layer_norm_backward(t, w, mean, rstd, t, dx, dw, db); });
@@ -70,9 +70,9 @@ class Rows {
     const Tensor target = Tensor::from_vector(ids).to(t.device());
     row("cross_entropy " + shape, t, 1, [&] { (void)cross_entropy(x, target, 0.1); });
     if (!sizes_.backward_rows) return;
-    const Tensor lse = normal({rows}, 1), grad = normal({rows}, 2), dx = like(t);
+    const Tensor statistics = normal({rows, 2}, 1), grad = normal({rows}, 2), dx = like(t);
     row("cross_entropy_backward " + shape, t, 2,
-        [&] { kernels::cross_entropy_backward(t, target, lse, grad, 0.1, -100, dx); });
+        [&] { kernels::cross_entropy_backward(t, target, statistics, grad, 0.1, -100, dx); });
   }
 
  private:

@@ -10,6 +10,7 @@
 
 #include "core/allocator.h"
 #include "core/error.h"
+#include "experiments/common/progress.h"
 
 namespace macgrad::experiments {
 
@@ -70,13 +71,9 @@ Timing time_of(Device device, const std::function<void()>& f, double seconds, in
 }
 
 bool BenchTable::wants(const std::string& name) const {
-  std::string_view rest = filter_;
-  while (true) {
-    const size_t comma = rest.find(',');
-    if (name.find(rest.substr(0, comma)) != std::string::npos) return true;
-    if (comma == std::string_view::npos) return false;
-    rest.remove_prefix(comma + 1);
-  }
+  return filter_.empty() || std::any_of(filter_.begin(), filter_.end(), [&](const auto& part) {
+           return name.find(part) != std::string::npos;
+         });
 }
 
 const BenchRow* BenchTable::run(BenchRow row, const std::function<void()>& f, double seconds) {
@@ -106,7 +103,7 @@ void BenchTable::attempt(const std::string& what, const std::function<void()>& f
     f();
   } catch (const Error& error) {
     failures_.push_back(fmt::format("{}: {}", what, error.what()));
-    fmt::print(stderr, "{}\n", failures_.back());
+    say(stderr, "{}\n", failures_.back());
   }
 }
 
@@ -118,8 +115,7 @@ const BenchRow* BenchTable::add(BenchRow row) {
   std::string rate;
   if (r.gflop > 0) rate = fmt::format("{:8.1f} GFLOP/s", r.gflop / r.ms * 1e3);
   if (r.gflop == 0 && r.gbyte > 0) rate = fmt::format("{:8.1f} GB/s", r.gbyte / r.ms * 1e3);
-  fmt::print("{:<46} {:>10.3f} ms (min {:>9.3f}) {:>16} {}\n", r.name, r.ms, r.ms_min, rate,
-             r.note);
+  say("{:<46} {:>10.3f} ms (min {:>9.3f}) {:>16} {}\n", r.name, r.ms, r.ms_min, rate, r.note);
   std::fflush(stdout);
   return &rows_.back();
 }
@@ -144,8 +140,7 @@ void BenchTable::set_ratio(const std::string& name, const std::string& against, 
   row->ratio = other->ms / row->ms;
   if (rates) row->ratio *= row->gbyte / other->gbyte;
   if (place_.print)
-    fmt::print("    {:<42} {:.2f} x the {} of {}\n", name, row->ratio, rates ? "GB/s" : "speed",
-               against);
+    say("    {:<42} {:.2f} x the {} of {}\n", name, row->ratio, rates ? "GB/s" : "speed", against);
 }
 
 void BenchTable::compare(const std::string& name, const std::string& against) {
@@ -159,7 +154,7 @@ void BenchTable::compare_rates(const std::string& name, const std::string& again
 void BenchTable::note(const std::string& name, const std::string& text) {
   if (BenchRow* row = get(name)) {
     row->note = text;
-    if (place_.print) fmt::print("    {:<42} {}\n", name, text);
+    if (place_.print) say("    {:<42} {}\n", name, text);
   }
 }
 

@@ -44,11 +44,11 @@ Timing time_of(Device device, const std::function<void()>& f, double seconds = 0
 std::vector<Timing> times_in_turns(Device device, const std::vector<std::function<void()>>& work,
                                    double seconds = 0.6, int least = 5);
 
-/// Collects rows whose name contains the filter (or one of its parts between commas), and prints
+/// Collects rows whose name contains one part of the filter (all rows without parts), and prints
 /// each when it is there.
 class BenchTable {
  public:
-  explicit BenchTable(std::string filter, BenchPlace place = {})
+  explicit BenchTable(std::vector<std::string> filter, BenchPlace place = {})
       : filter_(std::move(filter)), place_(std::move(place)) {}
 
   const BenchPlace& place() const { return place_; }
@@ -83,7 +83,7 @@ class BenchTable {
   BenchRow* get(const std::string& name);
   void set_ratio(const std::string& name, const std::string& against, bool rates);
 
-  std::string filter_;
+  std::vector<std::string> filter_;
   BenchPlace place_;
   std::vector<BenchRow> rows_;
   std::vector<std::string> failures_;

@@ -1,16 +1,14 @@
-// What every program's command line has in common, on top of CLI11: the shared options, lists and
-// ranges of numbers, --version, and one place where errors become a message and an exit code.
+// The options that programs have in common, and what they set: seed, threads, device, precision and
+// the folder for results.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <cstdint>
-#include <functional>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "core/dtype.h"
-#include "experiments/common/output_files.h"
+#include "experiments/common/json_fwd.h"
+#include "experiments/common/options.h"
 
 namespace macgrad::experiments {
 
@@ -23,10 +21,12 @@ struct CommonOptions {
   std::string out;                    // "": a new folder below runs/
 };
 
-/// Adds --seed, --threads, --device, --math, --precision and --out (--version comes with
-/// run_program). `options` holds the defaults shown by --help and must outlive the app.
-/// `precisions` are those that the program computes in; without any it has no --precision.
-void add_common_options(CLI::App& app, CommonOptions& options,
+/// Adds --threads and --device.
+void add_device_options(Options& options, CommonOptions& common);
+/// Adds --math.
+void add_math_option(Options& options, CommonOptions& common);
+/// Adds those, --seed, --precision and --out. `precisions` are those that the program computes in.
+void add_common_options(Options& options, CommonOptions& common,
                         const std::vector<std::string>& precisions = {"float32", "float64"});
 
 /// Where `options` puts tensors.
@@ -46,36 +46,5 @@ void use_math(CommonOptions& options, const std::string& mode);
 /// For the results' JSON, and back; reading throws nlohmann's exceptions.
 Json to_json(const CommonOptions& options);
 CommonOptions common_options_from_json(const Json& json);
-
-/// Whole numbers: "200,500,1000", powers "2^4", ranges "200:1000:200" (both ends, last part the
-/// step, 1 if absent) and geometric ranges "16:1024:x2"; all may be mixed, separated by commas.
-/// Throws naming the option and the part that is wrong; values must be at least `smallest`.
-std::vector<std::int64_t> parse_integers(std::string_view option, std::string_view text,
-                                         std::int64_t smallest = 1);
-
-/// Comma-separated words without empty ones; each must be one of `allowed` (unless that is empty).
-std::vector<std::string> parse_words(std::string_view option, std::string_view text,
-                                     const std::vector<std::string>& allowed);
-
-/// A list option: `values` keeps its default unless the option is given.
-CLI::Option* add_integer_list(CLI::App& app, const std::string& name,
-                              std::vector<std::int64_t>& values, const std::string& description,
-                              std::int64_t smallest = 1);
-
-/// A word out of a list; the error of a wrong one lists them all.
-CLI::Option* add_choice(CLI::App& app, const std::string& name, std::string& value,
-                        const std::vector<std::string>& choices, const std::string& description);
-
-/// The value of `option` in argv in either form, "--preset quick" or "--preset=quick"; "" without
-/// it. For options that choose the defaults of others, which have to be known before those are
-/// declared.
-std::string value_of(std::string_view option, int argc, const char* const* argv);
-
-/// The body of main(): declares options with `declare`, parses, runs `body` and returns its exit
-/// code. A wrong command line prints the error and a pointer to --help (exit code 2); an exception
-/// prints "PROGRAM: error: ..." (exit code 1).
-int run_program(int argc, const char* const* argv, const std::string& program,
-                const std::string& description, const std::function<void(CLI::App&)>& declare,
-                const std::function<int()>& body);
 
 }  // namespace macgrad::experiments

@@ -1,30 +1,68 @@
-// The handler touches one sig_atomic_t and resets the dispositions, both async-signal-safe. Blocked
-// system calls are restarted (SA_RESTART), so no write is cut short by the first signal. It has a
-// stack of its own (SA_ONSTACK): oneDNN up to 3.11.1 points the stack register into the heap while
-// it multiplies, and what a handler writes below it lands in other blocks (uxlfoundation/oneDNN,
-// issue 4845).
+// The handler touches sig_atomic_t flags, reads the clock and sets dispositions, all of which are
+// async-signal-safe. Blocked system calls are restarted (SA_RESTART), so no write is cut short by
+// the first signal. It has a stack of its own (SA_ONSTACK): oneDNN up to 3.11.1 points the stack
+// register into the heap while it multiplies, and what a handler writes below it lands in other
+// blocks (uxlfoundation/oneDNN, issue 4845).
 #include "experiments/common/interrupt.h"
 
+#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <csignal>
+#include <array>
+#include <cerrno>
+#include <cstdio>
+#include <ctime>
 
 #include "core/error.h"
 
 namespace macgrad::experiments {
 namespace {
 
-constexpr long kLeastStack = 64 << 10;  // bytes
+constexpr long kLeastStack = 64 << 10;      // bytes
+constexpr long kSameRequest = 100'000'000;  // nanoseconds
 
-volatile std::sig_atomic_t received_signal = 0;
-struct sigaction earlier_interrupt;
-struct sigaction earlier_terminate;
+struct Signal {
+  int number;
+  bool repeats;  // comes again by itself
+  bool handled = false;
+  struct sigaction earlier = {};
+};
+std::array<Signal, 4> signals{{{SIGINT, false}, {SIGTERM, false}, {SIGHUP, true}, {SIGPIPE, true}}};
 
-extern "C" void remember_signal(int signal) {
-  received_signal = signal;
-  std::signal(SIGINT, SIG_DFL);
-  std::signal(SIGTERM, SIG_DFL);
+volatile sig_atomic_t received_signal = 0;
+timespec received_at;  // written before received_signal is set, read after
+
+long nanoseconds_since(const timespec& start) {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  if (now.tv_sec - start.tv_sec > 1) return 2 * kSameRequest;
+  return (now.tv_sec - start.tv_sec) * 1'000'000'000 + now.tv_nsec - start.tv_nsec;
+}
+
+void by_default(int number) {
+  struct sigaction action = {};
+  action.sa_handler = SIG_DFL;
+  sigaction(number, &action, nullptr);
+}
+
+// One handler at a time: every handled signal is blocked while it runs.
+extern "C" void remember_signal(int number) {
+  const int error = errno;
+  if (received_signal == 0) {
+    clock_gettime(CLOCK_MONOTONIC, &received_at);
+    received_signal = number;
+  } else {
+    bool repeats = false;
+    for (const Signal& signal : signals) repeats |= signal.number == number && signal.repeats;
+    const bool same = number == received_signal && nanoseconds_since(received_at) < kSameRequest;
+    if (!repeats && !same) {
+      // Delivered when the handler returns and the signal is no longer blocked.
+      by_default(number);
+      raise(number);
+    }
+  }
+  errno = error;
 }
 
 }  // namespace
@@ -46,13 +84,17 @@ InterruptGuard::InterruptGuard() {
   action.sa_handler = remember_signal;
   action.sa_flags = SA_RESTART | SA_ONSTACK;
   sigemptyset(&action.sa_mask);
-  sigaction(SIGINT, &action, &earlier_interrupt);
-  sigaction(SIGTERM, &action, &earlier_terminate);
+  for (const Signal& signal : signals) sigaddset(&action.sa_mask, signal.number);
+  for (Signal& signal : signals) {
+    sigaction(signal.number, nullptr, &signal.earlier);
+    signal.handled = signal.earlier.sa_handler != SIG_IGN;
+    if (signal.handled) sigaction(signal.number, &action, nullptr);
+  }
 }
 
 InterruptGuard::~InterruptGuard() {
-  sigaction(SIGINT, &earlier_interrupt, nullptr);
-  sigaction(SIGTERM, &earlier_terminate, nullptr);
+  for (Signal& signal : signals)
+    if (signal.handled) sigaction(signal.number, &signal.earlier, nullptr);
   if (!stack_.empty()) {
     stack_t none = {};
     none.ss_flags = SS_DISABLE;
@@ -67,6 +109,16 @@ bool InterruptGuard::interrupted() const {
 
 int InterruptGuard::exit_code() const {
   return received_signal == 0 ? 0 : 128 + static_cast<int>(received_signal);
+}
+
+int end_program(int code) {
+  for (const Signal& signal : signals) {
+    if (code != 128 + signal.number) continue;
+    std::fflush(nullptr);
+    by_default(signal.number);
+    raise(signal.number);
+  }
+  return code;
 }
 
 }  // namespace macgrad::experiments

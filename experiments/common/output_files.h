@@ -1,41 +1,22 @@
-// Files that a run leaves behind. Every one is written to a temporary file in the same folder,
-// flushed to the disk and renamed, so that a reader (or a crash, a full disk, Ctrl-C) sees the
-// whole old file or the whole new one, never a part.
+// Files that a run leaves behind, each replaced as a whole (core/atomic_file.h), and the folder
+// that holds them.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
 #include <variant>
 #include <vector>
 
+#include "core/atomic_file.h"
+#include "experiments/common/json_fwd.h"
+
 namespace macgrad::experiments {
-
-/// Ordered, so that settings appear as they were written.
-using Json = nlohmann::ordered_json;
-
-/// Replaces `path` by `contents`. Throws with the system's reason (and the free space when the disk
-/// is full); the earlier file is then untouched and no temporary file is left.
-void write_file_atomically(const std::string& path, std::string_view contents);
-
-/// The same for a writer that needs a path: `write` fills the temporary file whose path it is
-/// given.
-void write_file_atomically(const std::string& path,
-                           const std::function<void(const std::string& temporary)>& write);
-
-/// Throws unless write_file_atomically can be expected to replace `path`: for programs that would
-/// find out after long work.
-void check_writable(const std::string& path);
 
 /// A line feed after each line.
 void write_lines(const std::string& path, const std::vector<std::string>& lines);
-
-/// Removes from `folder`, not from those below it, the temporary files of write_file_atomically and
-/// save_safetensors whose process has ended.
-void remove_abandoned_files(const std::string& folder);
 
 /// Indented JSON with a newline at its end; NaN and infinities become null.
 void write_json(const std::string& path, const Json& json);

@@ -16,6 +16,7 @@
 
 #include "core/error.h"
 #include "experiments/common/output_files.h"
+#include "experiments/common/progress.h"
 #include "experiments/common/text_files.h"
 
 extern char** environ;
@@ -53,7 +54,7 @@ std::string tics(const char* axis, const std::vector<std::string>& names) {
 }
 
 void warn(const std::string& text) {
-  fmt::print(stderr, "warning: {}\n", text);
+  say(stderr, "warning: {}\n", text);
 }
 
 // Exit status of gnuplot on a script, its messages in `log`; -1: not found.
@@ -103,22 +104,17 @@ bool draw(const std::string& body, const std::string& base, const std::string& g
   const std::string plain = base + ".gp";
   write_file_atomically(plain, std::string_view(script_for(name + ".svg", name + ".png")));
 
-  // Named as write_file_atomically does, so that what a killed program leaves is cleared likewise.
-  const auto temporary = [&](const char* suffix) {
-    return fmt::format("{}{}.tmp-{}-0", base, suffix, ::getpid());
-  };
-  const std::string svg = temporary(".svg");
-  const std::string png = temporary(".png");
-  const std::string script = temporary(".run.gp");
-  const std::string log = temporary(".log");
-  write_file_atomically(script, std::string_view(script_for(svg, png)));
-  const int status = run_gnuplot(gnuplot, script, log);
+  // Script and messages are never committed.
+  AtomicFile svg(base + ".svg"), png(base + ".png"), script(base + ".run.gp"), log(base + ".log");
+  const std::string commands = script_for(svg.temporary(), png.temporary());
+  script.write(commands.data(), commands.size());
+  const int status = run_gnuplot(gnuplot, script.temporary(), log.temporary());
   std::error_code error;
-  const bool made = status == 0 && fs::file_size(svg, error) > 0 && !error &&
-                    fs::file_size(png, error) > 0 && !error;
+  const bool made = status == 0 && fs::file_size(svg.temporary(), error) > 0 && !error &&
+                    fs::file_size(png.temporary(), error) > 0 && !error;
   if (made) {
-    fs::rename(svg, base + ".svg");
-    fs::rename(png, base + ".png");
+    svg.commit();
+    png.commit();
   } else if (status < 0) {
     warn(
         fmt::format("no pictures: {} was not found. Install it (apt-get install gnuplot-nox), then "
@@ -126,9 +122,8 @@ bool draw(const std::string& body, const std::string& base, const std::string& g
                     gnuplot, fs::absolute(base).parent_path().string(), name));
   } else {
     warn(fmt::format("no pictures: {} failed on {}: {}. All other results are kept.", gnuplot,
-                     plain, first_message(log)));
+                     plain, first_message(log.temporary())));
   }
-  for (const std::string& leftover : {svg, png, script, log}) fs::remove(leftover, error);
   return made;
 }
 

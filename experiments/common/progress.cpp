@@ -21,12 +21,11 @@ std::size_t terminal_width(std::FILE* out) {
   return 80;
 }
 
-void put(std::FILE* out, const std::string& text) {
-  std::fwrite(text.data(), 1, text.size(), out);
-  std::fflush(out);
-}
-
 }  // namespace
+
+void put(std::FILE* out, std::string_view text) {
+  std::fwrite(text.data(), 1, text.size(), out);
+}
 
 std::string group_digits(std::int64_t value) {
   std::string digits = fmt::format("{}", value);
@@ -128,13 +127,13 @@ void Progress::step(const StepReport& report) {
   } else if (!logged_ || since_line >= log_seconds_ || last) {
     last_line_ = now;
     logged_ = true;
-    put(out_, text + "\n");
+    print(text + "\n");
   }
 }
 
 void Progress::note(const std::string& text) {
   clear();
-  put(out_, text + "\n");
+  print(text + "\n");
 }
 
 void Progress::resume() {
@@ -142,17 +141,22 @@ void Progress::resume() {
 }
 
 void Progress::finish() {
-  if (drawn_) put(out_, "\n");
+  if (drawn_) print("\n");
   drawn_ = false;
 }
 
+void Progress::print(const std::string& text) {
+  put(out_, text);
+  std::fflush(out_);
+}
+
 void Progress::rewrite(const std::string& text) {
-  put(out_, "\r\x1b[2K" + text);
+  print("\r\x1b[2K" + text);
   drawn_ = true;
 }
 
 void Progress::clear() {
-  if (drawn_) put(out_, "\r\x1b[2K");
+  if (drawn_) print("\r\x1b[2K");
   drawn_ = false;
 }
 

@@ -3,14 +3,31 @@
 //   step 12/1000 | loss 4.1 | norm 1.2 | lr 1e-3 | 345 ms | 12,345 tok/s | 0:12 left
 #pragma once
 
+#include <fmt/format.h>
+
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 namespace macgrad::experiments {
+
+/// Writes `text`. Unlike fmt::print it does not throw when that fails: a closed terminal or a full
+/// disk under the log must not end a training run. run_program checks standard output when the
+/// program ends.
+void put(std::FILE* out, std::string_view text);
+
+template <class... Args>
+void say(std::FILE* out, fmt::format_string<Args...> format, Args&&... args) {
+  put(out, fmt::format(format, std::forward<Args>(args)...));
+}
+template <class... Args>
+void say(fmt::format_string<Args...> format, Args&&... args) {
+  put(stdout, fmt::format(format, std::forward<Args>(args)...));
+}
 
 /// 12345678 -> "12,345,678"
 std::string group_digits(std::int64_t value);
@@ -64,6 +81,7 @@ class Progress {
   double tokens_per_second() const;
 
  private:
+  void print(const std::string& text);
   void rewrite(const std::string& text);
   void clear();
 

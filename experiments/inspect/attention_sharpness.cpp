@@ -5,9 +5,10 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <optional>
+#include <nlohmann/json.hpp>
 
 #include "experiments/common/machine.h"
+#include "experiments/common/output_files.h"
 #include "experiments/common/progress.h"
 #include "experiments/inspect/attention_seen.h"
 
@@ -120,16 +121,16 @@ std::string shown(double value) {
 }
 
 void print(const std::vector<AttentionSharpness>& list) {
-  fmt::print("{:<36} {:>6} {:>9} {:>6} {:>10} {:>8} {:>8} {:>8}\n", "", "tau", "logit dev", "keys",
-             "effective", "largest", "least", "error");
+  say("{:<36} {:>6} {:>9} {:>6} {:>10} {:>8} {:>8} {:>8}\n", "", "tau", "logit dev", "keys",
+      "effective", "largest", "least", "error");
   for (const AttentionSharpness& a : list)
-    fmt::print("{:<36} {:>6.3g} {:>9.3f} {:>6.1f} {:>10.2f} {:>8.3f} {:>8} {:>8}\n", a.attention,
-               a.logit_scale, a.logit_deviation, a.keys, a.effective_keys, a.largest_weight,
-               shown(a.least_denominator), shown(a.weight_error));
+    say("{:<36} {:>6.3g} {:>9.3f} {:>6.1f} {:>10.2f} {:>8.3f} {:>8} {:>8}\n", a.attention,
+        a.logit_scale, a.logit_deviation, a.keys, a.effective_keys, a.largest_weight,
+        shown(a.least_denominator), shown(a.weight_error));
   for (const AttentionSharpness& a : list)
     if (a.without_weights > 0)
-      fmt::print("{}: {} queries left out, whose sum of f(t) is not above 0\n", a.attention,
-                 a.without_weights);
+      say("{}: {} queries left out, whose sum of f(t) is not above 0\n", a.attention,
+          a.without_weights);
 }
 
 int run_attention(StepSettings& s, int64_t redraws) {
@@ -155,8 +156,7 @@ int run_attention(StepSettings& s, int64_t redraws) {
   settings.update(provenance());
   write_json(out.file("attention.json"), settings);
   print(list);
-  fmt::print(
-      "Means over {} sentences of the training text; what the columns are: README.md of "
+  say("Means over {} sentences of the training text; what the columns are: README.md of "
       "inspect.\nResults: {}\n",
       model.rows(), out.path());
   return 0;
@@ -196,23 +196,27 @@ std::vector<AttentionSharpness> attention_sharpness(ModelStep& model, const Reco
 
 int attention_command(int argc, const char* const* argv) {
   StepSettings s;
-  std::optional<int64_t> redraws;
+  int64_t redraws = 4;
   return run_program(
       argc, argv, "inspect attention",
       "How far each attention is from a mean over its keys, and how much of that RMFA's features "
       "leave.",
-      [&](CLI::App& app) {
+      [&](Options& options) {
         s = step_settings(argc, argv);
         s.sentences = 16;
-        declare_step_options(app, s);
-        app.add_option(
-               "--redraws", redraws,
-               "Fresh feature draws a sentence, 4 unless told; 0: the model's own, as it is "
-               "with --redraw never")
-            ->check(CLI::Validator(CLI::Range(0, 10000)).description(""))
-            ->type_name("INT");
+        declare_step_options(options, s, {});
+        options.number(
+            "--redraws", redraws, between(0, 10000),
+            "Fresh feature draws per sentence; 0: the model's own, the default of models "
+            "with --redraw never");
+        options.check([&] {
+          if (options.given("--redraws") && s.model.attention != "rmfa")
+            throw UsageError("--redraws has no effect with --attention {}; add --attention rmfa",
+                             s.model.attention);
+          if (!options.given("--redraws") && s.model.redraw == "never") redraws = 0;
+        });
       },
-      [&] { return run_attention(s, redraws.value_or(s.model.redraw == "never" ? 0 : 4)); });
+      [&] { return run_attention(s, redraws); });
 }
 
 }  // namespace macgrad::experiments

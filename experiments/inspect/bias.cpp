@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <nlohmann/json.hpp>
 
 #include "autograd/attention.h"
 #include "autograd/engine.h"
@@ -15,6 +16,7 @@
 #include "core/kernels.h"
 #include "experiments/common/interrupt.h"
 #include "experiments/common/machine.h"
+#include "experiments/common/output_files.h"
 #include "experiments/common/plots.h"
 #include "experiments/common/progress.h"
 #include "nn/attention_settings.h"
@@ -283,8 +285,7 @@ int run_bias(BiasSettings& s) {
   const std::vector<std::string> columns{"quantity", "position",  "exact",    "bias",
                                          "bias_se",  "deviation", "predicted"};
   std::vector<std::vector<CsvValue>> cells;
-  fmt::print("{:<12} {:>10} {:>10} {:>10} {:>10}\n", "", "bias", "by chance", "predicted",
-             "deviation");
+  say("{:<12} {:>10} {:>10} {:>10} {:>10}\n", "", "bias", "by chance", "predicted", "deviation");
   for (const BiasRow& row : result.rows) {
     cells.push_back({row.quantity, row.position < 0 ? CsvValue{std::string("all")} : row.position,
                      row.exact, row.bias, row.bias_se, row.deviation, csv_number(row.predicted)});
@@ -292,12 +293,11 @@ int run_bias(BiasSettings& s) {
     const auto share = [&](double value) {
       return std::isnan(value) ? std::string() : fmt::format("{:.3g}", value / row.exact);
     };
-    fmt::print("{:<12} {:>10} {:>10} {:>10} {:>10}\n", row.quantity, share(row.bias),
-               share(row.bias_se), share(row.predicted), share(row.deviation));
+    say("{:<12} {:>10} {:>10} {:>10} {:>10}\n", row.quantity, share(row.bias), share(row.bias_se),
+        share(row.predicted), share(row.deviation));
   }
   CsvWriter(out.file("bias.csv"), columns, cells);
-  fmt::print(
-      "Norms over all positions, as shares of the exact ones; {} draws, {} denominators {}, "
+  say("Norms over all positions, as shares of the exact ones; {} draws, {} denominators {}, "
       "smallest per key {:.3g}.\n",
       group_digits(result.draws), group_digits(result.floored),
       s.denominator == "none" ? "<= 0" : "floored", result.smallest_ratio);
@@ -308,8 +308,8 @@ int run_bias(BiasSettings& s) {
   json.update(provenance());
   write_json(out.file("bias.json"), json);
   draw_curves(s, result, out);
-  fmt::print("Results: {}\n", out.path());
-  if (guard.interrupted()) fmt::print(stderr, "Stopped early, after {} draws.\n", result.draws);
+  say("Results: {}\n", out.path());
+  if (guard.interrupted()) say(stderr, "Stopped early, after {} draws.\n", result.draws);
   return guard.exit_code();
 }
 
@@ -319,26 +319,26 @@ int bias_command(int argc, const char* const* argv) {
       argc, argv, "inspect bias",
       "Bias and variance of RMFA over its draws, of numerators, denominators, outputs and "
       "gradients, by position.",
-      [&](CLI::App& app) {
-        add_common_options(app, s.common);
-        app.add_option("--kernel", s.kernel,
-                       "Dot-product kernel: " + nn::dot_product_kernel_names());
-        add_choice(app, "--draws", s.draws, nn::draw_method_names(), "Draw method");
-        const auto positive = [](CLI::Option* option) {
-          option->check(CLI::Validator(CLI::PositiveNumber).description(""))->capture_default_str();
-        };
-        positive(app.add_option("--features", s.features, "Random features D"));
-        positive(app.add_option("--length", s.length, "Sequence length n"));
-        positive(app.add_option("--heads", s.heads, "Heads H"));
-        positive(app.add_option("--dim", s.dim, "Head dimension d"));
-        positive(app.add_option("--redraws", s.redraws, "Draws R"));
-        positive(app.add_option("--logit-scale", s.logit_scale, "tau: logits are tau q.k/sqrt(d)"));
-        app.add_option("--p", s.p, "Degree law P[N = n] = (1 - 1/p) p^-n, p > 1")
-            ->capture_default_str();
-        app.add_option("--denominator", s.denominator,
-                       "Small denominators: floor (as in training), floor:DELTA, none")
-            ->capture_default_str();
-        app.add_flag("--causal", s.causal, "Key j visible to query i when j <= i");
+      [&](Options& options) {
+        add_common_options(options, s.common);
+        options.text("--kernel", s.kernel, "Dot-product kernel: " + nn::dot_product_kernel_names(),
+                     "NAME");
+        options.choice("--draws", s.draws, nn::draw_method_names(), "Draw method");
+        options.number("--features", s.features, at_least(1), "Random features D");
+        options.number("--length", s.length, at_least(1), "Sequence length n");
+        options.number("--heads", s.heads, at_least(1), "Heads H");
+        options.number("--dim", s.dim, at_least(1), "Head dimension d");
+        options.number("--redraws", s.redraws, between(1, 1 << 30), "Draws R");
+        options.number("--logit-scale", s.logit_scale, above(0), "tau: logits are tau q.k/sqrt(d)");
+        options.number("--p", s.p, above(1), "Degree law P[N = n] = (1 - 1/p) p^-n");
+        options.text("--denominator", s.denominator,
+                     "Small denominators: floor (as in training), floor:DELTA, none", "POLICY");
+        options.flag("--causal", s.causal, "Key j visible to query i when j <= i");
+        options.check([&] {
+          if (options.given("--p") && s.draws == "optimal")
+            throw UsageError(
+                "--p has no effect with --draws optimal, which has a degree law of its own");
+        });
       },
       [&] { return run_bias(s); });
 }

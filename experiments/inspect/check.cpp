@@ -319,8 +319,8 @@ class Checker {
 void print_keys(const char* what, const std::vector<std::string>& keys) {
   constexpr size_t kShown = 6;
   const auto end = keys.begin() + static_cast<std::ptrdiff_t>(std::min(kShown, keys.size()));
-  fmt::print("{}: {}", what, fmt::join(keys.begin(), end, ", "));
-  fmt::print("{}\n", keys.size() > kShown ? fmt::format(" and {} more", keys.size() - kShown) : "");
+  say("{}: {}", what, fmt::join(keys.begin(), end, ", "));
+  say("{}\n", keys.size() > kShown ? fmt::format(" and {} more", keys.size() - kShown) : "");
 }
 
 }  // namespace
@@ -365,30 +365,23 @@ int check_command(int argc, const char* const* argv) {
   return run_program(
       argc, argv, "inspect check",
       "Gradients of a module or op at a real point, against central differences.",
-      [&](CLI::App& app) {
+      [&](Options& options) {
         step = step_settings(argc, argv);
         step.model.common.precision = "float64";
         step.model.common.device = "cpu";
         step.model.common.math = "exact";
         step.sentences = 2;
-        declare_step_options(app, step);
-        app.add_option("--part", s.part,
-                       "A module's path or an op's key; without: parameters to loss")
-            ->type_name("NAME");
-        app.add_option("--order", s.order, "1, or 2: gradients of gradients as well")
-            ->check(CLI::Validator(CLI::Range(1, 2)).description(""))
-            ->type_name("INT")
-            ->capture_default_str();
-        app.add_option("--entries", s.entries, "Entries checked of each value that enters")
-            ->check(CLI::Validator(CLI::PositiveNumber).description(""))
-            ->capture_default_str();
-        app.add_option("--difference", s.step, "Half the step of the differences")
-            ->check(CLI::PositiveNumber)
-            ->capture_default_str();
-        app.add_flag("--open", s.open, "Check the composites of fused ops, not their kernels");
-        app.add_option("--tolerance", tolerance, "Largest error, relative to the gradient's size")
-            ->check(CLI::PositiveNumber)
-            ->capture_default_str();
+        declare_step_options(options, step, {.files = false});
+        options.text("--part", s.part,
+                     "A module's path or an op's key; without: parameters to loss", "NAME");
+        options.number("--order", s.order, between(1, 2),
+                       "1, or 2: gradients of gradients as well");
+        options.number("--entries", s.entries, at_least(1),
+                       "Entries checked of each value that enters");
+        options.number("--difference", s.step, above(0), "Half the step of the differences");
+        options.flag("--open", s.open, "Check the composites of fused ops, not their kernels");
+        options.number("--tolerance", tolerance, above(0),
+                       "Largest error, relative to the gradient's size");
       },
       [&] {
         apply_common_options(step.model.common);
@@ -403,13 +396,12 @@ int check_command(int argc, const char* const* argv) {
         for (int order = 1; order <= s.order; ++order) {
           const CheckedEntry& w = r.worst(order);
           good = good && w.relative() <= tolerance;
-          fmt::print(
-              "order {}: {} entries, the worst {}[{}]: {:.10g}, differences {:.10g}; off by "
+          say("order {}: {} entries, the worst {}[{}]: {:.10g}, differences {:.10g}; off by "
               "{:.2g} of its size, {:.2g} beyond rounding\n",
               order, r.entries.size() / static_cast<size_t>(s.order), w.key, w.entry, w.analytic,
               w.numeric, w.raw(), w.relative());
         }
-        fmt::print("gradients are {} {}\n", good ? "right to" : "OFF by more than", tolerance);
+        say("gradients are {} {}\n", good ? "right to" : "OFF by more than", tolerance);
         return good ? 0 : kFound;
       });
 }

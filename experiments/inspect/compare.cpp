@@ -6,10 +6,13 @@
 #include <cmath>
 #include <filesystem>
 #include <limits>
+#include <nlohmann/json.hpp>
 #include <set>
 
 #include "core/safetensors.h"
 #include "experiments/common/arguments.h"
+#include "experiments/common/output_files.h"
+#include "experiments/common/progress.h"
 #include "experiments/inspect/step_record.h"
 
 namespace macgrad::experiments {
@@ -75,17 +78,16 @@ void report(const char* what, const std::vector<Comparison>& list, double tolera
   const auto above = std::count_if(list.begin(), list.end(),
                                    [&](const Comparison& c) { return c.relative() > tolerance; });
   if (above == 0) {
-    fmt::print("{}: {} compared, none differs by more than {} of its size\n", what, list.size(),
-               tolerance);
+    say("{}: {} compared, none differs by more than {} of its size\n", what, list.size(),
+        tolerance);
     return;
   }
   const auto worst = std::max_element(
       list.begin(), list.end(),
       [](const Comparison& x, const Comparison& y) { return x.relative() < y.relative(); });
-  fmt::print("{}: {} of {} differ by more than {} of their size\n", what, above, list.size(),
-             tolerance);
-  fmt::print("  first  {}\n", line(*first_above(list, tolerance)));
-  fmt::print("  worst  {}\n", line(*worst));
+  say("{}: {} of {} differ by more than {} of their size\n", what, above, list.size(), tolerance);
+  say("  first  {}\n", line(*first_above(list, tolerance)));
+  say("  worst  {}\n", line(*worst));
 }
 
 }  // namespace
@@ -144,17 +146,16 @@ int compare_command(int argc, const char* const* argv) {
   return run_program(
       argc, argv, "inspect compare",
       "The first value and the first gradient that differ between two records.",
-      [&](CLI::App& app) {
-        app.add_option("A", a, "Folder that inspect wrote")->required();
-        app.add_option("B", b, "Another one of the same model")->required();
-        app.add_option("--tolerance", tolerance, "Differences up to this share of the largest |a|")
-            ->check(CLI::NonNegativeNumber)
-            ->capture_default_str();
-        app.add_option("--floor", floor,
-                       "Smaller sizes count as this share of the largest value or gradient")
-            ->check(CLI::NonNegativeNumber)
-            ->capture_default_str();
-        app.add_option("--csv", csv, "All comparisons as a table")->type_name("FILE");
+      [&](Options& options) {
+        options.text("A", a, "Folder that inspect wrote", "FOLDER");
+        options.require("A");
+        options.text("B", b, "Another one of the same model", "FOLDER");
+        options.require("B");
+        options.number("--tolerance", tolerance, at_least(0),
+                       "Differences up to this share of the largest |a|");
+        options.number("--floor", floor, at_least(0),
+                       "Smaller sizes count as this share of the largest value or gradient");
+        options.text("--csv", csv, "All comparisons as a table", "FILE");
       },
       [&] {
         if (!csv.empty()) check_writable(csv);
@@ -163,7 +164,7 @@ int compare_command(int argc, const char* const* argv) {
                 b);
         const auto missing = [](const std::vector<std::string>& keys, const std::string& where) {
           if (!keys.empty())
-            fmt::print("only in {}: {} values, the first {}\n", where, keys.size(), keys.front());
+            say("only in {}: {} values, the first {}\n", where, keys.size(), keys.front());
         };
         missing(r.only_a, a);
         missing(r.only_b, b);

@@ -205,23 +205,23 @@ std::string line(const ChainLink& l) {
 
 void print(const Explosion& e) {
   const char* what = e.gradient ? "gradient" : "value";
-  fmt::print("update {}: the first {} that is not finite is that of {}\n", e.step, what, e.key);
+  say("update {}: the first {} that is not finite is that of {}\n", e.step, what, e.key);
   if (e.op.empty()) {
-    fmt::print("no rule is to blame: a sum of the gradients of its readers, or a hook\n");
-    fmt::print("the gradients that its readers were handed:\n");
+    say("no rule is to blame: a sum of the gradients of its readers, or a hook\n");
+    say("the gradients that its readers were handed:\n");
   } else {
-    fmt::print("made by {}{} (scope {})\n", e.gradient ? "the gradient rule of " : "", e.op,
-               e.scope.empty() ? "of the model itself" : e.scope);
-    fmt::print("{}its inputs:\n", e.gradient ? "the gradient it was handed, and " : "");
+    say("made by {}{} (scope {})\n", e.gradient ? "the gradient rule of " : "", e.op,
+        e.scope.empty() ? "of the model itself" : e.scope);
+    say("{}its inputs:\n", e.gradient ? "the gradient it was handed, and " : "");
   }
-  for (const ChainLink& l : e.inputs) fmt::print("{}", line(l));
+  for (const ChainLink& l : e.inputs) say("{}", line(l));
   if (e.chain.empty()) return;
-  fmt::print("{}:\n", e.gradient ? "the gradients that led there, back to the loss"
-                                 : "the values that led there, by the largest magnitude");
+  say("{}:\n", e.gradient ? "the gradients that led there, back to the loss"
+                          : "the values that led there, by the largest magnitude");
   // Far from the place all is as it should be.
   constexpr size_t kShown = 25;
-  for (size_t i = 0; i < std::min(kShown, e.chain.size()); ++i) fmt::print("{}", line(e.chain[i]));
-  if (e.chain.size() > kShown) fmt::print("  … {} more\n", e.chain.size() - kShown);
+  for (size_t i = 0; i < std::min(kShown, e.chain.size()); ++i) say("{}", line(e.chain[i]));
+  if (e.chain.size() > kShown) say("  … {} more\n", e.chain.size() - kShown);
 }
 
 }  // namespace
@@ -244,13 +244,11 @@ int explode_command(int argc, const char* const* argv) {
   return run_program(
       argc, argv, "inspect explode",
       "Trains until a value or a gradient is not finite, and says where that began.",
-      [&](CLI::App& app) {
+      [&](Options& options) {
         s = step_settings(argc, argv);
         s.sentences = 0;
-        declare_step_options(app, s);
-        app.add_option("--steps", steps, "Updates to make, at most")
-            ->check(CLI::Validator(CLI::PositiveNumber).description(""))
-            ->capture_default_str();
+        declare_step_options(options, s, {.updates = true, .files = false});
+        options.number("--steps", steps, at_least(1), "Updates to make, at most");
       },
       [&] {
         apply_common_options(s.model.common);
@@ -276,16 +274,16 @@ int explode_command(int argc, const char* const* argv) {
             if (const auto found = find_explosion(model))
               print(*found);
             else
-              fmt::print("update {}: {}\n", model.step(),
-                         anomaly_found.empty() ? "the norm of all gradients is not finite"
-                                               : anomaly_found);
+              say("update {}: {}\n", model.step(),
+                  anomaly_found.empty() ? "the norm of all gradients is not finite"
+                                        : anomaly_found);
             return kFound;
           }
           progress.step({i, {{"loss", loss}, {"norm", norm}}, 0});
           model.next();
         }
         progress.finish();
-        if (!guard.interrupted()) fmt::print("every value and gradient was finite\n");
+        if (!guard.interrupted()) say("every value and gradient was finite\n");
         return guard.exit_code();
       });
 }

@@ -4,6 +4,8 @@
 
 #include <string_view>
 
+#include "experiments/common/interrupt.h"
+#include "experiments/common/progress.h"
 #include "experiments/inspect/attention_sharpness.h"
 #include "experiments/inspect/bias.h"
 #include "experiments/inspect/check.h"
@@ -29,15 +31,19 @@ constexpr Command kCommands[] = {{"page", page_command},
                                  {"statistics", statistics_command},
                                  {"bias", bias_command}};
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int inspect_command(int argc, const char* const* argv) {
   if (argc < 2 || argv[1][0] == '-') return record_command(argc, argv);
   for (const Command& command : kCommands)
     if (command.name == argv[1]) return command.run(argc - 1, argv + 1);
-  fmt::print(stderr,
-             "inspect: error: unknown command \"{}\"; known: page, check, compare, explode, "
-             "attention, statistics, bias\n",
-             argv[1]);
+  say(stderr,
+      "inspect: error: unknown command \"{}\"; known: page, check, compare, explode, attention, "
+      "statistics, bias\n",
+      argv[1]);
   return 2;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return end_program(inspect_command(argc, argv));
 }

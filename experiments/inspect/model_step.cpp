@@ -4,8 +4,10 @@
 
 #include <filesystem>
 #include <limits>
+#include <nlohmann/json.hpp>
 
 #include "autograd/scope.h"
+#include "experiments/common/output_files.h"
 #include "experiments/common/vocabulary.h"
 #include "experiments/multi30k/checkpoint.h"
 #include "experiments/multi30k/presets.h"
@@ -47,7 +49,7 @@ std::vector<std::string> tokens(const TextCodec& codec, const PaddedIds& block, 
 StepSettings step_settings(int argc, const char* const* argv) {
   StepSettings s;
   const std::string config = value_of("--config", argc, argv);
-  const std::string checkpoint = value_of("--checkpoint", argc, argv);
+  const std::string checkpoint = checkpoint_at(value_of("--checkpoint", argc, argv));
   if (!checkpoint.empty()) {
     s.model = checkpoint_settings(checkpoint);
   } else if (!config.empty()) {
@@ -62,17 +64,44 @@ StepSettings step_settings(int argc, const char* const* argv) {
   return s;
 }
 
-void declare_step_options(CLI::App& app, StepSettings& s) {
-  declare_options(app, s.model);
-  app.add_option("--config", s.config, "settings.json of a run: its data, model and training")
-      ->type_name("FILE");
-  app.add_option("--checkpoint", s.checkpoint, "A checkpoint or model of a run, its settings")
-      ->type_name("FILE")
-      ->excludes("--config");
-  app.add_option("--sentences", s.sentences, "Training sentences of a step; 0: a batch of training")
-      ->check(CLI::Validator(CLI::Range(int64_t{0}, int64_t{1} << 30)).description(""))
-      ->type_name("INT")
-      ->capture_default_str();
+void declare_step_options(Options& options, StepSettings& s, const StepUse& use) {
+  declare_options(options, s.model);
+  options.text("--config", s.config, "settings.json of a run: its data, model and training",
+               "FILE");
+  options.text("--checkpoint", s.checkpoint,
+               "A run, or one of its checkpoints or models: its settings", "RUN");
+  options.exclude("--checkpoint", "--config");
+  options.number("--sentences", s.sentences, between(0, 1 << 30),
+                 "Training sentences of a step; 0: a batch of training");
+  const std::string why = "has no effect on this command";
+  options.refuse({"--patience", "--average", "--keep", "--checkpoint-minutes", "--graph",
+                  "--shape-multiple", "--accumulate", "--valid-bleu-sentences", "--bleu-every",
+                  "--beam", "--length-penalty", "--test"},
+                 why);
+  if (use.gradients)
+    options.refuse({"--eval-draws"}, why);
+  else
+    options.refuse({"--sentences", "--dropout", "--attention-dropout", "--label-smoothing"}, why);
+  if (!use.updates)
+    options.refuse({"--lr", "--warmup", "--warmup-from", "--schedule", "--epochs", "--max-updates",
+                    "--clip", "--weight-decay", "--adam-beta1", "--adam-beta2", "--adam-eps"},
+                   why);
+  if (!use.files) options.refuse({"--out"}, why);
+  options.check([&options, &s] {
+    s.checkpoint = checkpoint_at(s.checkpoint);
+    const auto refuse = [&](bool idle, std::initializer_list<const char*> names,
+                            const std::string& reason) {
+      if (!idle) return;
+      for (const char* name : names)
+        if (options.given(name)) throw UsageError("{} has no effect {}", name, reason);
+    };
+    refuse(!s.config.empty(), {"--preset"}, "with --config, which brings every setting");
+    refuse(!s.checkpoint.empty(),
+           {"--preset", "--qkv-gain", "--vocabulary-size", "--min-frequency"},
+           "with --checkpoint, which brings settings, parameters and vocabularies");
+    refuse(s.model.schedule != "one-cycle", {"--epochs", "--max-updates"},
+           "without --schedule one-cycle, which alone depends on the end of a run");
+  });
 }
 
 ModelStep::ModelStep(const StepSettings& settings)
@@ -88,10 +117,12 @@ ModelStep::ModelStep(const StepSettings& settings)
     begin_epoch();
   } else {
     // The optimizer's moments have the precision of the run.
-    if (checkpoint_settings(path).common.precision == settings_.model.common.precision)
-      (void)load_checkpoint(path, trainer_.model(), trainer_.optimizer(), data_.facts.at("crc32"));
-    else
+    if (checkpoint_settings(path).common.precision == settings_.model.common.precision) {
+      (void)load_checkpoint(path, trainer_.model(), trainer_.optimizer(), data_.crc32());
+    } else {
+      check_data(path, data_.crc32());
       load_model(path, trainer_.model());
+    }
     const TrainingPlace place = checkpoint_state(path).place;
     step_ = place.updates + 1;
     epoch_ = place.epoch;
@@ -178,6 +209,10 @@ std::vector<std::string> ModelStep::source_tokens(int64_t sentence) const {
 }
 std::vector<std::string> ModelStep::target_tokens(int64_t sentence) const {
   return tokens(data_.target, batch_.target_input, sentence);
+}
+
+Json ModelStep::data_facts() const {
+  return data_.facts();
 }
 
 std::string ModelStep::title() const {

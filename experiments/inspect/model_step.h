@@ -20,7 +20,7 @@ struct StepSettings {
   StepSettings() { model.graph = "off"; }
   Multi30kSettings model;  // data, model and training, as in multi30k
   std::string config;      // settings.json of a run, which the options beside it change
-  std::string checkpoint;  // a file that training left; its settings hold
+  std::string checkpoint;  // a file that training left, whose settings the options beside it change
   int64_t sentences = 4;   // of a step; 0: a whole batch of training, each a step of its own
 };
 
@@ -28,8 +28,16 @@ struct StepSettings {
 /// options are declared, so that --help shows the defaults in force.
 StepSettings step_settings(int argc, const char* const* argv);
 
-/// The options of multi30k, and those above.
-void declare_step_options(CLI::App& app, StepSettings& settings);
+/// What a command does with the model besides a forward pass in training mode. Options of multi30k
+/// that only other uses read are errors, and not in its --help.
+struct StepUse {
+  bool gradients = true;  // of the training loss; else it only evaluates
+  bool updates = false;   // a learning rate, and what Adam reads
+  bool files = true;      // writes to --out
+};
+
+/// The options of multi30k that the command reads, and those above.
+void declare_step_options(Options& options, StepSettings& settings, const StepUse& use);
 
 class ModelStep {
  public:
@@ -58,7 +66,7 @@ class ModelStep {
 
   /// A line for titles: data, model, attention.
   std::string title() const;
-  Json data_facts() const { return data_.facts; }
+  Json data_facts() const;
   const EncodedPairs& valid() const { return data_.valid; }
 
  private:

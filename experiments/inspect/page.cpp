@@ -4,10 +4,13 @@
 #include <fmt/format.h>
 
 #include <filesystem>
+#include <nlohmann/json.hpp>
 #include <string_view>
 
 #include "core/error.h"
 #include "experiments/common/arguments.h"
+#include "experiments/common/output_files.h"
+#include "experiments/common/progress.h"
 
 namespace macgrad::experiments {
 namespace {
@@ -116,12 +119,10 @@ int page_command(int argc, const char* const* argv) {
   std::string record, out;
   return run_program(
       argc, argv, "inspect page", "Makes the page of a graph.json anew.",
-      [&](CLI::App& app) {
-        app.add_option("record", record, "graph.json of an inspection")
-            ->required()
-            ->type_name("FILE");
-        app.add_option("--out", out, "Folder of the page (default: the record's)")
-            ->type_name("FOLDER");
+      [&](Options& options) {
+        options.text("record", record, "graph.json of an inspection", "FILE");
+        options.require("record");
+        options.text("--out", out, "Folder of the page (default: the record's)", "FOLDER");
       },
       [&] {
         const Json json = read_json(record);
@@ -133,7 +134,7 @@ int page_command(int argc, const char* const* argv) {
         if (!folder.empty()) fs::create_directories(folder);
         const std::string page = (folder / "inspect.html").string();
         write_file_atomically(page, page_of(json));
-        fmt::print("Page: {}\n", page);
+        say("Page: {}\n", page);
         return 0;
       });
 }

@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "experiments/common/output_files.h"
+#include "experiments/common/json_fwd.h"
 
 namespace macgrad::experiments {
 

@@ -2,10 +2,12 @@
 #include "experiments/inspect/record.h"
 
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include "core/version.h"
 #include "experiments/common/interrupt.h"
 #include "experiments/common/machine.h"
+#include "experiments/common/output_files.h"
 #include "experiments/common/progress.h"
 #include "experiments/inspect/attention_view.h"
 #include "experiments/inspect/page.h"
@@ -27,27 +29,27 @@ struct RecordSettings {
 Json about(const RecordSettings& s, ModelStep& model, const RecordedStep& last) {
   const Multi30kSettings& m = s.step.model;
   Json list = Json::array();
-  const auto say = [&](const std::string& what, const std::string& value) {
+  const auto add = [&](const std::string& what, const std::string& value) {
     list.push_back({what, value});
   };
-  say("data", model.data_facts().dump());
-  if (!s.step.checkpoint.empty()) say("checkpoint", s.step.checkpoint);
-  say("sentences of a step", fmt::format("{}", model.rows()));
-  say("parameters", fmt::format("{}", model.model().parameter_count()));
-  say("attention", model.model().describe());
-  say("seed", fmt::format("{}", m.common.seed));
-  say("device", m.common.device);
-  say("precision", m.common.precision);
-  say("threads", fmt::format("{}", m.common.threads));
+  add("data", model.data_facts().dump());
+  if (!s.step.checkpoint.empty()) add("checkpoint", s.step.checkpoint);
+  add("sentences of a step", fmt::format("{}", model.rows()));
+  add("parameters", fmt::format("{}", model.model().parameter_count()));
+  add("attention", model.model().describe());
+  add("seed", fmt::format("{}", m.common.seed));
+  add("device", m.common.device);
+  add("precision", m.common.precision);
+  add("threads", fmt::format("{}", m.common.threads));
   if (s.fused) {
-    say("fused ops", "as they run");
+    add("fused ops", "as they run");
   } else {
-    say("fused ops", "opened into their composites");
-    say("loss: kernels and composites differ by", fmt::format("{:.3g}", last.fused.loss));
-    say("gradients: they differ by at most",
+    add("fused ops", "opened into their composites");
+    add("loss: kernels and composites differ by", fmt::format("{:.3g}", last.fused.loss));
+    add("gradients: they differ by at most",
         fmt::format("{:.3g} ({})", last.fused.gradient, last.fused.parameter));
   }
-  say("commit", commit());
+  add("commit", commit());
   return list;
 }
 
@@ -93,18 +95,17 @@ int record(RecordSettings& s) {
   settings.update(provenance());
   write_json(out.file("settings.json"), settings);
   if (html.size() > kLargePage)
-    fmt::print(stderr,
-               "note: the page has {:.0f} MB and will open slowly; record fewer --steps, fewer "
-               "--sentences, or one --view\n",
-               static_cast<double>(html.size()) / 1e6);
-  fmt::print("{} ops and {} leaves of update {}, loss {:.4f}, gradient norm {:.4g}\n",
-             last->graph.ops().size(), last->graph.leaves().size(), last->step, last->loss,
-             last->gradient_norm);
+    say(stderr,
+        "note: the page has {:.0f} MB and will open slowly; record fewer --steps, fewer "
+        "--sentences, or one --view\n",
+        static_cast<double>(html.size()) / 1e6);
+  say("{} ops and {} leaves of update {}, loss {:.4f}, gradient norm {:.4g}\n",
+      last->graph.ops().size(), last->graph.leaves().size(), last->step, last->loss,
+      last->gradient_norm);
   if (!s.fused)
-    fmt::print(
-        "kernels and composites differ by {:.2g} in the loss, {:.2g} in the gradient of {}\n",
+    say("kernels and composites differ by {:.2g} in the loss, {:.2g} in the gradient of {}\n",
         last->fused.loss, last->fused.gradient, last->fused.parameter);
-  fmt::print("Page: {}\n", out.file("inspect.html"));
+  say("Page: {}\n", out.file("inspect.html"));
   return guard.exit_code();
 }
 
@@ -115,30 +116,30 @@ int record_command(int argc, const char* const* argv) {
   return run_program(
       argc, argv, "inspect",
       "Records training steps, every value and gradient, and writes a page that shows them.",
-      [&](CLI::App& app) {
-        app.footer(
+      [&](Options& options) {
+        options.footer(
             "Commands: page, check, compare, explode, attention, statistics, bias (without one: "
             "record); inspect COMMAND --help");
         s.step = step_settings(argc, argv);
-        declare_step_options(app, s.step);
-        const auto whole = [&](const char* name, int64_t& value, int64_t smallest,
-                               const char* text) {
-          app.add_option(name, value, text)
-              ->check(CLI::Validator(CLI::Range(smallest, int64_t{1} << 30)).description(""))
-              ->type_name("INT")
-              ->capture_default_str();
-        };
-        whole("--steps", s.steps, 1, "Training steps to record, one after the other");
-        app.add_flag("--fused", s.fused, "Record fused ops as they run, not as their composites");
-        app.add_option("--view", s.view.attention,
-                       "Attention to take apart: a module's path, or all")
-            ->capture_default_str();
-        whole("--view-head", s.view.head, 0, "Its head");
-        whole("--view-sentence", s.view.sentence, 0, "And the sentence of the step");
-        app.add_option("--redraws", s.view.redraws, "Feature draws whose spread is shown")
-            ->check(CLI::Validator(CLI::Range(2, 10000)).description(""))
-            ->type_name("INT")
-            ->capture_default_str();
+        declare_step_options(options, s.step, {.updates = true});
+        const double most = 1 << 30;
+        options.number("--steps", s.steps, between(1, most),
+                       "Training steps to record, one after the other");
+        options.flag("--fused", s.fused, "Record fused ops as they run, not as their composites");
+        options.text("--view", s.view.attention, "Attention to take apart: a module's path, or all",
+                     "PATH");
+        options.number("--view-head", s.view.head, between(0, most), "Its head");
+        options.number("--view-sentence", s.view.sentence, between(0, most),
+                       "And the sentence of the step");
+        options.number("--redraws", s.view.redraws, between(2, 10000),
+                       "Feature draws whose spread is shown");
+        options.check([&] {
+          if (s.steps > 1) return;
+          for (const char* name :
+               {"--clip", "--weight-decay", "--adam-beta1", "--adam-beta2", "--adam-eps"})
+            if (options.given(name))
+              throw UsageError("{} has no effect without --steps 2 or more", name);
+        });
       },
       [&] { return record(s); });
 }

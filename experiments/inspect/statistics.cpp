@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 
 #include "experiments/common/machine.h"
 #include "experiments/common/output_files.h"
+#include "experiments/common/progress.h"
 #include "experiments/multi30k/evaluation.h"
 
 namespace macgrad::experiments {
@@ -28,8 +30,8 @@ StatisticsCost together(const std::vector<StatisticsCost>& costs) {
 }
 
 void print(const std::string& name, const StatisticsCost& c) {
-  fmt::print("{:<10} {:>9} {:>8} {:>8} {:>9.4f} {:>9.4f} {:>9.4f}\n", name, c.sentences, c.longest,
-             c.tokens, c.running, c.own, c.running - c.own);
+  say("{:<10} {:>9} {:>8} {:>8} {:>9.4f} {:>9.4f} {:>9.4f}\n", name, c.sentences, c.longest,
+      c.tokens, c.running, c.own, c.running - c.own);
 }
 
 int run_statistics(StepSettings& s) {
@@ -39,8 +41,8 @@ int run_statistics(StepSettings& s) {
   const std::vector<StatisticsCost> costs = statistics_cost(model);
   const RunDirectory out(s.model.common.out, "inspect-statistics");
   std::vector<std::vector<CsvValue>> cells;
-  fmt::print("{:<10} {:>9} {:>8} {:>8} {:>9} {:>9} {:>9}\n", "batch", "sentences", "longest",
-             "tokens", "running", "own", "cost");
+  say("{:<10} {:>9} {:>8} {:>8} {:>9} {:>9} {:>9}\n", "batch", "sentences", "longest", "tokens",
+      "running", "own", "cost");
   for (size_t i = 0; i < costs.size(); ++i) {
     const StatisticsCost& c = costs[i];
     cells.push_back(
@@ -53,7 +55,7 @@ int run_statistics(StepSettings& s) {
   Json settings{{"settings", to_json(s.model)}, {"checkpoint", s.checkpoint}};
   settings.update(provenance());
   write_json(out.file("statistics.json"), settings);
-  fmt::print("Loss a target token of the validation set.\nResults: {}\n", out.path());
+  say("Loss a target token of the validation set.\nResults: {}\n", out.path());
   return 0;
 }
 
@@ -81,9 +83,9 @@ int statistics_command(int argc, const char* const* argv) {
   return run_program(
       argc, argv, "inspect statistics",
       "What preSBN's running statistics cost in evaluation, by the length of sentences.",
-      [&](CLI::App& app) {
+      [&](Options& options) {
         s = step_settings(argc, argv);
-        declare_step_options(app, s);
+        declare_step_options(options, s, {.gradients = false});
       },
       [&] { return run_statistics(s); });
 }

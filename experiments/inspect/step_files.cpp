@@ -1,8 +1,10 @@
 // The files of a recorded step.
 #include <cmath>
 #include <limits>
+#include <nlohmann/json.hpp>
 
 #include "core/safetensors.h"
+#include "experiments/common/output_files.h"
 #include "experiments/inspect/step_record.h"
 
 namespace macgrad::experiments {

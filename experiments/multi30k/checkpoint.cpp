@@ -3,6 +3,7 @@
 // other data.
 #include "experiments/multi30k/checkpoint.h"
 
+#include <nlohmann/json.hpp>
 #include <set>
 
 #include "core/safetensors.h"
@@ -36,6 +37,14 @@ auto read_metadata(const Metadata& metadata, const std::string& path, const std:
   } catch (const std::exception& error) {
     throw Error("{}: a broken checkpoint: \"{}\" in its metadata: {}", path, key, error.what());
   }
+}
+
+void check_data(const Metadata& metadata, const std::string& path, const Json& data) {
+  const Json saved = read_metadata(metadata, path, "data", [](const Json& json) { return json; });
+  require(saved == data,
+          "{}: the run was trained on other data; it had {}, now it is {}: give --data the folder "
+          "that it was started with",
+          path, saved.dump(), data.dump());
 }
 
 // Entries whose name starts with `prefix`, without it.
@@ -95,18 +104,19 @@ RunState load_checkpoint(const std::string& path, nn::Transformer& model, nn::Ad
   check_format(file.metadata, path);
   require(file.metadata.contains("state"),
           "{}: holds a model alone; training goes on from checkpoint.safetensors", path);
-  const Json saved =
-      read_metadata(file.metadata, path, "data", [](const Json& json) { return json; });
-  require(saved == data,
-          "{}: the run was trained on other data; it had {}, now it is {}: give --data the folder "
-          "that it was started with",
-          path, saved.dump(), data.dump());
+  check_data(file.metadata, path, data);
   RunState state = read_metadata(file.metadata, path, "state", run_state_from_json);
   fitting(path, [&] {
     model.load_state_dict(part(file.tensors, kModel));
     optimizer.load_state_dict(part(file.tensors, kOptimizer));
   });
   return state;
+}
+
+void check_data(const std::string& path, const Json& data) {
+  const SafetensorsHeader header = list_safetensors(path);
+  check_format(header.metadata, path);
+  check_data(header.metadata, path, data);
 }
 
 void load_model(const std::string& path, nn::Transformer& model) {

@@ -26,6 +26,9 @@ void save_model(const std::string& path, nn::Transformer& model, const Multi30kS
 RunState load_checkpoint(const std::string& path, nn::Transformer& model, nn::Adam& optimizer,
                          const Json& data);
 
+/// Throws as load_checkpoint does when a training checkpoint is of other data.
+void check_data(const std::string& path, const Json& data);
+
 /// Copies the model of a file of either kind.
 void load_model(const std::string& path, nn::Transformer& model);
 

@@ -1,9 +1,12 @@
 #include "experiments/multi30k/commands.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <filesystem>
 #include <string>
 
+#include "experiments/common/progress.h"
 #include "experiments/multi30k/checkpoint.h"
 #include "experiments/multi30k/presets.h"
 #include "experiments/multi30k/resume.h"
@@ -19,20 +22,20 @@ class TrainCommand {
  public:
   TrainCommand(int argc, const char* const* argv) : argc_(argc), argv_(argv) {}
 
-  void declare(CLI::App& app) {
+  void declare(Options& options) {
     start_settings();
-    declare_options(app, settings_);
-    app.add_option("--resume", resume_, "Go on with the run in this folder")
-        ->check(CLI::Validator(
-            [](const std::string& run) {
-              return run.empty() ? "--resume: empty; give the folder of a run" : "";
-            },
-            ""))
-        ->type_name("RUN");
-    add_integer_list(app, "--seeds", seeds_,
-                     "One run a seed in OUT/seed-1 ..., and their mean; finished ones stay", 0)
-        ->excludes("--resume")
-        ->excludes("--seed");
+    declare_options(options, settings_);
+    options.text("--resume", resume_, "Go on with the run in this folder", "RUN");
+    options.integers("--seeds", seeds_,
+                     "One run a seed in OUT/seed-1 ..., and their mean; finished ones stay", 0);
+    options.exclude("--seeds", "--resume");
+    options.exclude("--seeds", "--seed");
+    options.check([this, &options] {
+      if (!options.given("--resume")) return;
+      if (resume_.empty()) throw UsageError("--resume: empty; give the folder of a run");
+      if (options.given("--preset"))
+        throw UsageError("--preset has no effect with --resume, whose run has its settings");
+    });
   }
 
   int run() {
@@ -44,7 +47,6 @@ class TrainCommand {
                     std::filesystem::weakly_canonical(resume_),
             "--resume {} goes on in that folder; leave --out {} out", resume_,
             settings_.common.out);
-    check_same_run(saved_, settings_, resume_);
     settings_.common.out = resume_;
     return run_multi30k(settings_, Start::resume);
   }
@@ -94,8 +96,7 @@ int multi30k_command(int argc, const char* const* argv) {
   if (argc < 2 || argv[1][0] == '-') return train_command(argc, argv);
   for (const Command& command : kCommands)
     if (command.name == argv[1]) return command.run(argc - 1, argv + 1);
-  fmt::print(stderr, "multi30k: error: unknown command \"{}\"; known: {}\n", argv[1],
-             command_names());
+  say(stderr, "multi30k: error: unknown command \"{}\"; known: {}\n", argv[1], command_names());
   return 2;
 }
 
@@ -103,10 +104,10 @@ int train_command(int argc, const char* const* argv) {
   TrainCommand command(argc, argv);
   return run_program(
       argc, argv, "multi30k", "Trains a Transformer to translate (Multi30K, or --toy).",
-      [&](CLI::App& app) {
-        app.footer(fmt::format("Commands: {} (without one: train); multi30k COMMAND --help",
-                               command_names()));
-        command.declare(app);
+      [&](Options& options) {
+        options.footer(fmt::format("Commands: {} (without one: train); multi30k COMMAND --help",
+                                   command_names()));
+        command.declare(options);
       },
       [&] { return command.run(); });
 }

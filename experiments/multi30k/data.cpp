@@ -6,7 +6,9 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 
+#include "experiments/common/progress.h"
 #include "experiments/common/text_files.h"
 #include "experiments/common/toy_corpus.h"
 #include "experiments/common/unicode.h"
@@ -60,9 +62,8 @@ std::vector<size_t> empty_pairs(const ParallelText& text) {
 
 void tell_empty(const std::vector<size_t>& empty, std::string_view split, const char* what) {
   if (empty.empty()) return;
-  fmt::print(stderr,
-             "note: {}: {} of the pairs have an empty side and are {} (the first: line {})\n",
-             split, empty.size(), what, empty.front() + 1);
+  say(stderr, "note: {}: {} of the pairs have an empty side and are {} (the first: line {})\n",
+      split, empty.size(), what, empty.front() + 1);
 }
 
 // An empty side teaches a model to say nothing, so such pairs are not trained on.
@@ -97,10 +98,10 @@ TextCodec learn_codec(const Multi30kSettings& s, const std::vector<std::string>&
   }
   TextCodec codec(Subwords::train(lines, s.vocabulary_size));
   if (codec.size() < s.vocabulary_size)
-    fmt::print(stderr,
-               "note: the {} text has no more than {} subwords; --vocabulary-size {} is not "
-               "reached\n",
-               what, codec.size(), s.vocabulary_size);
+    say(stderr,
+        "note: the {} text has no more than {} subwords; --vocabulary-size {} is not "
+        "reached\n",
+        what, codec.size(), s.vocabulary_size);
   return codec;
 }
 
@@ -142,59 +143,64 @@ TextCodecs load_codecs(const Multi30kSettings& s, const std::string& folder) {
 
 TranslationSplit load_split(const Multi30kSettings& s, const TextCodecs& codecs,
                             std::string_view split) {
-  TranslationSplit result{read_split(s, split), {}, {}};
+  TranslationSplit result;
+  result.text = read_split(s, split);
   const std::vector<size_t> empty = empty_pairs(result.text);
   tell_empty(empty, split, "kept");
   result.pairs = encode_pairs(result.text, codecs.source, codecs.target);
-  result.facts = {
-      {"split", split},
-      {"pairs", result.text.size()},
-      {"empty_pairs", empty.size()},
-      {"crc32",
-       {{"source", checksum(result.text.source)}, {"target", checksum(result.text.target)}}}};
+  result.empty = empty.size();
+  result.crc32 = {checksum(result.text.source), checksum(result.text.target)};
   return result;
 }
 
 TranslationData load_translation_data(const Multi30kSettings& s, const std::string& codecs_folder) {
   ParallelText train = read_split(s, "train");
-  const std::string train_source_crc = checksum(train.source);
-  const std::string train_target_crc = checksum(train.target);
+  Checksums train_crc32{checksum(train.source), checksum(train.target)};
   const size_t dropped = drop_empty_pairs(train);
   const TextCodecs codecs =
       codecs_folder.empty() ? learn_codecs(s, train) : load_codecs(s, codecs_folder);
   TranslationSplit valid = load_split(s, codecs, "val");
-  TranslationData d{s.toy ? "toy" : fmt::format("Multi30K {}-{} ({})", s.source, s.target, s.text),
-                    codecs.source,
-                    codecs.target,
-                    encode_pairs(train, codecs.source, codecs.target),
-                    std::move(valid.pairs),
-                    std::move(valid.text.source),
-                    std::move(valid.text.target),
-                    {}};
-  d.facts = {{"name", d.name},
-             {"train_pairs", d.train.size()},
-             {"train_pairs_dropped", dropped},
-             {"valid_pairs", d.valid.size()},
-             {"valid_pairs_empty", valid.facts.at("empty_pairs")},
-             {"source_vocabulary", d.source.size()},
-             {"target_vocabulary", d.target.size()},
-             {"shared_vocabulary", s.shared_vocabulary()},
-             {"tokens_a_sentence",
-              {{"train_source", token_counts(d.train.source)},
-               {"train_target", token_counts(d.train.target)},
-               {"valid_source", token_counts(d.valid.source)},
-               {"valid_target", token_counts(d.valid.target)}}},
-             {"unknown_share",
-              {{"train_source", unknown_share(d.train.source)},
-               {"train_target", unknown_share(d.train.target)},
-               {"valid_source", unknown_share(d.valid.source)},
-               {"valid_target", unknown_share(d.valid.target)}}},
-             {"crc32",
-              {{"train_source", train_source_crc},
-               {"train_target", train_target_crc},
-               {"valid_source", valid.facts.at("crc32").at("source")},
-               {"valid_target", valid.facts.at("crc32").at("target")}}}};
-  return d;
+  return {s.toy ? "toy" : fmt::format("Multi30K {}-{} ({})", s.source, s.target, s.text),
+          codecs.source,
+          codecs.target,
+          s.shared_vocabulary(),
+          encode_pairs(train, codecs.source, codecs.target),
+          std::move(valid.pairs),
+          std::move(valid.text.source),
+          std::move(valid.text.target),
+          dropped,
+          valid.empty,
+          std::move(train_crc32),
+          std::move(valid.crc32)};
+}
+
+Json TranslationData::crc32() const {
+  return {{"train_source", train_crc32.source},
+          {"train_target", train_crc32.target},
+          {"valid_source", valid_crc32.source},
+          {"valid_target", valid_crc32.target}};
+}
+
+Json TranslationData::facts() const {
+  return {{"name", name},
+          {"train_pairs", train.size()},
+          {"train_pairs_dropped", train_dropped},
+          {"valid_pairs", valid.size()},
+          {"valid_pairs_empty", valid_empty},
+          {"source_vocabulary", source.size()},
+          {"target_vocabulary", target.size()},
+          {"shared_vocabulary", shared_vocabulary},
+          {"tokens_a_sentence",
+           {{"train_source", token_counts(train.source)},
+            {"train_target", token_counts(train.target)},
+            {"valid_source", token_counts(valid.source)},
+            {"valid_target", token_counts(valid.target)}}},
+          {"unknown_share",
+           {{"train_source", unknown_share(train.source)},
+            {"train_target", unknown_share(train.target)},
+            {"valid_source", unknown_share(valid.source)},
+            {"valid_target", unknown_share(valid.target)}}},
+          {"crc32", crc32()}};
 }
 
 }  // namespace macgrad::experiments

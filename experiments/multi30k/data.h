@@ -15,15 +15,26 @@ struct TextCodecs {
   TextCodec source, target;  // the same when shared
 };
 
+/// CRC-32 of the lines of two files.
+struct Checksums {
+  std::string source, target;
+};
+
 struct TranslationData {
   std::string name;  // "Multi30K de-en (tok)"
   TextCodec source, target;
+  bool shared_vocabulary = false;
   EncodedPairs train, valid;
-  std::vector<std::string> valid_source;  // as read
-  std::vector<std::string> references;    // validation targets, as read
-  Json facts;  // pairs, vocabulary sizes, tokens, unknown words, CRC-32 of the lines of each file
+  std::vector<std::string> valid_source;      // as read
+  std::vector<std::string> references;        // validation targets, as read
+  size_t train_dropped = 0, valid_empty = 0;  // pairs with an empty side
+  Checksums train_crc32, valid_crc32;
 
   TextCodecs codecs() const { return {source, target}; }
+  /// Checksums by file, which must be the same when training goes on.
+  Json crc32() const;
+  /// Those, pairs, vocabulary sizes, tokens and unknown words, for a run's files.
+  Json facts() const;
 };
 
 /// Reads the splits train and val and encodes them, with codecs learnt from the training pairs or,
@@ -43,7 +54,8 @@ TextCodecs load_codecs(const Multi30kSettings& settings, const std::string& fold
 struct TranslationSplit {
   ParallelText text;  // as read
   EncodedPairs pairs;
-  Json facts;  // pairs, empty sentences, CRC-32 of the lines of each file
+  size_t empty = 0;  // pairs with an empty side
+  Checksums crc32;
 };
 
 /// "val", "test_2016_flickr", "test_2017_flickr", "test_2017_mscoco", ..., in the languages and

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "experiments/common/unicode.h"
 #include "nn/loss.h"
 
 namespace macgrad::experiments {
@@ -46,28 +47,33 @@ std::optional<double> validation_loss(nn::Transformer& model, const std::vector<
   return sum / static_cast<double>(std::max<int64_t>(1, tokens));
 }
 
-std::optional<std::vector<std::string>> translate(nn::Transformer& model, const TextCodec& target,
-                                                  const std::vector<Batch>& batches, size_t count,
-                                                  Device device, const Stop& stop,
-                                                  const nn::SearchSettings& search) {
+std::optional<std::vector<std::string>> translate(nn::Transformer& model, const TextCodecs& codecs,
+                                                  const std::vector<std::string>& lines,
+                                                  int64_t batch_tokens, Device device,
+                                                  const nn::SearchSettings& search,
+                                                  const Stop& stop) {
+  EncodedPairs pairs;           // without targets
+  std::vector<size_t> numbers;  // of their lines
+  for (size_t i = 0; i < lines.size(); ++i) {
+    if (split_words(lines[i]).empty()) continue;
+    std::vector<int64_t> ids = codecs.source.encode(lines[i]);
+    if (ids.empty()) continue;
+    pairs.source.push_back(std::move(ids));
+    pairs.target.emplace_back();
+    numbers.push_back(i);
+  }
   const nn::SpecialTokens special{
       Vocabulary::kBos, Vocabulary::kEos, {Vocabulary::kPad, Vocabulary::kBos}};
-  std::vector<std::string> lines(count);
-  for (const Batch& batch : batches) {
+  std::vector<std::string> translations(lines.size());
+  for (const Batch& batch : ordered_batches(pairs, batch_tokens)) {
     if (stop && stop()) return std::nullopt;
     const auto found =
         nn::beam_search(model, ids_of(batch.source, device), valid_of(batch.source, device),
                         length_limits(batch.source), special, search);
     for (size_t row = 0; row < found.size(); ++row)
-      lines.at(batch.indices[row]) = target.decode(found[row].front().tokens);
+      translations[numbers[batch.indices[row]]] = codecs.target.decode(found[row].front().tokens);
   }
-  return lines;
-}
-
-EncodedPairs first_pairs(const EncodedPairs& pairs, int64_t count) {
-  if (count <= 0 || static_cast<size_t>(count) >= pairs.size()) return pairs;
-  return {{pairs.source.begin(), pairs.source.begin() + count},
-          {pairs.target.begin(), pairs.target.begin() + count}};
+  return translations;
 }
 
 }  // namespace macgrad::experiments

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "experiments/common/batches.h"
+#include "experiments/multi30k/data.h"
 #include "nn/decoding.h"
 
 namespace macgrad::experiments {
@@ -21,15 +21,14 @@ std::optional<double> validation_loss(nn::Transformer& model, const std::vector<
                                       Device device, const Stop& stop = {},
                                       bool own_statistics = false);
 
-/// Translations of `count` sentences, greedy unless `search` says otherwise; batches hold the
-/// indices 0 … count-1. A translation ends at <eos> or after 1.5·S + 10 words, S the words of its
-/// source and <eos>; <pad> and <bos> never stand in one. Nothing when stopped.
-std::optional<std::vector<std::string>> translate(nn::Transformer& model, const TextCodec& target,
-                                                  const std::vector<Batch>& batches, size_t count,
-                                                  Device device, const Stop& stop = {},
-                                                  const nn::SearchSettings& search = {});
-
-/// The first `count` pairs (0: all).
-EncodedPairs first_pairs(const EncodedPairs& pairs, int64_t count);
+/// Translations of lines as read, one per line: what a run's BLEU is measured on and what `multi30k
+/// translate` prints. A line without words gives an empty one. Others end at <eos> or after 1.5·S +
+/// 10 words, S the words of the source and <eos>; <pad> and <bos> never appear in one. Greedy
+/// unless `search` says otherwise; batches hold at most `batch_tokens`. Nothing when stopped.
+std::optional<std::vector<std::string>> translate(nn::Transformer& model, const TextCodecs& codecs,
+                                                  const std::vector<std::string>& lines,
+                                                  int64_t batch_tokens, Device device,
+                                                  const nn::SearchSettings& search = {},
+                                                  const Stop& stop = {});
 
 }  // namespace macgrad::experiments

@@ -2,6 +2,8 @@
 #include "experiments/multi30k/metrics.h"
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
+
 
 namespace macgrad::experiments {
 namespace {

@@ -5,11 +5,14 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 #include <set>
 
 #include "core/error.h"
 #include "experiments/common/arguments.h"
 #include "experiments/common/confidence.h"
+#include "experiments/common/output_files.h"
+#include "experiments/common/progress.h"
 #include "experiments/multi30k/commands.h"
 #include "experiments/multi30k/settings.h"
 
@@ -255,15 +258,13 @@ int plot_command(int argc, const char* const* argv) {
   std::string band = "range";
   return run_program(
       argc, argv, "multi30k plot", "Draws loss, perplexity and BLEU over the epochs of runs.",
-      [&](CLI::App& app) {
-        app.add_option("runs", folders, "Folders of runs, or folders that hold some")
-            ->required()
-            ->type_name("RUN");
-        app.add_option("--out", out, "Picture, without .svg or .png: both are made")
-            ->type_name("FILE")
-            ->capture_default_str();
-        add_choice(app, "--band", band, {"range", "deviation"},
-                   "Around the mean of several seeds: lowest to highest, or ± standard deviation");
+      [&](Options& options) {
+        options.paths("runs", folders, "Folders of runs, or folders that hold some", "RUN");
+        options.require("runs");
+        options.text("--out", out, "Picture, without .svg or .png: both are made", "FILE");
+        options.choice(
+            "--band", band, {"range", "deviation"},
+            "Around the mean of several seeds: lowest to highest, or ± standard deviation");
       },
       [&] {
         for (const std::string_view suffix : {".svg", ".png", ".gp"})
@@ -271,9 +272,9 @@ int plot_command(int argc, const char* const* argv) {
         const DrawnRuns runs =
             draw_runs(folders, band == "range" ? Band::range : Band::deviation, out);
         for (const auto& [name, its] : runs.configurations)
-          fmt::print("{}: {}\n", name, fmt::join(its, " "));
+          say("{}: {}\n", name, fmt::join(its, " "));
         if (!runs.drawn) return 1;
-        fmt::print("{0}.svg, {0}.png and {0}.gp are written\n", out);
+        say("{0}.svg, {0}.png and {0}.gp are written\n", out);
         return 0;
       });
 }

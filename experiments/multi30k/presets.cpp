@@ -122,12 +122,17 @@ void apply_preset(Multi30kSettings& settings, std::string_view name) {
   throw Error("--preset: unknown \"{}\"; known: {}", name, fmt::join(preset_names(), ", "));
 }
 
+bool asks_for_toy(int argc, const char* const* argv) {
+  return std::any_of(argv + 1, argv + std::max(argc, 1), [](std::string_view word) {
+    return word == "--toy" || word == "--toy=true";
+  });
+}
+
 void start_from_preset(Multi30kSettings& settings, int argc, const char* const* argv) {
   const std::string preset = value_of("--preset", argc, argv);
   const std::vector<std::string> names = preset_names();
   if (std::find(names.begin(), names.end(), preset) != names.end()) apply_preset(settings, preset);
-  for (int i = 1; i < argc; ++i)
-    if (std::string_view(argv[i]) == "--toy") make_toy(settings);
+  if (asks_for_toy(argc, argv)) make_toy(settings);
 }
 
 }  // namespace macgrad::experiments

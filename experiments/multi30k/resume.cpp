@@ -1,6 +1,13 @@
 // Settings are compared as JSON, name by name; the name of an option is that of its setting.
 #include "experiments/multi30k/resume.h"
 
+#include <fmt/ranges.h>
+
+#include <nlohmann/json.hpp>
+
+#include "experiments/multi30k/checkpoint.h"
+#include "experiments/multi30k/run_files.h"
+
 namespace macgrad::experiments {
 namespace {
 
@@ -32,6 +39,20 @@ void check_same_run(const Multi30kSettings& saved, const Multi30kSettings& asked
           "{}: --schedule one-cycle ends with the run's last update; --epochs and "
           "--max-updates must stay {} and {}",
           folder, saved.epochs, saved.max_updates);
+}
+
+void check_resume(const Multi30kSettings& asked) {
+  const std::string& out = asked.common.out;
+  const std::string checkpoint = checkpoint_path(out);
+  check_same_run(checkpoint_settings(checkpoint), asked, out);
+  const TrainingPlace place = checkpoint_state(checkpoint).place;
+  const auto check = [&](int64_t done, int64_t limit, const char* what, const char* option) {
+    require(limit == 0 || done <= limit,
+            "the run in {} has come to {} {}, beyond {} {}; give {} or more, or another --out", out,
+            what, done, option, limit, done);
+  };
+  check(place.updates, asked.max_updates, "update", "--max-updates");
+  check(place.epoch, asked.epochs, "epoch", "--epochs");
 }
 
 }  // namespace macgrad::experiments

@@ -13,4 +13,9 @@ namespace macgrad::experiments {
 void check_same_run(const Multi30kSettings& saved, const Multi30kSettings& asked,
                     const std::string& folder);
 
+/// Whether the run in asked.common.out can go on with these settings, by its checkpoint: as
+/// check_same_run, and an Error when it has made more updates or epochs than --max-updates or
+/// --epochs allow, because training cannot be taken back.
+void check_resume(const Multi30kSettings& asked);
+
 }  // namespace macgrad::experiments

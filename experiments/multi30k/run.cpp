@@ -6,12 +6,15 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 
 #include "experiments/common/interrupt.h"
 #include "experiments/common/machine.h"
+#include "experiments/common/output_files.h"
 #include "experiments/common/progress.h"
 #include "experiments/multi30k/metrics.h"
 #include "experiments/multi30k/plot.h"
+#include "experiments/multi30k/resume.h"
 #include "experiments/multi30k/run_files.h"
 #include "experiments/multi30k/split_scores.h"
 #include "experiments/multi30k/training.h"
@@ -52,27 +55,30 @@ std::string epoch_line(const Metrics& m, const EpochSummary& e, bool rmfa) {
   return line;
 }
 
+// The first `count`; 0: all.
+std::vector<std::string> first_lines(std::vector<std::string> lines, int64_t count) {
+  if (count > 0) lines.resize(std::min(lines.size(), static_cast<size_t>(count)));
+  return lines;
+}
+
 void print_start(const Multi30kSettings& s, const TranslationData& data, Trainer& trainer,
                  const std::string& folder) {
-  fmt::print("{}: {} training and {} validation pairs, vocabularies of {} and {} tokens\n",
-             data.name, group_digits(static_cast<int64_t>(data.train.size())),
-             group_digits(static_cast<int64_t>(data.valid.size())),
-             group_digits(data.source.size()), group_digits(data.target.size()));
-  fmt::print(
-      "model: {} + {} layers, width {}, {} heads, ffn {}, {}-norm, dropout {}, {} parameters\n",
+  say("{}: {} training and {} validation pairs, vocabularies of {} and {} tokens\n", data.name,
+      group_digits(static_cast<int64_t>(data.train.size())),
+      group_digits(static_cast<int64_t>(data.valid.size())), group_digits(data.source.size()),
+      group_digits(data.target.size()));
+  say("model: {} + {} layers, width {}, {} heads, ffn {}, {}-norm, dropout {}, {} parameters\n",
       s.layers, s.layers, s.d_model, s.heads, s.ffn, s.norm, s.dropout,
       group_digits(trainer.model().parameter_count()));
-  fmt::print("{}", trainer.model().describe());
-  fmt::print(
-      "training: {} epochs, {} updates of at most {} x {} tokens, lr {} ({}, warm-up {}), label "
+  say("{}", trainer.model().describe());
+  say("training: {} epochs, {} updates of at most {} x {} tokens, lr {} ({}, warm-up {}), label "
       "smoothing {}, {}, {} threads\n",
       s.epochs, group_digits(trainer.total_updates()), s.accumulate, s.batch_tokens, s.lr,
       s.schedule, s.warmup, s.label_smoothing, s.common.precision, s.common.threads);
   if (s.attention == "rmfa" && !s.ppsbn)
-    fmt::print(
-        "note: without --ppsbn queries and keys have no bound, and neither has the error of "
+    say("note: without --ppsbn queries and keys have no bound, and neither has the error of "
         "RMFA\n");
-  fmt::print("results: {}\n", folder);
+  say("results: {}\n", folder);
   std::fflush(stdout);
 }
 
@@ -87,9 +93,8 @@ class Run {
         trainer_(settings, data_),
         files_(settings, data_, start == Start::resume),
         valid_batches_(ordered_batches(data_.valid, settings.batch_tokens)),
-        scored_(first_pairs(data_.valid, settings.valid_bleu_sentences)),
-        references_(data_.references.begin(),
-                    data_.references.begin() + static_cast<std::ptrdiff_t>(scored_.size())) {
+        scored_(first_lines(data_.valid_source, settings.valid_bleu_sentences)),
+        references_(first_lines(data_.references, settings.valid_bleu_sentences)) {
     if (start == Start::resume) {
       state_ = files_.load(trainer_.model(), trainer_.optimizer());
       trainer_.restore(state_.place);
@@ -108,18 +113,17 @@ class Run {
   int run() {
     print_start(settings_, data_, trainer_, files_.out().path());
     if (trainer_.updates() > 0)
-      fmt::print("resumed after update {} (epoch {})\n", group_digits(trainer_.updates()),
-                 state_.place.epoch);
+      say("resumed after update {} (epoch {})\n", group_digits(trainer_.updates()),
+          state_.place.epoch);
     std::fflush(stdout);
     const std::string ended_by = train();
     const bool complete = !guard_.interrupted() && save_results(ended_by);
     save_settings(complete ? "complete" : "interrupted");
     if (complete) {
       print_samples();
-      fmt::print("Results: {}\n", files_.out().path());
+      say("Results: {}\n", files_.out().path());
     } else {
-      fmt::print(stderr, "Interrupted after update {}. {}\n", trainer_.updates(),
-                 files_.what_stays());
+      say(stderr, "Interrupted after update {}. {}\n", trainer_.updates(), files_.what_stays());
     }
     if (!state_.epochs.empty()) draw();
     return guard_.exit_code();
@@ -194,8 +198,8 @@ class Run {
     if (!loss) return false;
     m.valid_loss = *loss;
     if (m.epoch % settings_.bleu_every != 0 && !trainer_.finished()) return true;
-    const auto scored =
-        score_translations(trainer_.model(), data_, scored_, references_, settings_, {}, stop_);
+    const auto scored = score_translations(trainer_.model(), data_.codecs(), scored_, references_,
+                                           settings_, {}, stop_);
     if (!scored) return false;
     m.bleu = scored->bleu;
     write_lines(files_.out().file("translations.txt"), scored->translations);
@@ -203,13 +207,12 @@ class Run {
   }
 
   // What has trained from here on: a run may go on elsewhere, and with another program.
-  Json sitting() const {
+  Sitting sitting() const {
     const Json facts = provenance();
-    return {{"from_update", trainer_.updates()},
-            {"commit", facts.at("build").value("commit", "")},
-            {"machine", facts.at("machine").at("model")},
-            {"device", settings_.common.device},
-            {"threads", settings_.common.threads}};
+    const Json& machine = facts.at("machine").at("model");
+    return {trainer_.updates(), facts.at("build").value("commit", ""),
+            machine.is_string() ? machine.get<std::string>() : "", settings_.common.device,
+            settings_.common.threads};
   }
 
   void save_checkpoint() {
@@ -235,8 +238,8 @@ class Run {
               {"best_epoch", state_.best_epoch},
               {"best_valid_loss", state_.best_loss},
               {"wall_seconds", earlier_seconds_ + seconds_since(start_)},
-              {"sittings", state_.sittings},
-              {"data", data_.facts}};
+              {"sittings", to_json(state_.sittings)},
+              {"data", data_.facts()}};
     json.update(provenance());
     write_json(files_.out().file("results.json"), json);
     return true;
@@ -245,7 +248,7 @@ class Run {
   void save_settings(const std::string& state, const std::string& failure = "") {
     Json json{{"settings", to_json(settings_)},
               {"state", state},
-              {"data", data_.facts},
+              {"data", data_.facts()},
               {"bleu",
                {{"signature", bleu_signature(1, settings_.bleu())}, {"sentences", scored_.size()}}},
               {"parameters", trainer_.model().parameter_count()},
@@ -263,14 +266,14 @@ class Run {
     try {
       draw_runs({files_.out().path()}, Band::range, files_.out().file("curves"));
     } catch (const std::exception& error) {
-      fmt::print(stderr, "warning: the curves are not drawn: {}\n", error.what());
+      say(stderr, "warning: the curves are not drawn: {}\n", error.what());
     }
   }
 
   void print_samples() const {
     for (size_t i = 0; i < std::min<size_t>(3, translations_.size()); ++i)
-      fmt::print("source      {}\nreference   {}\ntranslation {}\n\n", data_.valid_source[i],
-                 data_.references[i], translations_[i]);
+      say("source      {}\nreference   {}\ntranslation {}\n\n", data_.valid_source[i],
+          data_.references[i], translations_[i]);
   }
 
   const Clock::time_point start_ = Clock::now();
@@ -283,8 +286,7 @@ class Run {
   Trainer trainer_;
   RunFiles files_;
   std::vector<Batch> valid_batches_;
-  EncodedPairs scored_;
-  std::vector<std::string> references_;
+  std::vector<std::string> scored_, references_;  // translated after epochs
   RunState state_;
   double earlier_seconds_ = 0;
   Clock::time_point last_save_ = start_;
@@ -298,6 +300,7 @@ int run_multi30k(Multi30kSettings& settings, Start start) {
   apply_common_options(settings.common);
   check_settings(settings);
   if (start == Start::resume) {
+    check_resume(settings);
     check_average(settings);
   } else {
     check_no_run(settings.common.out);

@@ -8,11 +8,11 @@ namespace macgrad::experiments {
 
 enum class Start {
   fresh,  // an Error when --out holds a checkpoint
-  resume  // goes on from OUT/checkpoint.safetensors as if it had never stopped
+  resume  // goes on from OUT/checkpoint.safetensors as if it had never stopped (resume.h)
 };
 
-/// Returns the exit code: 0, or 128 + signal when Ctrl-C or SIGTERM ended it early (the checkpoint
-/// is saved then too).
+/// Returns the exit code: 0, or 128 + signal when one ended it early (the checkpoint is saved then
+/// too; interrupt.h).
 int run_multi30k(Multi30kSettings& settings, Start start = Start::fresh);
 
 }  // namespace macgrad::experiments

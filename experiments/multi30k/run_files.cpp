@@ -2,6 +2,9 @@
 
 #include <charconv>
 #include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "experiments/common/progress.h"
 
 namespace macgrad::experiments {
 namespace fs = std::filesystem;
@@ -70,7 +73,7 @@ void check_average(const Multi30kSettings& settings) {
 
 RunFiles::RunFiles(const Multi30kSettings& settings, const TranslationData& data, bool resume)
     : settings_(settings),
-      data_(data.facts.at("crc32")),
+      data_(data),
       out_(settings.common.out, "multi30k", resume ? Holds::this_run : Holds::other_results) {
   const std::string epochs = out_.file("epochs");
   if (fs::is_directory(epochs)) remove_abandoned_files(epochs);
@@ -84,11 +87,11 @@ RunFiles::RunFiles(const Multi30kSettings& settings, const TranslationData& data
 }
 
 void RunFiles::save(nn::Transformer& model, const nn::Adam& optimizer, const RunState& state) {
-  save_checkpoint(checkpoint_path(out_.path()), model, optimizer, state, settings_, data_);
+  save_checkpoint(checkpoint_path(out_.path()), model, optimizer, state, settings_, data_.crc32());
 }
 
 RunState RunFiles::load(nn::Transformer& model, nn::Adam& optimizer) const {
-  return load_checkpoint(checkpoint_path(out_.path()), model, optimizer, data_);
+  return load_checkpoint(checkpoint_path(out_.path()), model, optimizer, data_.crc32());
 }
 
 Json RunFiles::saved_settings() const {
@@ -129,8 +132,8 @@ Json RunFiles::load_final(nn::Transformer& model, const RunState& state) {
   }
   require(!files.empty(), kNoEpochs, out_.path());
   if (static_cast<int64_t>(files.size()) < settings_.average)
-    fmt::print(stderr, "note: --average {}: {} of the last epochs are there; the mean is theirs\n",
-               settings_.average, files.size());
+    say(stderr, "note: --average {}: {} of the last epochs are there; the mean is theirs\n",
+        settings_.average, files.size());
   average_models(files, averaged, model, settings_);
   load_model(averaged, model);
   return {{"file", "averaged.safetensors"}, {"epochs", epochs}};

@@ -7,6 +7,7 @@
 
 #include <string>
 
+#include "experiments/common/output_files.h"
 #include "experiments/multi30k/checkpoint.h"
 #include "experiments/multi30k/data.h"
 
@@ -29,7 +30,8 @@ void check_average(const Multi30kSettings& settings);
 
 class RunFiles {
  public:
-  /// Opens --out and saves the vocabularies there. `resume`: it holds this run's files.
+  /// Opens --out and saves the vocabularies there. `resume`: it holds this run's files. Settings
+  /// and data must outlive the object.
   RunFiles(const Multi30kSettings& settings, const TranslationData& data, bool resume);
 
   const RunDirectory& out() const { return out_; }
@@ -52,7 +54,7 @@ class RunFiles {
   std::string epoch_file(int64_t epoch) const;
 
   const Multi30kSettings& settings_;
-  Json data_;  // checksums that training must find again
+  const TranslationData& data_;
   RunDirectory out_;
 };
 

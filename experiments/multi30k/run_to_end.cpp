@@ -2,7 +2,10 @@
 
 #include <cstdio>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 
+#include "experiments/common/output_files.h"
+#include "experiments/common/progress.h"
 #include "experiments/multi30k/checkpoint.h"
 #include "experiments/multi30k/resume.h"
 #include "experiments/multi30k/run.h"
@@ -29,17 +32,6 @@ Json of_results(const Json& settings) {
 
 std::string results_path(const std::string& out) {
   return (fs::path(out) / "results.json").string();
-}
-
-// Training cannot be taken back.
-void check_budget(const RunState& state, const Multi30kSettings& s, const std::string& label) {
-  const auto check = [&](int64_t done, int64_t limit, const char* what, const char* option) {
-    require(limit == 0 || done <= limit,
-            "{}: the run in {} has come to {} {}, beyond {} {}; give {} or more, or another --out",
-            label, s.common.out, what, done, option, limit, done);
-  };
-  check(state.place.updates, s.max_updates, "update", "--max-updates");
-  check(state.place.epoch, s.epochs, "epoch", "--epochs");
 }
 
 }  // namespace
@@ -85,20 +77,19 @@ int run_to_end(const Multi30kSettings& settings, const std::string& label) {
   const std::string& out = settings.common.out;
   const std::string checkpoint = checkpoint_path(out);
   if (complete_results(settings)) {
-    fmt::print("{}: complete\n", label);
+    say("{}: complete\n", label);
     return 0;
   }
   const bool begun = fs::exists(checkpoint);
   if (begun) {
-    check_same_run(checkpoint_settings(checkpoint), settings, out);
-    check_budget(checkpoint_state(checkpoint), settings, label);
+    check_resume(settings);
   } else {
     require(!fs::exists(results_path(out)),
             "{}: {} is of a run with other settings, whose checkpoint is not there; choose another "
             "--out",
             label, results_path(out));
   }
-  fmt::print("{}: {}\n", label, begun ? "resumed" : "started");
+  say("{}: {}\n", label, begun ? "resumed" : "started");
   std::fflush(stdout);
   Multi30kSettings own = settings;
   return run_multi30k(own, begun ? Start::resume : Start::fresh);

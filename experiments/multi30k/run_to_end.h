@@ -12,8 +12,8 @@ namespace macgrad::experiments {
 
 /// Nothing when the run in settings.common.out is complete with these settings; else goes on from
 /// its checkpoint, or starts it. `label` begins the line that says which. Returns the exit code of
-/// run_multi30k. Throws as check_same_run does when the folder holds another run, and when the run
-/// is beyond --max-updates or --epochs.
+/// run_multi30k. Throws as check_resume does when the folder holds a run that cannot go on with
+/// these settings.
 int run_to_end(const Multi30kSettings& settings, const std::string& label);
 
 /// results.json of the run in settings.common.out if it is complete with these settings, but for

@@ -6,12 +6,14 @@
 
 #include <algorithm>
 #include <memory>
+#include <nlohmann/json.hpp>
 
 #include "core/error.h"
 #include "experiments/common/arguments.h"
 #include "experiments/common/bleu.h"
 #include "experiments/common/chrf.h"
 #include "experiments/common/confidence.h"
+#include "experiments/common/progress.h"
 #include "experiments/common/text_files.h"
 #include "experiments/multi30k/commands.h"
 
@@ -204,37 +206,36 @@ std::string score_text(const Json& json) {
 
 int score_command(int argc, const char* const* argv) {
   ScoreSettings s;
-  std::string metrics = "bleu,chrf";
   bool json = false;
   bool confidence = false;
   return run_program(
       argc, argv, "multi30k score", "Scores translations as sacreBLEU does.",
-      [&](CLI::App& app) {
-        app.add_option("--hypotheses", s.hypotheses, "Translations, one a line (also .gz)")
-            ->required()
-            ->type_name("FILE");
-        app.add_option("--references", s.references,
-                       "Reference translations; several files count "
-                       "as alternatives")
-            ->required()
-            ->type_name("FILE");
-        add_choice(app, "--tokenize", s.tokenize, {"13a", "none"},
-                   "Of BLEU: 13a for text as written, none for tokenised text");
-        app.add_flag("--lowercase", s.lowercase, "Compare in lower case");
-        app.add_option("--metrics", metrics, "Of bleu, chrf, chrf++; separated by commas")
-            ->capture_default_str();
-        app.add_flag("--confidence", confidence, "95 % intervals from 1,000 resamples");
-        app.add_option("--baseline", s.baseline,
-                       "Another system's translations, for a paired test (with --confidence)")
-            ->type_name("FILE");
-        app.add_option("--seed", s.seed, "Of the resamples")
-            ->check(CLI::NonNegativeNumber)
-            ->capture_default_str();
-        app.add_flag("--sentences", s.sentences, "Also the scores of every sentence");
-        app.add_flag("--json", json, "All figures as JSON");
+      [&](Options& options) {
+        options.text("--hypotheses", s.hypotheses, "Translations, one a line (also .gz)", "FILE");
+        options.require("--hypotheses");
+        options.paths("--references", s.references,
+                      "Reference translations; several files count as alternatives", "FILE");
+        options.require("--references");
+        options.choice("--tokenize", s.tokenize, {"13a", "none"},
+                       "Of BLEU: 13a for text as written, none for tokenised text");
+        options.flag("--lowercase", s.lowercase, "Compare in lower case");
+        options.words("--metrics", s.metrics, "Of bleu, chrf, chrf++", {"bleu", "chrf", "chrf++"});
+        options.flag("--confidence", confidence, "95 % intervals from 1,000 resamples");
+        options.text("--baseline", s.baseline,
+                     "Another system's translations, for a paired test (with --confidence)",
+                     "FILE");
+        options.number("--seed", s.seed, "Of the resamples");
+        options.flag("--sentences", s.sentences, "Also the scores of every sentence");
+        options.flag("--json", json, "All figures as JSON");
+        options.check([&] {
+          if (!confidence && options.given("--seed"))
+            throw UsageError("--seed has no effect without --confidence");
+          if (options.given("--tokenize") &&
+              std::find(s.metrics.begin(), s.metrics.end(), "bleu") == s.metrics.end())
+            throw UsageError("--tokenize has no effect without bleu in --metrics");
+        });
       },
       [&] {
-        s.metrics = parse_words("--metrics", metrics, {"bleu", "chrf", "chrf++"});
         s.resamples = confidence ? 1000 : 0;
         Json scores = score_files(s);
         if (json) {
@@ -243,7 +244,7 @@ int score_command(int argc, const char* const* argv) {
             if (score.contains("baseline")) score["baseline"].erase("details");
           }
         }
-        fmt::print("{}", json ? scores.dump(2) + "\n" : score_text(scores));
+        say("{}", json ? scores.dump(2) + "\n" : score_text(scores));
         return 0;
       });
 }

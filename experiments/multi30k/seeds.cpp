@@ -5,11 +5,14 @@
 #include <cmath>
 #include <filesystem>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <set>
 #include <string_view>
 
 #include "experiments/common/confidence.h"
 #include "experiments/common/machine.h"
+#include "experiments/common/output_files.h"
+#include "experiments/common/progress.h"
 #include "experiments/multi30k/run_to_end.h"
 #include "experiments/multi30k/training.h"
 
@@ -43,8 +46,8 @@ void write_summary(const RunDirectory& out, const std::vector<int64_t>& seeds, c
     CsvValue spread;
     if (values.size() > 1) spread = deviation;
     rows.push_back({split, name, static_cast<int64_t>(values.size()), mean, spread});
-    fmt::print("{} {}: {:.3f}{}\n", split, name, mean,
-               values.size() > 1 ? fmt::format(" ± {:.3f}", deviation) : "");
+    say("{} {}: {:.3f}{}\n", split, name, mean,
+        values.size() > 1 ? fmt::format(" ± {:.3f}", deviation) : "");
   }
   json.update(provenance());
   write_json(out.file("summary.json"), json);
@@ -73,7 +76,7 @@ int run_seeds(const Multi30kSettings& settings, const std::vector<int64_t>& seed
   for (auto seed = seeds.begin(); seed != seeds.end(); ++seed)
     require(std::find(seeds.begin(), seed, *seed) == seed, "--seeds: {} is given twice", *seed);
   const RunDirectory out(settings.common.out, "multi30k", Holds::runs);
-  if (settings.common.out.empty()) fmt::print("--out {} goes on with these runs\n", out.path());
+  if (settings.common.out.empty()) say("--out {} goes on with these runs\n", out.path());
   const auto with_seed = [&](int64_t seed) {
     Multi30kSettings one = settings;
     one.common.seed = static_cast<uint64_t>(seed);
@@ -85,7 +88,7 @@ int run_seeds(const Multi30kSettings& settings, const std::vector<int64_t>& seed
       if (const int code = run_to_end(with_seed(seed), fmt::format("seed {}", seed)); code != 0)
         return code;
     } catch (const NotFinite& error) {
-      fmt::print(stderr, "seed {}: {}\n", seed, error.what());
+      say(stderr, "seed {}: {}\n", seed, error.what());
     }
   }
   // Of all commands that wrote here, with these settings.

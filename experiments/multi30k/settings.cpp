@@ -79,12 +79,19 @@ void check_settings(const Multi30kSettings& s) {
           s.d_model, s.heads);
   require(s.d_model % 2 == 0, "--d-model {} must be even, for sine and cosine positions",
           s.d_model);
-  for (const double value :
-       {s.lr, s.warmup_from, s.clip, s.weight_decay, s.logit_scale, s.qkv_gain, s.adam_beta1,
-        s.adam_beta2, s.adam_eps, s.checkpoint_minutes, s.length_penalty})
-    require(std::isfinite(value),
-            "--lr, --warmup-from, --clip, --weight-decay, --logit-scale, --qkv-gain, --adam-beta1, "
-            "--adam-beta2, --adam-eps, --checkpoint-minutes and --length-penalty must be finite");
+  for (const auto& [option, value] : std::initializer_list<std::pair<const char*, double>>{
+           {"--lr", s.lr},
+           {"--warmup-from", s.warmup_from},
+           {"--clip", s.clip},
+           {"--weight-decay", s.weight_decay},
+           {"--logit-scale", s.logit_scale},
+           {"--qkv-gain", s.qkv_gain},
+           {"--adam-beta1", s.adam_beta1},
+           {"--adam-beta2", s.adam_beta2},
+           {"--adam-eps", s.adam_eps},
+           {"--checkpoint-minutes", s.checkpoint_minutes},
+           {"--length-penalty", s.length_penalty}})
+    require(std::isfinite(value), "{} {} must be finite", option, value);
   require(s.warmup_from <= s.lr, "--warmup-from {} must not be above --lr {}", s.warmup_from, s.lr);
   require(s.keep == 0 || s.keep >= s.average,
           "--keep {} keeps fewer epochs than --average {} needs; raise it, or leave it out", s.keep,
@@ -92,6 +99,17 @@ void check_settings(const Multi30kSettings& s) {
   const nn::AttentionSettings attention = attention_settings(s);
   if (attention.kind == nn::AttentionKind::softmax) return;
   const nn::DotProductKernel& kernel = attention.kernel;
+  if (attention.kind == nn::AttentionKind::rmfa) {
+    require(s.eval_draws == 1 || s.redraw != "never",
+            "--eval-draws {} with --redraw never: there is one draw for training and evaluation; "
+            "leave one of the two out",
+            s.eval_draws);
+    const int64_t least = nn::least_features(attention.draws, kernel, s.d_model / s.heads);
+    require(
+        s.features >= least,
+        "--features {} is too small for --draws {} with {} dimensions per head; use at least {}",
+        s.features, s.draws, s.d_model / s.heads, least);
+  }
   if (std::isinf(kernel.radius())) return;
   require(s.ppsbn,
           "--attention {} --kernel {} needs --ppsbn: the series of {} converges for |t| < {} only, "

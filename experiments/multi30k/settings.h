@@ -118,14 +118,14 @@ std::string option_of(std::string setting);
 /// A model and settings that learn the toy corpus in seconds.
 void make_toy(Multi30kSettings& settings);
 
-/// Declares every option. Parsing then also refuses options that the chosen attention or corpus
-/// would ignore, saying what they need; `one_model` false leaves those of attentions alone, for a
-/// command that trains several. `settings` must outlive the app.
-void declare_options(CLI::App& app, Multi30kSettings& settings, bool one_model = true);
+/// Declares every option. Parsing then also refuses options that the chosen attention, corpus or
+/// device would ignore, saying what they need; `one_model` false leaves those of attentions alone,
+/// for a command that trains several. `settings` must outlive the options.
+void declare_options(Options& options, Multi30kSettings& settings, bool one_model = true);
 
 /// --beam and --length-penalty alone, for commands that only translate; parsing refuses a length
 /// penalty that nothing reads.
-void declare_search_options(CLI::App& app, Multi30kSettings& settings);
+void declare_search_options(Options& options, Multi30kSettings& settings);
 
 /// Throws an Error that says what to change for values that do not go together (a kernel of finite
 /// radius without ppSBN, a width that the heads do not divide, ...).

@@ -1,5 +1,6 @@
 // Settings by name: their roles, and their JSON.
 #include <algorithm>
+#include <nlohmann/json.hpp>
 #include <type_traits>
 #include <utility>
 
@@ -100,24 +101,18 @@ const std::vector<std::pair<std::string, SettingRole>>& roles() {
 // A file may hold what no command line gives: each value goes through the checks of its option.
 void check_values(const Multi30kSettings& s) {
   Multi30kSettings ignored;
-  CLI::App app;
-  declare_options(app, ignored);
+  Options options("multi30k");
+  declare_options(options, ignored);
   const Json common = to_json(s.common);
-  for (const auto& [name, value] : common.items()) {
-    if (name == "out") continue;  // a path may be anything
-    CLI::Option* option = app.get_option(option_of(name));
-    option->add_result(value.is_string() ? value.get<std::string>() : value.dump());
-    option->run_callback();
-  }
+  for (const auto& [name, value] : common.items())
+    if (name != "out")  // a path may be anything
+      options.set(option_of(name), value.is_string() ? value.get<std::string>() : value.dump());
   each_setting(s, [&](const std::string& name, const auto& value, SettingRole) {
     using T = std::decay_t<decltype(value)>;
-    CLI::Option* option = app.get_option_no_throw(option_of(name));
     if constexpr (std::is_same_v<T, int64_t> || std::is_same_v<T, double> ||
-                  std::is_same_v<T, std::string>) {
-      if (option == nullptr || name == "data") return;
-      option->add_result(fmt::format("{}", value));
-      option->run_callback();
-    }
+                  std::is_same_v<T, std::string>)
+      if (options.has(option_of(name)) && name != "data")
+        options.set(option_of(name), fmt::format("{}", value));
   });
 }
 
@@ -165,7 +160,7 @@ Multi30kSettings settings_from_json(const Json& json) {
     });
     s.common = common_options_from_json(json.at("common"));
     check_values(s);
-  } catch (const CLI::Error& error) {
+  } catch (const UsageError& error) {
     throw Error("settings of a run: {}", error.what());
   } catch (const nlohmann::json::exception& error) {
     throw Error("settings of a run: {}; they were written by another version of multi30k",

@@ -1,20 +1,23 @@
 #include "experiments/multi30k/split_scores.h"
 
+#include <nlohmann/json.hpp>
+
 #include "experiments/common/bleu.h"
 #include "experiments/common/chrf.h"
+#include "experiments/common/progress.h"
 
 namespace macgrad::experiments {
 
-std::optional<SplitScore> score_translations(nn::Transformer& model, const TranslationData& data,
-                                             const EncodedPairs& pairs,
+std::optional<SplitScore> score_translations(nn::Transformer& model, const TextCodecs& codecs,
+                                             const std::vector<std::string>& source,
                                              const std::vector<std::string>& references,
                                              const Multi30kSettings& settings,
                                              const nn::SearchSettings& search, const Stop& stop) {
-  const std::vector<Batch> batches = ordered_batches(pairs, settings.batch_tokens);
-  const auto lines =
-      translate(model, data.target, batches, pairs.size(), settings.device(), stop, search);
+  auto lines =
+      translate(model, codecs, source, settings.batch_tokens, settings.device(), search, stop);
   if (!lines) return std::nullopt;
-  return SplitScore{*lines, corpus_bleu(*lines, {references}, settings.bleu()).score};
+  const double bleu = corpus_bleu(*lines, {references}, settings.bleu()).score;
+  return SplitScore{std::move(*lines), bleu};
 }
 
 std::vector<std::pair<std::string, TranslationSplit>> load_tests(const Multi30kSettings& settings,
@@ -33,17 +36,18 @@ std::optional<Json> final_scores(nn::Transformer& model, const TranslationData& 
   // Written together with the scores: an interrupted scoring leaves those of before whole.
   std::vector<std::pair<std::string, std::vector<std::string>>> files;
   const auto score = [&](const std::string& split, const EncodedPairs& pairs,
-                         const std::vector<std::string>& references, const Json& crc32) {
+                         const std::vector<std::string>& source,
+                         const std::vector<std::string>& references, const Checksums& crc32) {
     const auto loss = validation_loss(model, ordered_batches(pairs, settings.batch_tokens),
                                       settings.device(), stop);
     if (!loss) return false;
-    const auto scored = score_translations(model, data, pairs, references, settings,
+    const auto scored = score_translations(model, data.codecs(), source, references, settings,
                                            {settings.beam, settings.length_penalty}, stop);
     if (!scored) return false;
     const std::string file = fmt::format("translations-{}.txt", split);
     files.emplace_back(file, scored->translations);
     const double chrf = corpus_chrf(scored->translations, {references}, {});
-    fmt::print("{}: BLEU {:.2f}, chrF {:.2f}, loss {:.4f}\n", split, scored->bleu, chrf, *loss);
+    say("{}: BLEU {:.2f}, chrF {:.2f}, loss {:.4f}\n", split, scored->bleu, chrf, *loss);
     std::fflush(stdout);
     scores[split] = {{"bleu", scored->bleu},
                      {"chrf", chrf},
@@ -51,16 +55,15 @@ std::optional<Json> final_scores(nn::Transformer& model, const TranslationData& 
                      {"sentences", pairs.size()},
                      {"signature", bleu_signature(1, settings.bleu())},
                      {"chrf_signature", chrf_signature(1, {})},
-                     {"crc32", crc32},
+                     {"crc32", {{"source", crc32.source}, {"target", crc32.target}}},
                      {"translations", file}};
     return true;
   };
-  const Json& crc32 = data.facts.at("crc32");
-  if (!score("val", data.valid, data.references,
-             {{"source", crc32.at("valid_source")}, {"target", crc32.at("valid_target")}}))
+  if (!score("val", data.valid, data.valid_source, data.references, data.valid_crc32))
     return std::nullopt;
   for (const auto& [split, test] : tests)
-    if (!score(split, test.pairs, test.text.target, test.facts.at("crc32"))) return std::nullopt;
+    if (!score(split, test.pairs, test.text.source, test.text.target, test.crc32))
+      return std::nullopt;
   for (const auto& [file, translations] : files) write_lines(out.file(file), translations);
   return scores;
 }

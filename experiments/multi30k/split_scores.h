@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "experiments/common/output_files.h"
 #include "experiments/multi30k/data.h"
 #include "experiments/multi30k/evaluation.h"
 #include "experiments/multi30k/training_state.h"
@@ -15,9 +16,9 @@ struct SplitScore {
   std::vector<std::string> translations;
   double bleu = 0;
 };
-/// Nothing when stopped.
-std::optional<SplitScore> score_translations(nn::Transformer& model, const TranslationData& data,
-                                             const EncodedPairs& pairs,
+/// BLEU of the translations of `source`; nothing when stopped.
+std::optional<SplitScore> score_translations(nn::Transformer& model, const TextCodecs& codecs,
+                                             const std::vector<std::string>& source,
                                              const std::vector<std::string>& references,
                                              const Multi30kSettings& settings,
                                              const nn::SearchSettings& search, const Stop& stop);

@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "experiments/common/machine.h"
+#include "experiments/common/output_files.h"
 #include "experiments/common/progress.h"
 #include "experiments/multi30k/commands.h"
 #include "experiments/multi30k/plot.h"
@@ -144,10 +146,10 @@ constexpr StudyRun kRuns[] = {
 };
 
 // What rows differ in, or stand for as a whole: given to all of them, their names would lie.
-constexpr const char* kRowOptions[] = {"--preset",   "--attention",   "--kernel",
-                                       "--features", "--draws",       "--redraw",
-                                       "--ppsbn",    "--logit-scale", "--train-logit-scale",
-                                       "--presbn",   "--denominator"};
+const std::vector<std::string> kRowOptions{"--preset",   "--attention",   "--kernel",
+                                           "--features", "--draws",       "--redraw",
+                                           "--ppsbn",    "--logit-scale", "--train-logit-scale",
+                                           "--presbn",   "--denominator"};
 
 const StudyRun& study_run(const std::string& name) {
   std::string names;
@@ -177,8 +179,8 @@ void read_rows(std::vector<Row>& rows) {
     }
     row.failure = failure_of(row.settings).value_or("");
     if (row.failure.empty() && fs::exists(row.settings.common.out))
-      fmt::print(stderr, "note: {}: incomplete or of other settings, and so not in the tables\n",
-                 row.settings.common.out);
+      say(stderr, "note: {}: incomplete or of other settings, and so not in the tables\n",
+          row.settings.common.out);
   }
   check_same_data(complete);
 }
@@ -246,7 +248,7 @@ void write_tables(const RunDirectory& out, const Settings& settings, const std::
   }
   CsvWriter(out.file("study.csv"), columns, cells);
   write_file_atomically(out.file("study.md"), std::string_view(page));
-  fmt::print("\n{}\n", page);
+  say("\n{}\n", page);
 }
 
 void draw(const RunDirectory& out, const std::vector<Row>& rows) {
@@ -290,7 +292,7 @@ int run_study(const Multi30kSettings& settings, const std::vector<std::string>& 
   std::vector<const StudyRun*> asked;
   for (const std::string& name : only) asked.push_back(&study_run(name));
   const RunDirectory out(settings.common.out, "multi30k-study", Holds::runs);
-  if (settings.common.out.empty()) fmt::print("--out {} goes on with these runs\n", out.path());
+  if (settings.common.out.empty()) say("--out {} goes on with these runs\n", out.path());
   const auto wanted = [&](const StudyRun& run) {
     return only.empty() || std::find(asked.begin(), asked.end(), &run) != asked.end();
   };
@@ -308,7 +310,7 @@ int run_study(const Multi30kSettings& settings, const std::vector<std::string>& 
       if (const int code = run_to_end(row.settings, std::string(row.run->name)); code != 0)
         return code;
     } catch (const NotFinite& error) {
-      fmt::print(stderr, "{}: {}\n", row.run->name, error.what());
+      say(stderr, "{}: {}\n", row.run->name, error.what());
     }
   }
   read_rows(rows);
@@ -316,7 +318,7 @@ int run_study(const Multi30kSettings& settings, const std::vector<std::string>& 
   try {
     draw(out, rows);
   } catch (const std::exception& error) {
-    fmt::print(stderr, "warning: the curves are not drawn: {}\n", error.what());
+    say(stderr, "warning: the curves are not drawn: {}\n", error.what());
   }
   return std::any_of(rows.begin(), rows.end(),
                      [&](const Row& row) { return wanted(*row.run) && row.results; })
@@ -326,30 +328,24 @@ int run_study(const Multi30kSettings& settings, const std::vector<std::string>& 
 
 int study_command(int argc, const char* const* argv) {
   Multi30kSettings settings = study_settings();
-  for (int i = 1; i < argc; ++i)
-    if (std::string_view(argv[i]) == "--toy") make_toy(settings);
+  if (asks_for_toy(argc, argv)) make_toy(settings);
   std::vector<std::string> only;
   bool list = false;
   return run_program(
       argc, argv, "multi30k study",
       "Trains a table of models, one factor at a time, and compares them; --out goes on with it.",
-      [&](CLI::App& app) {
-        declare_options(app, settings, /*one_model=*/false);
-        for (const char* option : kRowOptions)
-          app.get_option(option)->group("")->check(CLI::Validator(
-              [](std::string&) -> std::string {
-                return "the rows of the study set it; leave it out, and choose rows with --only";
-              },
-              ""));
-        app.add_option("--only", only,
-                       "Rows to train (default: all); the tables hold every complete one")
-            ->delimiter(',')
-            ->type_name("LIST");
-        app.add_flag("--list", list, "Print the rows and end");
+      [&](Options& options) {
+        declare_options(options, settings, /*one_model=*/false);
+        options.refuse(
+            kRowOptions,
+            "is set by the rows of the study; leave it out, and choose rows with --only");
+        options.words("--only", only,
+                      "Rows to train (default: all); the tables hold every complete one");
+        options.flag("--list", list, "Print the rows and end");
       },
       [&] {
         if (list) {
-          for (const StudyRun& run : study_runs()) fmt::print("{:28} {}\n", run.name, run.question);
+          for (const StudyRun& run : study_runs()) say("{:28} {}\n", run.name, run.question);
           return 0;
         }
         return run_study(settings, only);

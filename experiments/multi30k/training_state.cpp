@@ -3,6 +3,7 @@
 #include "experiments/multi30k/training_state.h"
 
 #include <limits>
+#include <nlohmann/json.hpp>
 
 #include "core/error.h"
 
@@ -61,6 +62,12 @@ int64_t whole(const Json& json, const char* name) {
   return value.get<int64_t>();
 }
 
+// A fact about a machine or build; "" where it was not known.
+std::string known(const Json& json, const char* name) {
+  const Json& value = json.at(name);
+  return value.is_null() ? "" : value.get<std::string>();
+}
+
 auto reader(const Json& json) {
   return [&json](const char* name, auto& value) {
     if constexpr (std::is_same_v<std::decay_t<decltype(value)>, double>)
@@ -106,6 +113,17 @@ int64_t RunState::epochs_without_improvement() const {
   return epochs.empty() ? 0 : epochs.back().epoch - best_epoch;
 }
 
+Json to_json(const std::vector<Sitting>& sittings) {
+  Json json = Json::array();
+  for (const Sitting& s : sittings)
+    json.push_back({{"from_update", s.from_update},
+                    {"commit", s.commit},
+                    {"machine", s.machine},
+                    {"device", s.device},
+                    {"threads", s.threads}});
+  return json;
+}
+
 Json to_json(const RunState& state) {
   Json json{{"epoch", state.place.epoch},
             {"updates", state.place.updates},
@@ -114,7 +132,7 @@ Json to_json(const RunState& state) {
             {"best_epoch", state.best_epoch},
             {"best_loss", number(state.best_loss)},
             {"wall_seconds", number(state.wall_seconds)},
-            {"sittings", state.sittings},
+            {"sittings", to_json(state.sittings)},
             {"done", Json::object()},
             {"epochs", Json::array()}};
   each_field(state.place.done, writer(json["done"]));
@@ -136,8 +154,12 @@ RunState run_state_from_json(const Json& json) {
   state.best_loss = number_from_json(json.at("best_loss"));
   state.wall_seconds = number_from_json(json.at("wall_seconds"));
   // Earlier versions did not keep them.
-  if (json.contains("sittings")) state.sittings = json.at("sittings");
-  require(state.sittings.is_array(), "sittings is no list");
+  if (json.contains("sittings")) {
+    require(json.at("sittings").is_array(), "sittings is no list");
+    for (const Json& s : json.at("sittings"))
+      state.sittings.push_back({whole(s, "from_update"), known(s, "commit"), known(s, "machine"),
+                                known(s, "device"), whole(s, "threads")});
+  }
   each_field(state.place.done, reader(json.at("done")));
   for (const Json& row : json.at("epochs")) {
     Metrics m;

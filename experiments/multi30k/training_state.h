@@ -6,10 +6,11 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <string>
 #include <vector>
 
 #include "autograd/attention.h"
-#include "experiments/common/output_files.h"
+#include "experiments/common/json_fwd.h"
 
 namespace macgrad::experiments {
 
@@ -49,19 +50,27 @@ struct Metrics {
   }
 };
 
+/// From an update on: which program and machine trained.
+struct Sitting {
+  int64_t from_update = 0;
+  std::string commit, machine, device;
+  int64_t threads = 0;
+};
+
 struct RunState {
   TrainingPlace place;
   std::vector<Metrics> epochs;  // that have been validated
   int64_t best_epoch = 0;       // of the lowest validation loss; 0: none yet
   double best_loss = std::numeric_limits<double>::infinity();
-  double wall_seconds = 0;        // of the run, in all its sittings
-  Json sittings = Json::array();  // a program, machine and first update each
+  double wall_seconds = 0;  // of the run, in all its sittings
+  std::vector<Sitting> sittings;
 
   /// Adds a row; true when its validation loss is the lowest so far.
   bool add(const Metrics& epoch);
   int64_t epochs_without_improvement() const;
 };
 
+Json to_json(const std::vector<Sitting>& sittings);
 Json to_json(const RunState& state);
 /// What to_json wrote, bit for bit; throws nlohmann's exceptions, and an Error for numbers that no
 /// run comes to.

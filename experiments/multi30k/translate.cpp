@@ -7,6 +7,8 @@
 #include <cstring>
 #include <iostream>
 
+#include "experiments/common/output_files.h"
+#include "experiments/common/progress.h"
 #include "experiments/common/text_files.h"
 #include "experiments/common/unicode.h"
 #include "experiments/multi30k/commands.h"
@@ -48,13 +50,13 @@ void read_standard_input(F&& take) {
   std::vector<std::string> lines;
   std::string line;
   for (int64_t number = 1;; ++number) {
-    if (typed) fmt::print(stderr, "> ");
+    if (typed) say(stderr, "> ");
     if (!next_line(line, number)) break;
     try {
       check_line(line, number);
     } catch (const Error& error) {
       if (!typed) throw;
-      fmt::print(stderr, "{}\n", error.what());
+      say(stderr, "{}\n", error.what());
       continue;
     }
     lines.push_back(line);
@@ -63,7 +65,7 @@ void read_standard_input(F&& take) {
       lines.clear();
     }
   }
-  if (typed) fmt::print(stderr, "\n");
+  if (typed) say(stderr, "\n");
   if (!lines.empty()) take(lines);
 }
 
@@ -88,12 +90,7 @@ int run(TranslateOptions& o) {
   if (o.input.empty()) {
     read_standard_input(take);
   } else {
-    const std::vector<std::string> lines = read_lines(o.input);
-    for (size_t start = 0; start < lines.size(); start += kBlockLines) {
-      const size_t end = std::min(lines.size(), start + kBlockLines);
-      take({lines.begin() + static_cast<std::ptrdiff_t>(start),
-            lines.begin() + static_cast<std::ptrdiff_t>(end)});
-    }
+    take(read_lines(o.input));
   }
   if (!o.output.empty()) write_file_atomically(o.output, std::string_view(all));
   return 0;
@@ -107,21 +104,17 @@ int translate_command(int argc, const char* const* argv) {
   return run_program(
       argc, argv, "multi30k translate",
       "Translates lines of standard input, one a line, with a trained model.",
-      [&](CLI::App& app) {
-        app.add_option("--checkpoint", o.checkpoint,
-                       "A run, or one of its models with the vocabularies beside it")
-            ->required();
-        declare_search_options(app, o.settings);
-        app.add_option("--input", o.input, "File to translate (default: standard input)");
-        app.add_option("--output", o.output,
-                       "File for the translations, written when all are made (default: standard "
-                       "output)");
-        app.add_option("--threads", o.settings.common.threads,
-                       "CPU threads; 0: the CPUs of the cgroup")
-            ->check(CLI::Validator(CLI::Range(0, 1024)).description(""))
-            ->capture_default_str();
-        add_choice(app, "--device", o.settings.common.device, {"cpu", "cuda"},
-                   "Where the model works");
+      [&](Options& options) {
+        options.text("--checkpoint", o.checkpoint,
+                     "A run, or one of its models with the vocabularies beside it", "RUN");
+        options.require("--checkpoint");
+        declare_search_options(options, o.settings);
+        options.text("--input", o.input, "File to translate (default: standard input)", "FILE");
+        options.text("--output", o.output,
+                     "File for the translations, written when all are made (default: standard "
+                     "output)",
+                     "FILE");
+        add_device_options(options, o.settings.common);
       },
       [&] { return run(o); });
 }

@@ -17,8 +17,8 @@ class Translator {
   /// Error naming the file that is missing, broken, or of another model.
   Translator(const std::string& checkpoint, Device device);
 
-  /// One translation a line, in order; a line without words gives an empty one. Lines are written
-  /// as the training text was: tokenised and lower-cased for --text tok, as they come for raw.
+  /// As experiments::translate, in the batches of the run. Lines must be written as the training
+  /// text was: tokenised and lower-cased for --text tok.
   std::vector<std::string> translate(const std::vector<std::string>& lines,
                                      const nn::SearchSettings& search);
 

@@ -2,6 +2,8 @@
 // came about.
 #include "experiments/nmse/settings.h"
 
+#include <nlohmann/json.hpp>
+
 namespace macgrad::experiments {
 
 void make_quick(NmseSettings& settings) {

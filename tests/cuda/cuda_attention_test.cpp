@@ -35,7 +35,7 @@ struct Operands {
   SoftmaxAttentionArgs args;
 };
 struct Results {
-  Tensor out, lse, dq, dk, dv;
+  Tensor out, statistics, dq, dk, dv;
 };
 
 Tensor allocate(const Case& c, int64_t n, int64_t width, DType dtype, Device device = kCpu) {
@@ -80,13 +80,13 @@ Results run(const Case& c, const Operands& o) {
   const DType dtype = o.q.dtype();
   const Device device = o.q.device();
   Results r{allocate(c, c.T, c.dv, dtype, device),
-            Tensor::full({c.B, c.H, c.T}, kNan, compute_dtype(dtype), device),
+            Tensor::full({c.B, c.H, c.T, 2}, kNan, compute_dtype(dtype), device),
             allocate(c, c.T, c.d, dtype, device), allocate(c, c.S, c.d, dtype, device),
             allocate(c, c.S, c.dv, dtype, device)};
   kernels::softmax_attention_forward(o.q, o.k, o.v, o.key_valid, o.query_valid, o.args, r.out,
-                                     r.lse, Scratch{});
-  kernels::softmax_attention_backward(o.q, o.k, o.v, o.key_valid, o.query_valid, r.out, r.lse,
-                                      o.grad, o.args, r.dq, r.dk, r.dv, Scratch{});
+                                     r.statistics, Scratch{});
+  kernels::softmax_attention_backward(o.q, o.k, o.v, o.key_valid, o.query_valid, r.out,
+                                      r.statistics, o.grad, o.args, r.dq, r.dk, r.dv, Scratch{});
   return r;
 }
 
@@ -107,7 +107,7 @@ void check_same(const Results& got, const Results& expected, double tolerance) {
     CHECK(difference(a.to(kCpu).to(DType::float64), b.to(kCpu).to(DType::float64)) <= tolerance);
   };
   agree("out", got.out, expected.out);
-  agree("lse", got.lse, expected.lse);
+  agree("statistics", got.statistics, expected.statistics);
   agree("dq", got.dq, expected.dq);
   agree("dk", got.dk, expected.dk);
   agree("dv", got.dv, expected.dv);

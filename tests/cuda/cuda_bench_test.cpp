@@ -44,7 +44,7 @@ BenchPlace tiny_place() {
 }
 
 TEST_CASE("cuda bench: every row runs in every precision") {
-  BenchTable table("", tiny_place());
+  BenchTable table({}, tiny_place());
   bench_limits(table);
   bench_rows(table);
   bench_attention(table);
@@ -78,7 +78,7 @@ TEST_CASE("cuda bench: every row runs in every precision") {
 }
 
 TEST_CASE("cuda bench: a filter leaves rows out without running them") {
-  BenchTable table("softmax_attention n=20 forward bf16", tiny_place());
+  BenchTable table({"softmax_attention n=20 forward bf16"}, tiny_place());
   bench_limits(table);
   bench_rows(table);
   bench_attention(table);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <nlohmann/json.hpp>
 
 #include "experiments/inspect/attention_view.h"
 #include "experiments/inspect/step_record.h"

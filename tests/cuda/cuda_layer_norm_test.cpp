@@ -35,10 +35,12 @@ Operands on_gpu(const Operands& o) {
 // y, mean, rstd, dx, dweight, dbias
 Tensors run(const Operands& o, double eps = 1e-5) {
   const auto like = [](const Tensor& t) { return Tensor::empty(t.shape(), t.dtype(), t.device()); };
-  const auto statistic = [&] {
-    return Tensor::empty({o.x.size(0)}, compute_dtype(o.x.dtype()), o.x.device());
+  const auto statistic = [&](const Shape& shape) {
+    return Tensor::empty(shape, compute_dtype(o.x.dtype()), o.x.device());
   };
-  const Tensors r{like(o.x), statistic(), statistic(), like(o.x), like(o.weight), like(o.bias)};
+  const int64_t rows = o.x.size(0);
+  const Tensors r{like(o.x), statistic({rows, 2}), statistic({rows}),
+                  like(o.x), like(o.weight),       like(o.bias)};
   kernels::layer_norm_forward(o.x, o.weight, o.bias, eps, r[0], r[1], r[2]);
   kernels::layer_norm_backward(o.x, o.weight, r[1], r[2], o.grad, r[3], r[4], r[5]);
   return r;
@@ -84,6 +86,23 @@ TEST_CASE("cuda layer norm: values and gradients at every row length and dtype")
       CAPTURE(shape.text());
       CAPTURE(name(dtype));
       check_against_float64(operands(shape, dtype));
+    }
+  }
+}
+
+TEST_CASE("cuda layer norm of equal values is the bias") {
+  for (const DType dtype : kFloating) {
+    for (const int64_t n : {3, 7, 64, 1001, 2056}) {
+      for (const double eps : {0.0, 1e-13}) {
+        CAPTURE(n);
+        Operands o = operands({2, n}, dtype);
+        o.x.fill(12.7);
+        const Tensors got = run(on_gpu(o), eps);
+        for (const int64_t row : {0, 1})
+          CHECK(difference(got[0].to(kCpu).select(0, row), o.bias) == 0);
+        CHECK(got[4].to(kCpu).to_vector<double>() ==
+              std::vector<double>(static_cast<size_t>(n), 0.0));
+      }
     }
   }
 }

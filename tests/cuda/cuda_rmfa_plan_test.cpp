@@ -7,7 +7,7 @@
 
 #include "core/generator.h"
 #include "core/kernels.h"
-#include "cuda/rmfa_plan.h"
+#include "cuda/rmfa_memory.h"
 
 namespace macgrad::testing {
 namespace {
@@ -43,7 +43,7 @@ TEST_CASE("rmfa plan: chunks hold every feature once and no more projections tha
     for (const bool causal : {false, true}) {
       RmfaArgs args = draw_of(levels, 0.5);
       args.causal = causal;
-      CHECK(refusal(args, 64, 64) == "");
+      CHECK(refusal(args, 64, 64, true) == "");
       const int most = most_columns(causal);
       const int64_t P = projections_of(levels), M = features_of(levels);
       const Draw draw = make_draw(args);
@@ -90,8 +90,8 @@ TEST_CASE("rmfa plan: chunks hold every feature once and no more projections tha
       CHECK(at == M);
     }
   }
-  CHECK(refusal(draw_of(std::vector<int64_t>(65, 1)), 4, 4) != "");
-  CHECK(refusal(draw_of({4}), 129, 4) != "");
+  CHECK(refusal(draw_of(std::vector<int64_t>(65, 1)), 4, 4, false) != "");
+  CHECK(refusal(draw_of({4}), 129, 4, false) != "");
 }
 
 TEST_CASE("rmfa plan: no draw within its bounds has more chunks than the bounds say") {

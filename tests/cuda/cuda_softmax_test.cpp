@@ -45,10 +45,10 @@ Tensors softmaxes(const Tensor& x, const Tensor& c, const Tensor& y = {}, const 
   return r;
 }
 
-// loss, lse, and the gradient at `at`; absent: at that lse.
+// loss, statistics, and the gradient at `at`; absent: at those statistics.
 Tensors cross_entropies(const Tensor& x, const Tensor& target, const Tensor& g, double smoothing,
                         int64_t ignore, const Tensor& at = {}) {
-  const Tensors r{like(g), like(g), like(x)};
+  const Tensors r{like(g), Tensor::empty({g.size(0), 2}, g.dtype(), g.device()), like(x)};
   kernels::cross_entropy_forward(x, target, smoothing, ignore, r[0], r[1]);
   kernels::cross_entropy_backward(x, target, at.defined() ? at : r[1], g, smoothing, ignore, r[2]);
   return r;
@@ -71,9 +71,9 @@ void check_softmaxes(const Tensor& x, const Tensor& c) {
 }
 void check_cross_entropies(const Tensor& x, const Tensor& target, const Tensor& g, double smoothing,
                            int64_t ignore) {
-  const Tensor lse = cross_entropies(x, target, g, smoothing, ignore)[1];
-  check_near(cross_entropies(on_gpu(x), on_gpu(target), on_gpu(g), smoothing, ignore, on_gpu(lse)),
-             cross_entropies(wide(x), target, wide(g), smoothing, ignore, wide(lse)), x.size(1));
+  const Tensor at = cross_entropies(x, target, g, smoothing, ignore)[1];
+  check_near(cross_entropies(on_gpu(x), on_gpu(target), on_gpu(g), smoothing, ignore, on_gpu(at)),
+             cross_entropies(wide(x), target, wide(g), smoothing, ignore, wide(at)), x.size(1));
 }
 
 // The largest logits of a row come late, so that a running maximum keeps rising.
@@ -145,6 +145,28 @@ TEST_CASE("cuda cross entropy: smoothing, ignored rows, every row length") {
           x.select(0, 2).fill(std::nan(""));  // of which nothing may be used
         }
         check_cross_entropies(x, target, g, smoothing, ignore);
+      }
+    }
+  }
+}
+
+TEST_CASE("cuda cross entropy does not depend on a common offset of the logits") {
+  for (const DType dtype : kFloating) {
+    for (const int64_t n : {2, 33, 128, 5000}) {
+      for (const double offset : {1e3, 1e8}) {
+        for (const double smoothing : {0.0, 0.5, 1.0}) {
+          CAPTURE(n);
+          CAPTURE(offset);
+          const auto count = static_cast<double>(n);
+          const Tensor target = Tensor::from_vector(std::vector<int64_t>{1});
+          const auto got =
+              cross_entropies(on_gpu(Tensor::full({1, n}, offset, dtype)), on_gpu(target),
+                              on_gpu(Tensor::full({1}, 1, compute_dtype(dtype))), smoothing, -100);
+          Tensor dx = Tensor::full({1, n}, (1 - smoothing) / count, DType::float64);
+          dx.slice(1, 1, 2).fill((1 - smoothing) * (1 / count - 1));
+          check_near({got[0].to(kCpu), got[2].to(kCpu)},
+                     {Tensor::full({1}, std::log(count), DType::float64), dx}, n);
+        }
       }
     }
   }

@@ -67,8 +67,9 @@ Run train(const Multi30kSettings& s, const AfterUpdate& after = {}) {
   run.refused = trainer.refused_replays();
   for (const auto& [name, value] : trainer.model().state_dict())
     run.state[name] = value.to(kCpu).clone();
-  run.translations = *translate(trainer.model(), data.target,
-                                ordered_batches(first_pairs(data.valid, 6), 64), 6, s.device());
+  run.translations =
+      *translate(trainer.model(), data.codecs(),
+                 {data.valid_source.begin(), data.valid_source.begin() + 6}, 64, s.device());
   return run;
 }
 

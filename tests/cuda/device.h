@@ -11,7 +11,7 @@ namespace macgrad::testing {
 
 inline constexpr Device kGpu{DeviceType::cuda, 0};
 
-/// While alive, the played machine leaves device memory open to the host, which saves two system
+/// While alive, the emulator leaves device memory open to the host, which saves two system
 /// calls a launch: for long tests of what others have run with it locked.
 #ifdef MACGRAD_CUDA_EMULATED
 using OpenMemory = emulation::Unlocked;

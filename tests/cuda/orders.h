@@ -1,4 +1,4 @@
-// A result must have the same bits every time: in every order of threads that the played machine
+// A result must have the same bits every time: in every order of threads that the emulator
 // knows, and on a GPU in one run after the other.
 #pragma once
 

@@ -1,4 +1,4 @@
-// The part of cuBLAS that cuda/ uses, played on the CPU by plain loops that sum in float32 (or
+// The part of cuBLAS that cuda/ uses, emulated on the CPU by plain loops that sum in float32 (or
 // float64). Names and meanings follow the cuBLAS reference.
 #pragma once
 

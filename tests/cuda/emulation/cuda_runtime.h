@@ -1,5 +1,5 @@
 // CUDA's language on the CPU: keywords, built-in variables, barriers, warp collectives and atomics
-// as g++ can compile them, each running on the played machine (machine.h).
+// as g++ can compile them, each running on the emulated device (machine.h).
 #pragma once
 
 #include <algorithm>
@@ -16,7 +16,17 @@
 #define __host__
 #define __forceinline__ inline
 #define __noinline__
+// The threads of a launch bound become a NOP per warp at the kernel's entry, where the launch
+// counts them: a macro between a function's return type and its name cannot leave them anywhere
+// else.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define EMULATION_LAUNCH_BOUNDS
+#define EMULATION_FIRST(first, ...) (first)
+#define __launch_bounds__(...) \
+  __attribute__((patchable_function_entry((EMULATION_FIRST(__VA_ARGS__, 0) + 31) / 32)))
+#else
 #define __launch_bounds__(...)
+#endif
 #define __restrict__ __restrict
 #define __constant__ static
 #define __grid_constant__
@@ -58,14 +68,6 @@ struct cudaLaunchConfig_t {
   cudaLaunchAttribute* attrs = nullptr;
   unsigned numAttrs = 0;
 };
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
-
-template <class... P>
-cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute, int bytes) {
-  emulation::allow_shared(reinterpret_cast<const void*>(kernel), static_cast<size_t>(bytes));
-  return cudaSuccess;
-}
-
 template <class... P, class... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...),
                                A&&... args) {
@@ -82,7 +84,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     emulation::count_launch();
     emulation::run_grid(grid, block, shared, [&] { std::apply(kernel, values); });
   });
-  return cudaSuccess;
+  return emulation::launched();
 }
 
 // ---- barriers and warp collectives

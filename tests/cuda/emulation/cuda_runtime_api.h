@@ -1,4 +1,4 @@
-// The part of the CUDA runtime's interface that cuda/ uses, played on the CPU (machine.h): names
+// The part of the CUDA runtime's interface that cuda/ uses, emulated on the CPU (machine.h): names
 // and meanings follow the CUDA Runtime API reference. Streams are immediate: a call is done when it
 // returns, unless the stream is being captured, where it is recorded to be run by
 // cudaGraphLaunch.
@@ -16,6 +16,7 @@ enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
   cudaErrorMemoryAllocation = 2,
+  cudaErrorMisalignedAddress = 716,
   cudaErrorStreamCaptureUnsupported = 900,
   cudaErrorStreamCaptureInvalidated = 901,
 };
@@ -48,6 +49,9 @@ enum { cudaStreamNonBlocking = 1 };
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaDeviceSynchronize();
+
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value);
 
 template <class T>
 cudaError_t cudaMalloc(T** block, size_t bytes);
@@ -100,10 +104,13 @@ namespace emulation {
 cudaError_t allocate_device(void** block, size_t bytes);
 /// Runs `work` now, or records it when `stream` is being captured.
 void enqueue(cudaStream_t stream, std::function<void()> work);
-/// Checks a launch against the machine's limits.
+/// Checks a launch against the limits of the card and of the kernel.
 cudaError_t check_launch(const dim3& grid, const dim3& block, size_t shared_bytes,
                          const void* kernel);
-void allow_shared(const void* kernel, size_t bytes);
+/// The status of the grids that have just run.
+cudaError_t launched();
+/// Most threads of a block of the kernel (__launch_bounds__).
+unsigned launch_bound(const void* kernel);
 }  // namespace emulation
 
 template <class T>

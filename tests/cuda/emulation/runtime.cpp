@@ -1,12 +1,11 @@
-// The played CUDA runtime and cuBLAS. Products round their operands as the asked compute type does
-// and sum in order of k.
+// The emulated CUDA runtime.
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <string>
 #include <unordered_map>
+#include <utility>
 
-#include "core/dtype.h"
-#include "cublas_v2.h"
 #include "cuda_runtime.h"
 
 struct PlayedGraph {
@@ -22,16 +21,15 @@ struct PlayedStream {
 struct PlayedEvent {
   std::chrono::steady_clock::time_point time;
 };
-struct PlayedCublas {
-  cudaStream_t stream = nullptr;
-  cublasMath_t math = CUBLAS_DEFAULT_MATH;
-};
 
 namespace {
 
 cudaError_t last = cudaSuccess;
-cudaError_t remember(cudaError_t error) {
-  if (error != cudaSuccess) last = error;
+std::string last_detail;  // what the real runtime does not say
+cudaError_t remember(cudaError_t error, std::string detail = {}) {
+  if (error == cudaSuccess) return error;
+  last = error;
+  last_detail = std::move(detail);
   return error;
 }
 
@@ -49,11 +47,9 @@ std::unordered_map<const void*, size_t>& shared_limits() {
 }
 
 constexpr size_t kPlainShared = 48 << 10;
-constexpr size_t kMostShared = 227 << 10;
+uint64_t attribute_call_count = 0;
 
-}  // namespace
-
-const char* cudaGetErrorString(cudaError_t error) {
+const char* words(cudaError_t error) {
   switch (error) {
     case cudaSuccess:
       return "no error";
@@ -65,8 +61,25 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "operation not permitted when stream is capturing";
     case cudaErrorStreamCaptureInvalidated:
       return "operation failed due to a previous error during capture";
+    case cudaErrorMisalignedAddress:
+      return "misaligned address";
   }
   return "unknown error";
+}
+
+/// Of the grids that ran last.
+cudaError_t grid_status() {
+  std::string fault = emulation::take_fault();
+  return fault.empty() ? cudaSuccess : remember(cudaErrorMisalignedAddress, std::move(fault));
+}
+
+}  // namespace
+
+const char* cudaGetErrorString(cudaError_t error) {
+  static std::string text;
+  text = words(error);
+  if (error != cudaSuccess && !last_detail.empty()) text += ": " + last_detail;
+  return text.c_str();
 }
 const char* cudaGetErrorName(cudaError_t error) {
   switch (error) {
@@ -80,6 +93,8 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorStreamCaptureUnsupported";
     case cudaErrorStreamCaptureInvalidated:
       return "cudaErrorStreamCaptureInvalidated";
+    case cudaErrorMisalignedAddress:
+      return "cudaErrorMisalignedAddress";
   }
   return "unknown";
 }
@@ -104,11 +119,12 @@ cudaError_t cudaSetDevice(int device) {
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   *properties = {};
-  std::strcpy(properties->name, "CUDA played on the CPU");
-  properties->major = 9;
+  std::strcpy(properties->name, "CUDA emulated on the CPU");
+  properties->major = emulation::properties().major;
+  properties->minor = emulation::properties().minor;
   properties->totalGlobalMem = emulation::memory_limit();
   properties->multiProcessorCount = 6;  // few, so that small tests split work as a large card does
-  properties->sharedMemPerBlockOptin = kMostShared;
+  properties->sharedMemPerBlockOptin = emulation::properties().shared_bytes;
   return cudaSuccess;
 }
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
@@ -223,7 +239,10 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsig
   return cudaSuccess;
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
-  for (const auto& work : exec->work) work();
+  for (const auto& work : exec->work) {
+    work();
+    if (const cudaError_t status = grid_status()) return status;
+  }
   return cudaSuccess;
 }
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
@@ -235,7 +254,26 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
   return cudaSuccess;
 }
 
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
+  ++attribute_call_count;
+  const size_t most = emulation::properties().shared_bytes;
+  if (bytes < 0 || static_cast<size_t>(bytes) > most)
+    return remember(cudaErrorInvalidValue, "a block may be opted in to " + std::to_string(most) +
+                                               " bytes of shared memory, not to " +
+                                               std::to_string(bytes));
+  shared_limits()[kernel] = static_cast<size_t>(bytes);
+  return cudaSuccess;
+}
+
 namespace emulation {
+
+Properties& properties() {
+  static Properties the_properties;
+  return the_properties;
+}
+uint64_t attribute_calls() {
+  return attribute_call_count;
+}
 
 cudaError_t allocate_device(void** block, size_t bytes) {
   if (const cudaError_t error = forbidden_while_capturing()) return error;
@@ -251,154 +289,43 @@ void enqueue(cudaStream_t stream, std::function<void()> work) {
   }
 }
 
+unsigned launch_bound([[maybe_unused]] const void* kernel) {
+#if defined(EMULATION_LAUNCH_BOUNDS)
+  const auto* code = static_cast<const unsigned char*>(kernel);
+  constexpr unsigned char endbr64[] = {0xf3, 0x0f, 0x1e, 0xfa};
+  if (std::memcmp(code, endbr64, sizeof(endbr64)) == 0) code += sizeof(endbr64);
+  unsigned warps = 0;
+  while (code[warps] == 0x90) ++warps;
+  if (warps > 0) return warps * 32;
+#endif
+  return 1024;
+}
+
 cudaError_t check_launch(const dim3& grid, const dim3& block, size_t shared_bytes,
                          const void* kernel) {
   const auto inside = [](unsigned value, unsigned limit) { return value >= 1 && value <= limit; };
-  const auto allowed = shared_limits().find(kernel);
-  const size_t limit = allowed == shared_limits().end() ? kPlainShared : allowed->second;
-  const bool ok = inside(grid.x, 0x7fffffffu) && inside(grid.y, 65535) && inside(grid.z, 65535) &&
-                  inside(block.x, 1024) && inside(block.y, 1024) && inside(block.z, 64) &&
-                  block.x * block.y * block.z <= 1024 && shared_bytes <= limit &&
-                  limit <= kMostShared;
-  return ok ? cudaSuccess : remember(cudaErrorInvalidValue);
+  if (!inside(grid.x, 0x7fffffffu) || !inside(grid.y, 65535) || !inside(grid.z, 65535) ||
+      !inside(block.x, 1024) || !inside(block.y, 1024) || !inside(block.z, 64))
+    return remember(cudaErrorInvalidValue, "the grid or the block has a side beyond the limits");
+  const unsigned threads = block.x * block.y * block.z, bound = launch_bound(kernel);
+  if (threads > bound)
+    return remember(cudaErrorInvalidValue, "a block of " + std::to_string(threads) +
+                                               " threads, the launch bound is " +
+                                               std::to_string(bound));
+  const auto opted_in = shared_limits().find(kernel);
+  const size_t allowed = std::min(
+      properties().shared_bytes,
+      opted_in == shared_limits().end() ? kPlainShared : std::max(kPlainShared, opted_in->second));
+  if (shared_bytes > allowed)
+    return remember(cudaErrorInvalidValue, std::to_string(shared_bytes) +
+                                               " bytes of dynamic shared memory, the kernel was "
+                                               "opted in to " +
+                                               std::to_string(allowed));
+  return cudaSuccess;
 }
 
-void allow_shared(const void* kernel, size_t bytes) {
-  shared_limits()[kernel] = std::max(bytes, kPlainShared);
+cudaError_t launched() {
+  return grid_status();
 }
 
 }  // namespace emulation
-
-const char* cublasGetStatusString(cublasStatus_t status) {
-  return status == CUBLAS_STATUS_SUCCESS ? "success" : "invalid value";
-}
-const char* cublasGetStatusName(cublasStatus_t status) {
-  return status == CUBLAS_STATUS_SUCCESS ? "CUBLAS_STATUS_SUCCESS" : "CUBLAS_STATUS_INVALID_VALUE";
-}
-cublasStatus_t cublasCreate(cublasHandle_t* handle) {
-  *handle = new PlayedCublas;
-  return CUBLAS_STATUS_SUCCESS;
-}
-cublasStatus_t cublasDestroy(cublasHandle_t handle) {
-  delete handle;
-  return CUBLAS_STATUS_SUCCESS;
-}
-cublasStatus_t cublasSetStream(cublasHandle_t handle, cudaStream_t stream) {
-  handle->stream = stream;
-  return CUBLAS_STATUS_SUCCESS;
-}
-cublasStatus_t cublasSetWorkspace(cublasHandle_t, void* workspace, size_t) {
-  return emulation::is_device(workspace) ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
-}
-cublasStatus_t cublasGetVersion(cublasHandle_t, int* version) {
-  *version = 0;
-  return CUBLAS_STATUS_SUCCESS;
-}
-cublasStatus_t cublasSetMathMode(cublasHandle_t handle, cublasMath_t mode) {
-  handle->math = mode;
-  return CUBLAS_STATUS_SUCCESS;
-}
-
-namespace {
-
-using macgrad::bfloat16;
-
-float round_tf32(float x) {
-  uint32_t bits = __float_as_uint(x);
-  bits = (bits + 0x1000u) & 0xffffe000u;  // to nearest, 10 bits of mantissa
-  return std::isfinite(x) ? __uint_as_float(bits) : x;
-}
-
-template <class C>
-C element(const void* p, cudaDataType type, long long i, cublasComputeType_t compute,
-          cublasMath_t math) {
-  if (type == CUDA_R_64F) return static_cast<C>(static_cast<const double*>(p)[i]);
-  if (type == CUDA_R_16BF)
-    return static_cast<C>(static_cast<float>(static_cast<const bfloat16*>(p)[i]));
-  const float x = static_cast<const float*>(p)[i];
-  if (compute == CUBLAS_COMPUTE_32F_FAST_16BF)
-    return static_cast<C>(static_cast<float>(bfloat16(x)));
-  if (compute == CUBLAS_COMPUTE_32F_FAST_TF32 || math == CUBLAS_TF32_TENSOR_OP_MATH)
-    return static_cast<C>(round_tf32(x));
-  return static_cast<C>(x);
-}
-
-struct Product {
-  bool ta, tb;
-  int m, n, k;
-  const void *a, *b;
-  void* c;
-  cudaDataType at, bt, ct;
-  int lda, ldb, ldc;
-  long long sa, sb, sc;
-  int batches;
-  cublasComputeType_t compute;
-  cublasMath_t math;
-};
-
-template <class C>
-void multiply(const Product& p, C alpha, C beta) {
-  const emulation::Unlock unlock;
-  emulation::count_launch();
-  std::vector<C> left(static_cast<size_t>(p.m) * p.k), right(static_cast<size_t>(p.k) * p.n);
-  for (int batch = 0; batch < p.batches; ++batch) {
-    // Column-major, as in cuBLAS: element (i, j) of A lies at i + j·lda. left (m, k) and right
-    // (n, k) are copied so that k is contiguous.
-    for (int i = 0; i < p.m; ++i)
-      for (int l = 0; l < p.k; ++l)
-        left[static_cast<size_t>(i) * p.k + l] =
-            element<C>(p.a, p.at, batch * p.sa + (p.ta ? l + 1LL * i * p.lda : i + 1LL * l * p.lda),
-                       p.compute, p.math);
-    for (int j = 0; j < p.n; ++j)
-      for (int l = 0; l < p.k; ++l)
-        right[static_cast<size_t>(j) * p.k + l] =
-            element<C>(p.b, p.bt, batch * p.sb + (p.tb ? j + 1LL * l * p.ldb : l + 1LL * j * p.ldb),
-                       p.compute, p.math);
-    for (int j = 0; j < p.n; ++j)
-      for (int i = 0; i < p.m; ++i) {
-        C total = 0;
-        for (int l = 0; l < p.k; ++l)
-          total += left[static_cast<size_t>(i) * p.k + l] * right[static_cast<size_t>(j) * p.k + l];
-        const long long at = batch * p.sc + i + 1LL * j * p.ldc;
-        const auto store = [&]<class T>(T* c) {
-          C old = 0;
-          if (beta != C(0)) old = beta * static_cast<C>(static_cast<macgrad::compute_t<T>>(c[at]));
-          c[at] = T(static_cast<macgrad::compute_t<T>>(alpha * total + old));
-        };
-        if (p.ct == CUDA_R_64F) {
-          store(static_cast<double*>(p.c));
-        } else if (p.ct == CUDA_R_16BF) {
-          store(static_cast<bfloat16*>(p.c));
-        } else {
-          store(static_cast<float*>(p.c));
-        }
-      }
-  }
-}
-
-}  // namespace
-
-cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t handle, cublasOperation_t transpose_a,
-                                          cublasOperation_t transpose_b, int m, int n, int k,
-                                          const void* alpha, const void* a, cudaDataType a_type,
-                                          int lda, long long stride_a, const void* b,
-                                          cudaDataType b_type, int ldb, long long stride_b,
-                                          const void* beta, void* c, cudaDataType c_type, int ldc,
-                                          long long stride_c, int batches,
-                                          cublasComputeType_t compute, cublasGemmAlgo_t) {
-  const bool ta = transpose_a == CUBLAS_OP_T, tb = transpose_b == CUBLAS_OP_T;
-  if (m < 0 || n < 0 || k < 0 || lda < std::max(1, ta ? k : m) || ldb < std::max(1, tb ? n : k) ||
-      ldc < std::max(1, m) || !emulation::is_device(c) || a_type != b_type)
-    return CUBLAS_STATUS_INVALID_VALUE;
-  const Product p{ta,       tb,       m,        n,       k,       a,           b,
-                  c,        a_type,   b_type,   c_type,  lda,     ldb,         ldc,
-                  stride_a, stride_b, stride_c, batches, compute, handle->math};
-  if (compute == CUBLAS_COMPUTE_64F) {
-    const double x = *static_cast<const double*>(alpha), y = *static_cast<const double*>(beta);
-    emulation::enqueue(handle->stream, [=] { multiply<double>(p, x, y); });
-  } else {
-    const float x = *static_cast<const float*>(alpha), y = *static_cast<const float*>(beta);
-    emulation::enqueue(handle->stream, [=] { multiply<float>(p, x, y); });
-  }
-  return CUBLAS_STATUS_SUCCESS;
-}

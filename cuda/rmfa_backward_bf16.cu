@@ -1,0 +1,6 @@
+// Backward kernels of RMFA for float32, products rounded to bfloat16.
+#include "cuda/rmfa_backward.cuh"
+
+namespace macgrad::cuda::rmfa {
+template MACGRAD_PULL_GRADIENTS(float, bf16);
+}  // namespace macgrad::cuda::rmfa

@@ -1,0 +1,236 @@
+// Cards that differ: kernels compiled for another architecture, and shared memory of 99, 163 and
+// 227 KiB per block (compute capability 8.6, 8.0 and 9.0). `supports` accepts a call exactly when
+// its launches go through, and a fused op whose backward pass does not fit runs its composite.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <string>
+
+#include "autograd/attention.h"
+#include "autograd/engine.h"
+#include "autograd/fused.h"
+#include "core/kernels.h"
+#include "cuda/math_mode.h"
+#include "cuda/register.h"
+#include "cuda/runtime.h"
+#include "tests/composites_allowed.h"
+#include "tests/cuda/device.h"
+#include "tests/op_cases.h"
+
+namespace macgrad::testing {
+namespace {
+
+TEST_CASE("a card without an image among the compiled architectures is not usable") {
+  using cuda::architecture_refusal;
+  CHECK(architecture_refusal(7, 5, "80 90") ==
+        "compiled for sm_80, sm_90, this card is sm_75: rebuild with "
+        "-DCMAKE_CUDA_ARCHITECTURES=75");
+  CHECK(architecture_refusal(8, 0, "80 90") == "");
+  CHECK(architecture_refusal(8, 9, "80-real") == "");
+  CHECK(architecture_refusal(8, 0, "86-real") != "");
+  CHECK(architecture_refusal(9, 0, "80-real") != "");
+  CHECK(architecture_refusal(12, 0, "90") == "");
+  CHECK(architecture_refusal(12, 0, "90-real") ==
+        "compiled for sm_90, this card is sm_120: rebuild with -DCMAKE_CUDA_ARCHITECTURES=120");
+  CHECK(architecture_refusal(10, 0, "80-virtual 90-real") == "");
+  CHECK(architecture_refusal(7, 0, "80-virtual") ==
+        "compiled for compute_80, this card is sm_70: rebuild with -DCMAKE_CUDA_ARCHITECTURES=70");
+  CHECK(architecture_refusal(9, 0, "90a-real") == "");
+  CHECK(architecture_refusal(10, 0, "90a") ==
+        "compiled for sm_90a, this card is sm_100: rebuild with -DCMAKE_CUDA_ARCHITECTURES=100");
+  CHECK(architecture_refusal(10, 3, "100f") == "");
+  CHECK(architecture_refusal(7, 5, "all") == "");
+#ifdef MACGRAD_CUDA_EMULATED
+  CHECK(cuda_status().usable);
+  emulation::properties().major = 7;
+  emulation::properties().minor = 5;
+  const CudaStatus status = cuda_status();
+  emulation::properties().major = 9;
+  emulation::properties().minor = 0;
+  CHECK_FALSE(status.usable);
+  CHECK(status.reason.find("compiled for sm_90, this card is sm_75") == 0);
+#endif
+}
+
+/// The card with this much shared memory per block, while alive.
+class CardWith {
+ public:
+  explicit CardWith(size_t shared_bytes) : card_(cuda::card()) {
+    cuda::Card other = card_;
+    other.shared_bytes = shared_bytes;
+    cuda::set_card(other);
+    limit_emulator(shared_bytes);
+  }
+  ~CardWith() {
+    cuda::set_card(card_);
+    limit_emulator(card_.shared_bytes);
+  }
+  CardWith(const CardWith&) = delete;
+  CardWith& operator=(const CardWith&) = delete;
+
+ private:
+  static void limit_emulator([[maybe_unused]] size_t bytes) {
+#ifdef MACGRAD_CUDA_EMULATED
+    emulation::properties().shared_bytes = bytes;
+#endif
+  }
+  cuda::Card card_;
+};
+
+struct MathModeScope {
+  explicit MathModeScope(cuda::MathMode mode) { cuda::set_math_mode(mode); }
+  ~MathModeScope() { cuda::set_math_mode(cuda::MathMode::exact); }
+};
+
+template <class F>
+std::string failure_of(F&& f) {
+  try {
+    f();
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "";
+}
+
+struct Shapes {
+  int64_t d, dv;
+};
+constexpr int64_t kLength = 3, kKeys = 5;  // some keys lie before all queries
+
+/// Operands of both kinds of attention.
+struct Operands {
+  Tensor q, k, v, grad, out, statistics, dq, dk, dv;
+
+  Operands(const Shapes& s, DType dtype) {
+    const auto values = [&](int64_t n, int64_t width, uint32_t draw) {
+      return exact_values({1, 1, n, width}, draw, dtype).to(kGpu);
+    };
+    q = values(kLength, s.d, 1), k = values(kKeys, s.d, 2), v = values(kKeys, s.dv, 3);
+    grad = values(kLength, s.dv, 4), out = values(kLength, s.dv, 5);
+    dq = values(kLength, s.d, 6), dk = values(kKeys, s.d, 7), dv = values(kKeys, s.dv, 8);
+    statistics = Tensor::full({1, 1, kLength}, 1.0, DType::float32, kGpu);
+  }
+};
+
+/// One pass of an op: what `supports` answers, and the call.
+struct Pass {
+  std::string name;
+  Support support;
+  std::function<void()> call;
+};
+
+std::vector<Pass> attention_passes(const Shapes& s, DType dtype, bool causal) {
+  const auto x = std::make_shared<Operands>(s, dtype);
+  const SoftmaxAttentionArgs args{.scale = 0.5, .causal = causal, .dropout = 0, .key = {}};
+  const Tensor none;
+  return {
+      {"softmax attention forward",
+       kernels::softmax_attention_forward.supports(kGpu, x->q, x->k, x->v, none, none, args, none,
+                                                   none, Scratch{}),
+       [=] {
+         kernels::softmax_attention_forward(x->q, x->k, x->v, none, none, args, x->out,
+                                            x->statistics, Scratch{});
+       }},
+      {"softmax attention backward",
+       kernels::softmax_attention_backward.supports(kGpu, x->q, x->k, x->v, none, none, none, none,
+                                                    none, args, none, none, none, Scratch{}),
+       [=] {
+         kernels::softmax_attention_backward(x->q, x->k, x->v, none, none, x->out, x->statistics,
+                                             x->grad, args, x->dq, x->dk, x->dv, Scratch{});
+       }}};
+}
+
+std::vector<Pass> rmfa_passes(const Shapes& s, DType dtype, bool causal) {
+  const auto x = std::make_shared<Operands>(s, dtype);
+  RmfaArgs args;
+  args.levels = {3, 1};
+  args.constant = 1;
+  args.linear = 0.5;
+  args.causal = causal;
+  const Tensor omega = exact_signs({s.d, 4}, 9, dtype).to(kGpu);
+  const Tensor weight = exact_values({3}, 10, dtype).to(kGpu);
+  const Tensor seen = Tensor::empty({2}, DType::float64, kGpu);
+  const Tensor none;
+  return {{"rmfa forward",
+           kernels::rmfa_forward.supports(kGpu, x->q, x->k, x->v, none, none, omega, weight, args,
+                                          none, none, none, Scratch{}),
+           [=] {
+             kernels::rmfa_forward(x->q, x->k, x->v, none, none, omega, weight, args, x->out,
+                                   x->statistics, seen, Scratch{});
+           }},
+          {"rmfa backward",
+           kernels::rmfa_backward.supports(kGpu, x->q, x->k, x->v, none, none, omega, weight, none,
+                                           none, none, args, none, none, none, Scratch{}),
+           [=] {
+             kernels::rmfa_backward(x->q, x->k, x->v, none, none, omega, weight, x->out,
+                                    x->statistics, x->grad, args, x->dq, x->dk, x->dv, Scratch{});
+           }}};
+}
+
+TEST_CASE("supports accepts a call exactly when its launches go through, whatever the card") {
+  int accepted = 0, refused = 0;
+  for (const int kibibytes : {99, 163, 227}) {
+    const CardWith card(size_t{1024} * static_cast<size_t>(kibibytes));
+    for (const auto mode : {cuda::MathMode::exact, cuda::MathMode::tf32, cuda::MathMode::bf16}) {
+      const MathModeScope scope(mode);
+      for (const DType dtype : {DType::float32, DType::bfloat16}) {
+        if (dtype == DType::bfloat16 && mode != cuda::MathMode::exact) continue;  // the same
+        for (const Shapes& s : {Shapes{20, 32}, Shapes{64, 64}, Shapes{65, 8}, Shapes{16, 128}}) {
+          for (const bool causal : {false, true}) {
+            for (const auto& passes :
+                 {attention_passes(s, dtype, causal), rmfa_passes(s, dtype, causal)}) {
+              for (const Pass& pass : passes) {
+                INFO(kibibytes, " KiB, ", pass.name, " ", std::string(name(dtype)), " mode ",
+                     static_cast<int>(mode), " d ", s.d, " dv ", s.dv, " causal ", causal);
+                const std::string failure = failure_of(pass.call);
+                CHECK((failure == "") == pass.support.ok);
+                const bool of_memory =
+                    failure.find("bytes of shared memory per block") != std::string::npos;
+                CHECK((failure == "" || of_memory));
+                (pass.support.ok ? accepted : refused)++;
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+  CHECK(accepted > 100);
+  CHECK(refused > 80);
+}
+
+TEST_CASE("a fused op whose backward pass does not fit runs its composite when it records") {
+  // d = 128: the forward kernels of RMFA fit 163 KiB, the backward kernels do not.
+  const CardWith card(163 << 10);
+  const CompositesAllowed allowed;
+  RmfaArgs args;
+  args.levels = {3, 1};
+  args.constant = 1;
+  const Operands x({128, 16}, DType::float32);
+  const Tensor omega = exact_signs({128, 4}, 9, DType::float32).to(kGpu);
+  const Tensor weight = exact_values({3}, 10, DType::float32).to(kGpu);
+  const Variable q(x.q, true), k(x.k), v(x.v);
+  const auto call = [&] { return rmfa(q, k, v, {}, omega, weight, args); };
+  const Variable recorded = call();
+  CHECK(recorded.node()->op != "rmfa");
+  const Tensor gradient = grad({sum(recorded)}, {q})[0].value();
+  const Tensor expected = [&] {
+    const Unfused composite;
+    return grad({sum(call())}, {q})[0].value();
+  }();
+  CHECK(difference(gradient.to(kCpu), expected.to(kCpu)) == 0);
+  {
+    const NoGrad inference;
+    const Tensor none;
+    CHECK(kernels::rmfa_forward
+              .supports(kGpu, x.q, x.k, x.v, none, none, omega, weight, args, none, none, none,
+                        Scratch{})
+              .ok);
+    CHECK(difference(call().value().to(kCpu), recorded.value().to(kCpu)) < 1e-4);
+  }
+  const CardWith larger(227 << 10);
+  CHECK(call().node()->op == "rmfa");
+}
+
+}  // namespace
+}  // namespace macgrad::testing
