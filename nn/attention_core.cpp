@@ -128,8 +128,8 @@ ExactKernelCore::ExactKernelCore(Module* parent, std::string name,
                                  const AttentionSettings& settings, int64_t head_dim)
     : AttentionCore(parent, std::move(name)),
       logit_scale(this, "logit_scale", settings.logit_scale, settings.train_logit_scale,
-                  dot_product_kernel(settings.kernel).radius(), head_dim),
-      kernel_(dot_product_kernel(settings.kernel)),
+                  settings.kernel.radius(), head_dim),
+      kernel_(settings.kernel),
       head_dim_(head_dim) {}
 
 Variable ExactKernelCore::forward(const Variable& q_in, const Variable& k_in, const Variable& v_in,
@@ -161,7 +161,7 @@ std::unique_ptr<AttentionCore> make_attention_core(Module* parent, const std::st
                                                    AttentionRole role, int64_t heads,
                                                    int64_t head_dim, ModelRandom& random) {
   if (settings.kind != AttentionKind::softmax) {
-    const DotProductKernel kernel = dot_product_kernel(settings.kernel);
+    const DotProductKernel& kernel = settings.kernel;
     // The inner core of ppSBN or of the norm comes here with both off and its domain checked.
     const bool unit = settings.ppsbn || settings.qk_norm || settings.unit_rows_given;
     if (!std::isinf(kernel.radius())) {

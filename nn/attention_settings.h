@@ -29,7 +29,7 @@ double parse_denominator_floor(const std::string& text);
 
 struct AttentionSettings {
   AttentionKind kind = AttentionKind::softmax;
-  std::string kernel = "exp";  // exact and rmfa: a name of nn/dot_product_kernels.h
+  DotProductKernel kernel = dot_product_kernel("exp");  // exact and rmfa
 
   // Logits are logit_scale·q·k/√d.
   double logit_scale = 1.0;

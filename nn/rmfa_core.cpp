@@ -36,10 +36,9 @@ RmfaCore::RmfaCore(Module* parent, std::string name, const AttentionSettings& se
                    int64_t heads, int64_t head_dim, ModelRandom& random)
     : AttentionCore(parent, std::move(name)),
       logit_scale(this, "logit_scale", settings.logit_scale, settings.train_logit_scale,
-                  dot_product_kernel(settings.kernel).radius(), head_dim),
-      features(this, "features", dot_product_kernel(settings.kernel),
-               feature_settings(settings, heads, head_dim), settings.redraw, settings.eval_draws,
-               random),
+                  settings.kernel.radius(), head_dim),
+      features(this, "features", settings.kernel, feature_settings(settings, heads, head_dim),
+               settings.redraw, settings.eval_draws, random),
       settled_(read_statistics(Tensor())) {
   require(settings.floor >= 0.0 && std::isfinite(settings.floor),
           "[rmfa] the floor of denominators is {}; use a positive number, or 0 for none",

@@ -13,7 +13,7 @@ namespace {
 nn::AttentionSettings attention_settings(const Multi30kSettings& s) {
   nn::AttentionSettings a;
   a.kind = nn::parse_attention(s.attention);
-  a.kernel = s.kernel;
+  a.kernel = nn::dot_product_kernel(s.kernel);
   a.logit_scale = s.logit_scale;
   a.train_logit_scale = s.train_logit_scale;
   a.draws = nn::draw_method(s.draws);
@@ -98,7 +98,7 @@ void check_settings(const Multi30kSettings& s) {
           s.average);
   const nn::AttentionSettings attention = attention_settings(s);
   if (attention.kind == nn::AttentionKind::softmax) return;
-  const nn::DotProductKernel kernel = nn::dot_product_kernel(s.kernel);
+  const nn::DotProductKernel& kernel = attention.kernel;
   if (attention.kind == nn::AttentionKind::rmfa) {
     require(s.eval_draws == 1 || s.redraw != "never",
             "--eval-draws {} with --redraw never: there is one draw for training and evaluation; "

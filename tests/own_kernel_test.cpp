@@ -1,0 +1,85 @@
+// A dot-product kernel that is no row of the library's table, made at run time as a user's program
+// makes it: exact attention and RMFA with it train, decode and go through a checkpoint.
+#include <doctest/doctest.h>
+
+#include "core/safetensors.h"
+#include "nn/optimizer.h"
+#include "temporary_folder.h"
+#include "toy_transformer.h"
+
+namespace macgrad::nn {
+namespace {
+
+using namespace macgrad::checks;
+
+DotProductKernel cube() {
+  return {"cube", "(1 - t)^-3", 1.0, [](const auto& t) {
+            const auto inverse = 1.0 / (1.0 - t);
+            return inverse * inverse * inverse;
+          }};
+}
+
+TransformerSettings with_cube(AttentionKind kind) {
+  AttentionSettings attention;
+  attention.kind = kind;
+  attention.kernel = cube();
+  attention.features = 64;
+  attention.ppsbn = true;
+  attention.pre_sbn = PreSbnMode::row;
+  attention.logit_scale = 3.0;  // |t| <= 3/4 with 16 dimensions a head
+  TransformerSettings s = tiny(attention, 32, 64);
+  s.layer.norm = NormPlace::pre;
+  return s;
+}
+
+TEST_CASE("a kernel made at run time trains, decodes and goes through a checkpoint") {
+  const OneThread one_thread;
+  const testing::TemporaryFolder folder;
+  const Batch b = make_batch(16, 5, 7);
+  for (const AttentionKind kind : {AttentionKind::exact, AttentionKind::rmfa}) {
+    CAPTURE(static_cast<int>(kind));
+    Transformer model(with_cube(kind));
+    CHECK(model.decoder.layers[0]->self_attention.core().describe().find("cube") !=
+          std::string::npos);
+    Adam adam(decay_groups(model, 0.0), {.beta2 = 0.98});
+    double first = 0.0, loss = 0.0;
+    for (uint32_t step = 1; step <= 120; ++step) {
+      model.begin_step(step, 0);
+      model.zero_grad();
+      const TokenLoss l = loss_of(model, b);
+      backward(l.mean());
+      loss = l.mean().item();
+      if (step == 1) first = loss;
+      adam.step(5e-3, {.clip_norm = 1.0});
+    }
+    CHECK(first > 2.5);  // log 17 words = 2.8
+    CHECK(loss < 0.5);
+    model.eval();
+    const auto decoded = greedy(model, b, 7);
+
+    const std::string file = folder / "model.safetensors";
+    save_safetensors(file, model.state_dict());
+    TransformerSettings other_settings = with_cube(kind);
+    other_settings.seed = 99;
+    Transformer other(other_settings);
+    other.eval();
+    CHECK(greedy(other, b, 7) != decoded);
+    other.load_state_dict(load_safetensors(file).tensors);
+    CHECK(greedy(other, b, 7) == decoded);
+  }
+}
+
+TEST_CASE("a kernel made at run time keeps its domain") {
+  AttentionSettings s;
+  s.kind = AttentionKind::rmfa;
+  s.kernel = cube();
+  CHECK_THROWS_AS(Transformer(tiny(s)), Error);  // rows of any norm
+  s.ppsbn = true;
+  s.logit_scale = 2.0;  // t = 1 with 4 dimensions a head
+  CHECK_THROWS_AS(Transformer(tiny(s)), Error);
+  s.logit_scale = 1.9;
+  CHECK_NOTHROW(Transformer(tiny(s)));
+}
+
+}  // namespace
+}  // namespace macgrad::nn
