@@ -104,8 +104,7 @@ void Backward<T>::load_queries(int64_t b, int64_t h, const int32_t* list, int64_
   for (int64_t i = 0; i < whole_vectors<T>(n); ++i) {
     if (i >= n) {  // lanes without a query: weight e^-inf
       m.maximum[i] = kInfinity<T>;
-      m.share[i] = T{0};
-      m.delta[i] = T{0};
+      m.share[i] = m.delta[i] = T{0};
       continue;
     }
     m.maximum[i] = kept[2 * list[i]];
