@@ -1,5 +1,4 @@
 // The emulated CUDA runtime.
-#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -18,9 +17,6 @@ struct PlayedStream {
   PlayedGraph* recording = nullptr;
   cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
   bool broken = false;  // a call that the capture does not allow was made
-};
-struct PlayedEvent {
-  std::chrono::steady_clock::time_point time;
 };
 
 namespace {
@@ -202,26 +198,6 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stre
     emulation::count_launch();
     std::memset(to, value, bytes);
   });
-  return cudaSuccess;
-}
-
-cudaError_t cudaEventCreate(cudaEvent_t* event) {
-  *event = new PlayedEvent;
-  return cudaSuccess;
-}
-cudaError_t cudaEventDestroy(cudaEvent_t event) {
-  delete event;
-  return cudaSuccess;
-}
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
-  event->time = std::chrono::steady_clock::now();
-  return cudaSuccess;
-}
-cudaError_t cudaEventSynchronize(cudaEvent_t) {
-  return forbidden_while_capturing();
-}
-cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
-  *milliseconds = std::chrono::duration<float, std::milli>(end->time - start->time).count();
   return cudaSuccess;
 }
 
