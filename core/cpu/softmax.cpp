@@ -55,16 +55,16 @@ RowSums<C> row_sums(const T* x, int64_t n) {
     const int64_t length = std::min(kBlock, n - start);
     const C max = std::max(r.max, maximum<C>(block, length));
     const C shift = shift_of(max);
-    C sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < length; ++i) sum += math::exp(static_cast<C>(block[i]) - shift);
-    r.exp_sum = r.exp_sum * math::exp(r.max - shift) + sum;
-    if constexpr (with_below_max) {
-      C below = static_cast<C>(start) * (shift - shift_of(r.max));
-#pragma omp simd reduction(+ : below)
-      for (int64_t i = 0; i < length; ++i) below += shift - static_cast<C>(block[i]);
-      r.below_max += below;
+    C sum = 0, below = 0;
+#pragma omp simd reduction(+ : sum, below)
+    for (int64_t i = 0; i < length; ++i) {
+      const C difference = static_cast<C>(block[i]) - shift;
+      sum += math::exp(difference);
+      if constexpr (with_below_max) below -= difference;
     }
+    r.exp_sum = r.exp_sum * math::exp(r.max - shift) + sum;
+    if constexpr (with_below_max)
+      r.below_max += below + static_cast<C>(start) * (shift - shift_of(r.max));
     r.max = max;
   }
   return r;
