@@ -11,6 +11,7 @@
 
 #include <filesystem>
 #include <functional>
+#include <nlohmann/json.hpp>
 
 #include "core/safetensors.h"
 #include "experiments/common/output_files.h"
