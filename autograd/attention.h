@@ -51,14 +51,15 @@ struct SbnMoments {
   Tensor mean;
   Tensor var;
 };
-/// Running statistics (H, d) that batch mode moves by `momentum` towards the batch's, or none.
+/// Running statistics (H, d), both or neither: batch mode moves them in place by `momentum` towards
+/// the batch's, the other modes leave them alone.
 struct SbnRunning {
   Tensor mean;
   Tensor var;
   double momentum = 0.1;
 };
 /// preSBN (paper, Algorithm 1): x (B,H,T,d), valid (B,T) bool or undefined -> rows of unit norm, 0
-/// at invalid places and where the norm is below 1e-12. statistics: of batch and places a head
+/// at invalid places and where the norm is at most 1e-12. statistics: of batch and places a head
 /// dimension (`moments`, if not null, is set to them), of each row (`moments` is not read), or
 /// `fixed`, those in `moments`, (H,d) each and copied; an Error without them or with eps < 0.
 Variable pre_sbn(const Variable& x, const Tensor& valid, SbnStatistics statistics, double eps,

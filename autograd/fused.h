@@ -23,8 +23,8 @@ struct FusedOp {
   std::vector<SavedTensor> constants;
   /// Whether the kernels take these operands; absent: yes.
   std::function<Support(const Tensors& inputs)> supports;
-  /// The same of the backward kernel, checked before the forward kernel runs when a gradient may be
-  /// needed.
+  /// The same for the backward kernel, checked before the forward kernel runs when a gradient may
+  /// be needed.
   std::function<Support(const Tensors& inputs)> supports_backward;
   std::function<Forward(const Tensors& inputs)> forward;
   /// Gradients of the inputs; entries not in `needs` may stay undefined. Absent: the composite is

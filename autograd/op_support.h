@@ -77,15 +77,17 @@ inline Variable zeros_like(const Variable& v) {
   return Variable(Tensor::zeros(v.shape(), v.dtype(), v.device()));
 }
 
-/// x less its mean over `dims` (none: all). The mean is taken of differences from the first value,
-/// so equal values are 0 exactly, and values far from 0 lose nothing.
+/// x less its mean over `dims` (none: all), by the corrected two-pass algorithm: the first mean is
+/// taken of differences from the first value, so equal values are 0 exactly; the second removes
+/// what rounding left of it.
 inline Variable centred(const Variable& x, const std::vector<int>& dims) {
   if (x.numel() == 0) return x;
   Tensor first = x.value();
   for (int d = 0; d < x.rank(); ++d)
     if (dims.empty() || std::count(dims.begin(), dims.end(), d) > 0) first = first.slice(d, 0, 1);
-  const Variable shifted = x - Variable(first);
-  return shifted - mean(shifted, dims, true);
+  const Variable from(first), values = x.detach();
+  const Variable deviation = x - (from + mean(values - from, dims, true));
+  return deviation - mean(deviation, dims, true);
 }
 
 /// 1/sqrt(v), and 0 with gradient 0 where v is 0.

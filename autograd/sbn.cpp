@@ -25,10 +25,14 @@ Variable centred_by_channel(const Variable& x, const PreSbn& p, double count) {
   if (!p.valid.defined()) return centred(x, {0, 2});
   if (count == 0) return x;
   const double lowest = -std::numeric_limits<double>::infinity();
-  const Variable seen = masked_fill(x.detach(), p.invalid, lowest);
-  const Variable shifted =
-      masked_fill(x - max(max(seen, 2, true).first, 0, true).first, p.invalid, 0);
-  return masked_fill(shifted - sum(shifted, {0, 2}, true) * (1.0 / count), p.invalid, 0.0);
+  const Variable visible = x.detach();
+  const Variable largest =
+      max(max(masked_fill(visible, p.invalid, lowest), 2, true).first, 0, true).first;
+  const auto mean_of = [&](const Variable& v) {
+    return sum(masked_fill(v, p.invalid, 0.0), {0, 2}, true) * (1.0 / count);
+  };
+  const Variable deviation = x - (largest + mean_of(visible - largest));
+  return masked_fill(deviation - mean_of(deviation), p.invalid, 0.0);
 }
 
 // Memory for a result of t's shape; of four dimensions as (B, T, H, d), as the layers have it.
@@ -40,7 +44,7 @@ Tensor like(const Tensor& t) {
 Variable pre_sbn_composite(const Variable& given, const PreSbn& p, const SbnMoments& fixed) {
   const Variable x = p.valid.defined() ? masked_fill(given, p.invalid, 0.0) : given;
   Variable normal;
-  // Squared norm of a row up to which it is 0.
+  // Rows whose squared norm is at most this become 0.
   constexpr double kSquared = kSmallestNorm * kSmallestNorm;
   Tensor smallest = Tensor::full({}, kSquared, x.dtype(), x.device());
   if (p.statistics == SbnStatistics::row) {
@@ -77,6 +81,15 @@ Variable pre_sbn(const Variable& x, const Tensor& valid, SbnStatistics statistic
             (valid.dtype() == DType::boolean && valid.shape() == Shape{x.size(0), x.size(2)}),
         "[pre_sbn] valid must be bool ({}, {}), is {}", x.size(0), x.size(2), valid.shape());
   check(eps >= 0.0, "[pre_sbn] eps = {} must not be negative", eps);
+  check(running.mean.defined() == running.var.defined(),
+        "[pre_sbn] needs a running mean and a running variance, or neither");
+  for (const Tensor* t : {&running.mean, &running.var})
+    check(
+        !t->defined() || (t->shape() == Shape{x.size(1), x.size(3)} && t->device() == x.device() &&
+                          is_floating(t->dtype()) && t->is_contiguous()),
+        "[pre_sbn] running statistics must be contiguous floating tensors of shape ({}, {}) on {}, "
+        "got {} of shape {}",
+        x.size(1), x.size(3), text(x.device()), name(t->dtype()), t->shape());
   const PreSbn p{statistics, eps, valid.defined() ? valid.contiguous() : valid, {}};
   const DType dtype = compute_dtype(x.dtype());
   SbnMoments used;

@@ -79,11 +79,10 @@ class Pool {
     void* block = nullptr;
     if (private_on_ && !c.private_free.empty()) {
       block = take_last(c.private_free, want);
-    } else if (!c.free.empty()) {
+    } else {
+      if (c.free.empty()) add_fresh(c, want, bytes, device, raw);
       if (private_on_) own(c.free.back(), want);
       block = take_last(c.free, want);
-    } else {
-      block = fresh(c, want, bytes, device, raw);
     }
     stats_.current_bytes += want;
     stats_.peak_bytes = std::max(stats_.peak_bytes, stats_.current_bytes);
@@ -144,10 +143,10 @@ class Pool {
     return block;
   }
 
-  void* fresh(SizeClass& c, size_t want, size_t bytes, Device device, const RawMemory& raw) {
+  void add_fresh(SizeClass& c, size_t want, size_t bytes, Device device, const RawMemory& raw) {
     c.make_room();
     void* block = raw.allocate(want, device);
-    // A step that is being captured may use cached blocks: they stay.
+    // Not during a capture: releasing memory waits for the stream.
     if (block == nullptr && !private_on_) {
       trim_locked(device, raw);
       block = raw.allocate(want, device);
@@ -159,16 +158,9 @@ class Pool {
           text(device), bytes, stats_.current_bytes, stats_.cached_bytes, what_is_left(device, raw),
           error_context());
     }
-    if (private_on_) {
-      try {
-        own(block, want);
-      } catch (...) {
-        raw.release(block, want, device);
-        throw;
-      }
-    }
+    c.free.push_back(block);
     ++c.blocks;
-    return block;
+    stats_.cached_bytes += want;
   }
 
   void own(void* block, size_t bytes) {

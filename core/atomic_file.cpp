@@ -76,8 +76,8 @@ int64_t maker_of(std::string_view name) {
   return process > 0 && take_suffix(name, ".tmp-") && !name.empty() ? process : -1;
 }
 
-// This process has nothing under way when it asks: a file of its number is that of an earlier one,
-// as after the restart of a container.
+// The caller has no AtomicFile open, so a file with our own number is from an earlier process, as
+// after the restart of a container.
 bool has_ended(int64_t process) {
   const auto id = static_cast<pid_t>(process);
   return id != process || id == ::getpid() || (::kill(id, 0) != 0 && errno == ESRCH);
@@ -88,8 +88,9 @@ bool has_ended(int64_t process) {
 AtomicFile::AtomicFile(const std::string& path) : path_(path), target_(target_of(path)) {
   static std::atomic<unsigned> serial{0};
   temporary_ = fmt::format("{}.tmp-{}-{}", target_, ::getpid(), serial++);
-  // The name is this process's own: a file there was left by an earlier one of its number.
-  fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  // A file of this name was left by an earlier process with our number; O_EXCL follows no link.
+  ::unlink(temporary_.c_str());
+  fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   if (fd_ < 0) fail("create");
 }
 
@@ -117,8 +118,7 @@ void AtomicFile::commit() {
   if (::close(fd) != 0) fail("write");
   if (::rename(temporary_.c_str(), target_.c_str()) != 0) fail("replace");
   temporary_.clear();
-  // Makes the new name itself last; some file systems refuse to sync a folder, which is no failure
-  // of the file.
+  // Makes the rename durable. Some file systems cannot sync a folder; that is not an error.
   const int folder = ::open(folder_of(target_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (folder < 0) return;
   ::fsync(folder);
@@ -131,8 +131,9 @@ void AtomicFile::fail(const char* action) const {
   if (error == ENOSPC || error == EDQUOT) {
     std::error_code unknown;
     const std::string folder = folder_of(target_);
-    hint = fmt::format(" ({} bytes free in {}; make room or choose another folder)",
-                       fs::space(folder, unknown).available, folder);
+    const uintmax_t available = fs::space(folder, unknown).available;
+    hint = fmt::format(" ({}in {}; make room or choose another folder)",
+                       unknown ? "" : fmt::format("{} bytes free ", available), folder);
   } else if (error == EACCES || error == EROFS || error == EPERM) {
     hint = fmt::format(" (the folder {} must be writable)", folder_of(target_));
   }

@@ -45,7 +45,7 @@ void write_file_atomically(const std::string& path, std::string_view contents);
 void check_writable(const std::string& path);
 
 /// Removes from `folder`, not from those below it, the temporary files of processes that have
-/// ended.
+/// ended. No AtomicFile of this process, and no process of another host, may be writing there.
 void remove_abandoned_files(const std::string& folder);
 
 }  // namespace macgrad

@@ -167,8 +167,8 @@ inline constinit Kernel<void(In, In, In, In, In, Out, Out, Out)> layer_norm_back
 /// of any floating dtype, written by `batch` (biased), read by `fixed`, absent for `row`. Running
 /// mean and var (H, d) of any floating dtype, or absent, become (1 - momentum) of what they were
 /// plus momentum of what `batch` wrote; the other modes leave them alone. y, of x's shape: centred,
-/// divided by sqrt(var + eps), then each row divided by its L2 norm; rows of a norm
-/// up to 1e-12 and invalid rows are 0 (math of ppSBN: nn/README.md).
+/// divided by sqrt(var + eps) (in `row` mode of the row itself), then each row divided by its L2
+/// norm; rows of a norm up to 1e-12 and invalid rows are 0 (math of ppSBN: nn/README.md).
 inline constinit Kernel<void(In, In, SbnStatistics, double, InOut, InOut, InOut, InOut, double,
                              Out)>
     pre_sbn_forward{"pre_sbn_forward", {cpu::pre_sbn_forward}};

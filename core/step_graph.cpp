@@ -65,8 +65,8 @@ StepGraph::StepGraph(Device device, const std::function<void()>& step) : device_
   } catch (...) {
     try {
       f.destroy(f.end(device));
-    } catch (
-        const std::exception&) {  // what broke the step broke the recording; the first error counts
+    } catch (const std::exception&) {
+      // What broke the step broke the capture; the first error counts.
     }
     throw;
   }

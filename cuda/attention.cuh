@@ -101,7 +101,7 @@ inline Problem problem(const Tensor& q, const Tensor& k, const Tensor& v, const 
   p.d = static_cast<int>(q.size(3));
   p.dv = static_cast<int>(v.size(3));
   p.scale = static_cast<float>(args.scale);
-  p.log2_scale = std::max(FLT_MIN, static_cast<float>(std::abs(args.scale) * 1.4426950408889634));
+  p.log2_scale = std::max(static_cast<float>(std::abs(args.scale) * 1.4426950408889634), FLT_MIN);
   p.negative = args.scale < 0;
   p.causal = args.causal;
   p.key_valid = key_valid.defined() ? key_valid.data<bool>() : nullptr;

@@ -2,7 +2,7 @@
 // sum of exponentials of each query (Dao 2023, "FlashAttention-2"). With P the weights, R the
 // dropout factors, G = grad, D = rowsum(G ∘ out):
 //   dP = R ∘ (G·V^T), dS = P ∘ (dP - D), dv = (R ∘ P)^T·G, dq = scale·dS·K, dk = scale·dS^T·Q.
-// Three kernels: what each query has of its own; dk and dv by blocks of keys that walk over
+// Three kernels: the statistics of each query; dk and dv by blocks of keys that walk over
 // queries; dq by blocks of queries that walk over keys. 7 products instead of 5, and every sum has
 // one owner and one order: no atomics, the same bits every time. Shared memory is at most 113 KB
 // (width 128: (2·64 + 2·32)·132·4 bytes of rows, 64·40·4 of weights), so two blocks fit a

@@ -117,12 +117,13 @@ if(NOT MACGRAD_CUDA STREQUAL "OFF")
     string(REGEX MATCHALL "[0-9]+\\.[0-9]" macgrad_gpus "${macgrad_query}")
     string(REPLACE "." "" macgrad_gpus "${macgrad_gpus}")
     list(REMOVE_DUPLICATES macgrad_gpus)
+    list(FILTER macgrad_gpus EXCLUDE REGEX "^[1-7].$")  # the kernels need compute capability 8.0
   endif()
 endif()
 
 if(MACGRAD_CUDA STREQUAL "AUTO" AND NOT macgrad_gpus)
-  set(MACGRAD_CUDA_STATUS "off (no NVIDIA GPU here; -DMACGRAD_CUDA=ON builds CUDA without one)")
-  message(STATUS "CUDA is left out: no NVIDIA GPU here. To build it without one, configure with "
+  set(MACGRAD_CUDA_STATUS "off (no NVIDIA GPU of compute capability 8.0 or later here; -DMACGRAD_CUDA=ON builds CUDA without one)")
+  message(STATUS "CUDA is left out: no NVIDIA GPU of compute capability 8.0 or later here. To build it without one, configure with "
                  "-DMACGRAD_CUDA=ON (experiments/run and tests/run: MACGRAD_CMAKE_ARGS=-DMACGRAD_CUDA=ON)")
 elseif(NOT MACGRAD_CUDA STREQUAL "OFF")
   # The answer is kept, with what was asked; a failed probe is asked again on each configure.

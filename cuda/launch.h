@@ -11,7 +11,7 @@
 
 namespace macgrad::cuda {
 
-inline constexpr size_t kDefaultSharedBytes = 48 << 10;  // a kernel is opted in to more
+inline constexpr size_t kDefaultSharedBytes = 48 << 10;  // larger sizes need an opt-in per kernel
 
 struct LaunchShape {
   dim3 grid;

@@ -1,4 +1,4 @@
-// Several neighbouring elements as one load or store of up to 16 bytes.
+// Several neighbouring elements, moved by loads and stores of up to 16 bytes.
 #pragma once
 
 #include <cstddef>

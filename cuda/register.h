@@ -28,8 +28,9 @@ int register_cuda_kernels();
 /// "tf32" or "bf16"; storage and sums stay float32. Anything else is an Error.
 void set_cuda_math(const std::string& mode);
 
-/// c = a·b by one plain call of cuBLAS, past the slot `matmul`: the limit that a benchmark compares
-/// that slot with. a (M, K), b (K, N), c (M, N), float32 or bfloat16, one of their strides 1.
+/// c = a·b by one plain call of cuBLAS, bypassing the slot `matmul`: the limit that a benchmark
+/// compares that slot with. a (M, K), b (K, N), c (M, N), float32 or bfloat16, one of their
+/// strides 1.
 void cublas_product(const Tensor& a, const Tensor& b, const Tensor& c);
 
 }  // namespace macgrad

@@ -80,9 +80,9 @@ cudaStream_t stream() {
 }
 
 cublasHandle_t cublas() {
+  check_device();
   static const cublasHandle_t handle = [] {
     cublasHandle_t h = nullptr;
-    check_device();
     CUBLAS_CHECK(cublasCreate(&h));
     CUBLAS_CHECK(cublasSetStream(h, stream()));
     // Sums of a bfloat16 product that is split over blocks stay in float32.
@@ -145,6 +145,11 @@ std::string architecture_refusal(int major, int minor, const std::string& archit
     compiled += fmt::format("{}{}_{}{}", compiled.empty() ? "" : ", ", real ? "sm" : "compute",
                             number, variant ? std::string(1, variant) : "");
   }
+  if (compiled.empty()) return "";  // the list is not known
+  if (major < 8)
+    return fmt::format(
+        "compiled for {}, this card is sm_{}{}: the kernels need compute capability 8.0 or later",
+        compiled, major, minor);
   return fmt::format(
       "compiled for {}, this card is sm_{}{}: rebuild with -DCMAKE_CUDA_ARCHITECTURES={}{}",
       compiled, major, minor, major, minor);

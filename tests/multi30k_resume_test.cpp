@@ -426,6 +426,9 @@ TEST_CASE("multi30k: what a run has done is a limit for --resume, as for --seeds
   REQUIRE(run_seeds(several, {2}) == 0);
   several.max_updates = 3;
   CHECK(contains(error_of([&] { run_seeds(several, {1, 2}); }), "beyond --max-updates 3"));
+  several.max_updates = 0;
+  several.average = 3;
+  CHECK(contains(error_of([&] { run_seeds(several, {1, 2}); }), "kept no epochs"));
   CHECK_FALSE(fs::exists(folder / "several/seed-1"));
   // As many as there are is no contradiction.
   CHECK(command("--max-updates", updates) == 0);

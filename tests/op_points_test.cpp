@@ -22,6 +22,19 @@ List read(const Variable& v) {
   return v.value().to_vector<double>();
 }
 
+TEST_CASE("var: one far value does not take the digits of the others") {
+  List values(1000);
+  for (size_t i = 0; i < values.size(); ++i)
+    values[i] = i == 0 ? 1e8 : 0.01 * static_cast<double>(i);
+  const auto gradient = [&](DType dtype) {
+    const Variable x(Tensor::from_vector(values).to(dtype), true);
+    return read(grad({var(x, {0})}, {x})[0]);
+  };
+  const List exact = gradient(DType::float64), rounded = gradient(DType::float32);
+  for (size_t i = 0; i < values.size(); ++i)
+    CHECK(rounded[i] == doctest::Approx(exact[i]).epsilon(1e-6));
+}
+
 // Gradient of Σ f(x), and the diagonal-like second derivative: gradient of Σ of that gradient.
 struct Derivatives {
   List value, first, second;

@@ -6,6 +6,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "autograd/attention.h"
 #include "autograd/gradcheck.h"
 #include "autograd/ops.h"
 #include "tests/row_checks.h"
@@ -148,6 +149,28 @@ TEST_CASE("pre_sbn gives 0, with gradient 0, for every row and channel of equal 
       }
     }
   }
+}
+
+TEST_CASE("pre_sbn by rows keeps its gradient where the square of a norm leaves float32's range") {
+  const Tensor small =
+      Tensor::from_values(Values{1e-20, 2e-20, -1e-20, 5e-21}, Shape{1, 1, 1, 4}, DType::float32);
+  const Tensor plain =
+      Tensor::from_values(Values{1, 2, -1, 0.5}, Shape{1, 1, 1, 4}, DType::float32);
+  const Tensor g = random({1, 1, 1, 4}, 41, DType::float32);
+  const Values expected =
+      pre_sbn_gradient(plain, {}, SbnStatistics::row, 0.0, g).to_vector<double>();
+  const Values dx = pre_sbn_gradient(small, {}, SbnStatistics::row, 0.0, g).to_vector<double>();
+  for (size_t i = 0; i < dx.size(); ++i)
+    CHECK(dx[i] * 1e-20 == doctest::Approx(expected[i]).epsilon(1e-4));
+}
+
+TEST_CASE("pre_sbn checks running statistics before its kernel writes to them") {
+  const Variable x(random({2, 3, 4, 5}, 42, DType::float32));
+  const Tensor good = Tensor::zeros({3, 5}), wide = Tensor::zeros({3, 6});
+  CHECK_THROWS_AS(macgrad::pre_sbn(x, {}, SbnStatistics::batch, 1e-5, nullptr, {good, wide}),
+                  Error);
+  CHECK_THROWS_AS(macgrad::pre_sbn(x, {}, SbnStatistics::batch, 1e-5, nullptr, {good, {}}), Error);
+  CHECK_NOTHROW(macgrad::pre_sbn(x, {}, SbnStatistics::batch, 1e-5, nullptr, {good, good.clone()}));
 }
 
 TEST_CASE(

@@ -34,7 +34,7 @@ template <class T>
 struct ScoreScale {
   explicit ScoreScale(double scale)
       : sign(scale < 0 ? T{-1} : T{1}),
-        size(std::max(std::numeric_limits<T>::min(), static_cast<T>(std::abs(scale)))) {}
+        size(std::max(static_cast<T>(std::abs(scale)), std::numeric_limits<T>::min())) {}
   T sign, size;  // size > 0: hidden keys have a score of -inf
 };
 

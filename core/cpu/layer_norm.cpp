@@ -94,11 +94,11 @@ void layer_norm_backward(In x, In weight, In mean, In rstd, In grad, Out dx, Out
         }
         sum /= static_cast<C>(n);
         dot /= static_cast<C>(n);
-        const C common = r * (sum + shift * dot), along = r * dot * r;
+        const C common = r * (sum + shift * dot), along = r * dot;
 #pragma omp simd
         for (int64_t i = 0; i < n; ++i) {
           const C a = static_cast<C>(g[i]) * static_cast<C>(w[i]);
-          to[i] = static_cast<T>(r * a - (static_cast<C>(from[i]) - m) * along - common);
+          to[i] = static_cast<T>(r * a - (static_cast<C>(from[i]) - m) * r * along - common);
         }
       }
     });

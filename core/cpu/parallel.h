@@ -14,8 +14,8 @@ namespace macgrad::cpu {
 /// Elements of a streaming loop that are worth a block of their own.
 inline constexpr int64_t kElementGrain = 1 << 14;
 
-/// An exception may not leave a parallel region: the first one of its threads is kept and thrown
-/// again behind the region. What is not yet begun is left out.
+/// An exception may not leave a parallel region: the first one of its threads is kept and rethrown
+/// after the region. Blocks that have not started are skipped.
 class FirstFailure {
  public:
   template <class F>

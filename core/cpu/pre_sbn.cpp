@@ -187,7 +187,7 @@ void unnormalise(const C* z, C inverse, const T* g, int64_t d, C* dz) {
   C dot = 0;
 #pragma omp simd reduction(+ : dot)
   for (int64_t c = 0; c < d; ++c) dot += z[c] * static_cast<C>(g[c]);
-  dot *= inverse * inverse;
+  dot = dot * inverse * inverse;  // inverse² may leave the range
 #pragma omp simd
   for (int64_t c = 0; c < d; ++c) dz[c] = (static_cast<C>(g[c]) - z[c] * dot) * inverse;
 }

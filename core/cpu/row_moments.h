@@ -1,7 +1,7 @@
 // Mean and variance of a row by the corrected two-pass algorithm (Chan, Golub & LeVeque 1983). The
 // first pass sums differences from the row's first value, so the mean of equal values is that
 // value; the second also sums what is left of the differences, so a mean that falls between two
-// numbers of type C is known all the same: at an offset of 1e8 those are 8 apart in float32.
+// numbers of type C is still represented: at an offset of 1e8 those are 8 apart in float32.
 #pragma once
 
 #include <cstdint>

@@ -4,7 +4,7 @@
 # Environment: MACGRAD_JOBS       parallel compile jobs (default: the processors, at most one for
 #                                 each 2 GiB of memory)
 #              MACGRAD_CMAKE_ARGS further arguments for the configure step, for instance
-#                                 -DMACGRAD_CUDA=OFF; kept until other ones are given
+#                                 -DMACGRAD_CUDA=ON; kept until other ones are given
 #              MACGRAD_BUILD      build folder (default: build/release)
 #              CMAKE_PREFIX_PATH  folders with libraries that are not packages of the system
 

@@ -94,7 +94,9 @@ std::vector<std::int64_t> parse_integers(std::string_view option, std::string_vi
                                          std::int64_t least) {
   std::vector<std::int64_t> values;
   const auto add = [&](std::int64_t value) {
-    if (value < least) throw Error("{}: {} is below {}", option, value, least);
+    if (value < least) throw Error("{} {} must be at least {}", option, value, least);
+    if (value > kLargestInteger)
+      throw Error("{} {} must be at most {}", option, value, kLargestInteger);
     if (values.size() == kLongestList) {
       throw Error("{}: \"{}\" is a list of more than {} values", option, shortened(text),
                   kLongestList);
@@ -104,8 +106,8 @@ std::vector<std::int64_t> parse_integers(std::string_view option, std::string_vi
   for (const std::string& part : split_list(text)) {
     const auto wrong = [&]() {
       return Error(
-          "{}: \"{}\" in \"{}\" is no whole number (200, 2^8) and no range first:last[:step] "
-          "or first:last:xFACTOR",
+          "{}: \"{}\" in \"{}\" is neither a whole number of 64 bits (200, 2^8) nor a range "
+          "first:last[:step] or first:last:xFACTOR",
           option, shortened(part), shortened(text));
     };
     const std::vector<std::string_view> fields = split(part, ':');
@@ -124,8 +126,8 @@ std::vector<std::int64_t> parse_integers(std::string_view option, std::string_vi
     if (!last || !step) throw wrong();
     if (*last < *first || *step < (geometric ? 2 : 1) || (geometric && *first < 1)) {
       throw Error(
-          "{}: the range \"{}\" never ends: it must rise by a step of at least 1, or from at "
-          "least 1 by a factor of at least x2",
+          "{}: the range \"{}\" must rise: first <= last and a step of at least 1, or from at "
+          "least 1 a factor of at least x2",
           option, shortened(part));
     }
     for (std::optional<std::int64_t> value = first; value && *value <= *last;

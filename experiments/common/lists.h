@@ -9,6 +9,10 @@
 
 namespace macgrad::experiments {
 
+/// Largest value of whole numbers without another bound: larger sizes cannot be meant, and products
+/// of two such numbers are checked where tensors are made.
+inline constexpr int64_t kLargestInteger = int64_t{1} << 40;
+
 /// The rule of every list: a comma ends a value, unless the value has a colon and NAME=VALUE
 /// follows, which then belongs to it. "poly:c=1,k=2,exp" has the values "poly:c=1,k=2" and "exp".
 /// Spaces around values are dropped.

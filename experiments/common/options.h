@@ -37,10 +37,6 @@ inline Range between(double least, double most) {
   return {least, most, false};
 }
 
-/// Largest value of whole numbers without another bound: larger sizes cannot be meant, and products
-/// of two such numbers are checked where tensors are made.
-inline constexpr int64_t kLargestInteger = int64_t{1} << 40;
-
 /// The options of one program. A variable keeps its value, which --help shows as the default,
 /// unless its option is given; it must outlive the object. A wrong value is a UsageError that names
 /// the option: "--lr 0 must be above 0".

@@ -207,7 +207,7 @@ void print(const Explosion& e) {
   const char* what = e.gradient ? "gradient" : "value";
   say("update {}: the first {} that is not finite is that of {}\n", e.step, what, e.key);
   if (e.op.empty()) {
-    say("no rule is to blame: a sum of the gradients of its readers, or a hook\n");
+    say("no single op caused this; it arose when summing gradients, or in a hook\n");
     say("the gradients that its readers were handed:\n");
   } else {
     say("made by {}{} (scope {})\n", e.gradient ? "the gradient rule of " : "", e.op,

@@ -1,4 +1,4 @@
-// inspect: a training step looked at op by op, and questions to its gradients.
+// inspect: inspects a training step op by op and checks its gradients.
 // Without the name of a command it records. What the commands do: README.md in this folder.
 #include <fmt/format.h>
 

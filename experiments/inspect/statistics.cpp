@@ -55,7 +55,7 @@ int run_statistics(StepSettings& s) {
   Json settings{{"settings", to_json(s.model)}, {"checkpoint", s.checkpoint}};
   settings.update(provenance());
   write_json(out.file("statistics.json"), settings);
-  say("Loss a target token of the validation set.\nResults: {}\n", out.path());
+  say("Loss per target token of the validation set.\nResults: {}\n", out.path());
   return 0;
 }
 

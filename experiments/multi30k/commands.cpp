@@ -34,7 +34,8 @@ class TrainCommand {
     declare_options(options, settings_);
     options.text("--resume", resume_, "Go on with the run in this folder", "RUN");
     options.integers("--seeds", seeds_,
-                     "One run a seed in OUT/seed-1 ..., and their mean; finished ones stay", 0);
+                     "One run per seed in OUT/seed-1 ..., and their mean; finished runs are kept",
+                     0);
     options.exclude("--seeds", "--resume");
     options.exclude("--seeds", "--seed");
   }

@@ -53,6 +53,7 @@ void check_resume(const Multi30kSettings& asked) {
   };
   check(place.updates, asked.max_updates, "update", "--max-updates");
   check(place.epoch, asked.epochs, "epoch", "--epochs");
+  check_average(asked);
 }
 
 }  // namespace macgrad::experiments

@@ -1,5 +1,5 @@
-// Going on with a run: its settings come from its checkpoint, and options given beside --resume may
-// change only what leaves the training done so far true.
+// Resuming a run: its settings come from its checkpoint, and options given with --resume may change
+// only what leaves the training done so far true.
 #pragma once
 
 #include <string>
@@ -15,7 +15,8 @@ void check_same_run(const Multi30kSettings& saved, const Multi30kSettings& asked
 
 /// Whether the run in asked.common.out can go on with these settings, by its checkpoint: as
 /// check_same_run, and an Error when it has made more updates or epochs than --max-updates or
-/// --epochs allow, because training cannot be taken back.
+/// --epochs allow, because training cannot be taken back, or has not kept the epochs that --average
+/// needs.
 void check_resume(const Multi30kSettings& asked);
 
 }  // namespace macgrad::experiments

@@ -301,7 +301,6 @@ int run_multi30k(Multi30kSettings& settings, Start start) {
   check_settings(settings);
   if (start == Start::resume) {
     check_resume(settings);
-    check_average(settings);
   } else {
     check_no_run(settings.common.out);
   }

@@ -211,7 +211,7 @@ int score_command(int argc, const char* const* argv) {
   return run_program(
       argc, argv, "multi30k score", "Scores translations as sacreBLEU does.",
       [&](Options& options) {
-        options.text("--hypotheses", s.hypotheses, "Translations, one a line (also .gz)", "FILE");
+        options.text("--hypotheses", s.hypotheses, "Translations, one per line (also .gz)", "FILE");
         options.require("--hypotheses");
         options.paths("--references", s.references,
                       "Reference translations; several files count as alternatives", "FILE");

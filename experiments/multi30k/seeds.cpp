@@ -84,6 +84,7 @@ int run_seeds(const Multi30kSettings& settings, const std::vector<int64_t>& seed
     return one;
   };
   const auto label = [](int64_t seed) { return fmt::format("seed {}", seed); };
+  check_settings(settings);
   for (const int64_t seed : seeds) check_run_to_end(with_seed(seed), label(seed));
   for (const int64_t seed : seeds) {
     try {

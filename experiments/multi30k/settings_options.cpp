@@ -33,7 +33,7 @@ void refuse_idle_options(const Options& options, const Multi30kSettings& s, bool
     refuse(!s.ppsbn, {"--presbn"}, "without --ppsbn; add --ppsbn");
   }
   refuse(s.subwords == "bpe", {"--min-frequency"},
-         "with --subwords bpe, which knows every word; add --subwords word");
+         "with --subwords bpe, which encodes every word; add --subwords word");
   refuse(s.subwords == "word", {"--vocabulary-size"},
          "with --subwords word, whose size follows from --min-frequency; add --subwords bpe");
   refuse(s.toy, {"--data", "--text", "--source", "--target"},
@@ -102,7 +102,7 @@ void declare_options(Options& o, Multi30kSettings& s, bool one_model) {
            "Stop after this many updates; 0: no limit");
   o.number("--batch-tokens", s.batch_tokens, at_least(1),
            "Sentences x longest sentence of a batch, at most");
-  o.number("--accumulate", s.accumulate, at_least(1), "Batches an update");
+  o.number("--accumulate", s.accumulate, at_least(1), "Batches per update");
   o.number("--lr", s.lr, positive, "Peak learning rate");
   o.number("--warmup", s.warmup, not_negative, "Updates of warm-up");
   o.number("--warmup-from", s.warmup_from, not_negative,
@@ -125,13 +125,12 @@ void declare_options(Options& o, Multi30kSettings& s, bool one_model) {
            "Last epochs kept on disk; 0: as many as --average needs");
   o.number("--checkpoint-minutes", s.checkpoint_minutes, not_negative,
            "Between checkpoints within an epoch; 0: at the ends of epochs alone");
-  o.choice("--graph", s.graph, {"on", "off"},
-           "Record an update once a batch shape and replay it (CUDA)");
+  o.choice("--graph", s.graph, {"on", "off"}, "Capture one CUDA graph per batch shape (CUDA)");
   o.number("--shape-multiple", s.shape_multiple, not_negative,
            "Round rows and widths of batches up to it; 0: 8 where updates are replayed, else 1");
   o.number("--valid-bleu-sentences", s.valid_bleu_sentences, not_negative,
            "Validation sentences to translate after an epoch; 0: all");
-  o.number("--bleu-every", s.bleu_every, at_least(1), "Epochs from one translation to the next");
+  o.number("--bleu-every", s.bleu_every, at_least(1), "Translate every N epochs");
   declare_search_options(o, s);
   o.words("--test", s.test, "Splits that the final model translates: test_2016_flickr,... or none");
   o.check([&o, &s, one_model] {

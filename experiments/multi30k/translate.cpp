@@ -103,7 +103,7 @@ int translate_command(int argc, const char* const* argv) {
   o.settings.beam = 5;
   return run_program(
       argc, argv, "multi30k translate",
-      "Translates lines of standard input, one a line, with a trained model.",
+      "Translates lines of standard input, one per line, with a trained model.",
       [&](Options& options) {
         options.text("--checkpoint", o.checkpoint,
                      "A run, or one of its models with the vocabularies beside it", "RUN");

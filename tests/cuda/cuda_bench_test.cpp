@@ -117,7 +117,7 @@ TEST_CASE("cuda bench: the limit of products is the library's call, not the slot
     ++products;
     cublas_product(a, b, c);
   };
-  BenchTable table("limit/sgemm 16x16x16", place);
+  BenchTable table({"limit/sgemm 16x16x16"}, place);
   bench_limits(table);
   CHECK(products > 0);
 }

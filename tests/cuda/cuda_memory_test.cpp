@@ -121,6 +121,8 @@ TEST_CASE("cuda: another current device is an Error, since CUDA would allocate a
   CUDA_CHECK(cudaGetDeviceCount(&devices));
   if (devices < 2) return;
   const Tensor x = Tensor::full({8}, 3.0, DType::float32, kGpu);
+  const Tensor square = Tensor::full({4, 4}, 1.0, DType::float32, kGpu), product = square.clone();
+  kernels::matmul(square, square, product, 1.0, 0.0);  // makes the cuBLAS handle
   [[maybe_unused]] const std::string device_0 = cuda_status().device;
   struct Current {
     explicit Current(int device) { CUDA_CHECK(cudaSetDevice(device)); }
@@ -131,6 +133,7 @@ TEST_CASE("cuda: another current device is an Error, since CUDA would allocate a
     const auto expected = Contains("CUDA device 1 is current, but tensors are on device 0");
     CHECK_THROWS_WITH_AS((void)Tensor::empty({98765}, DType::float32, kGpu), expected, Error);
     CHECK_THROWS_WITH_AS(kernels::fill(x, 4.0), expected, Error);
+    CHECK_THROWS_WITH_AS(kernels::matmul(square, square, product, 1.0, 0.0), expected, Error);
     CHECK_THROWS_WITH_AS((void)x.to_vector<double>(), expected, Error);
     CHECK_THROWS_WITH_AS(StepGraph(kGpu, [] {}), expected, Error);
     CHECK(cuda_status().usable);

@@ -12,9 +12,8 @@
 namespace emulation {
 namespace {
 
-// One stretch of addresses, so that a single call locks it all. Under the
-// address sanitizer each block is an allocation of its own, so that it sees every overrun.
-
+// Device memory is one range of addresses, so that a single call locks it. Under the address
+// sanitizer each block is a separate allocation, so that every overrun is seen.
 constexpr size_t kArenaBytes = size_t{4} << 30;
 constexpr size_t kBlockAlignment = 256;  // cudaMalloc's
 
