@@ -334,7 +334,7 @@ TEST_CASE("common options") {
   }
   wrong = run_with({"--lengths", "5:1"});
   CHECK(wrong.code == 2);
-  CHECK(contains(wrong.err, "never ends"));
+  CHECK(contains(wrong.err, "must rise"));
   wrong = run_with({"--sede", "1"});
   CHECK(wrong.code == 2);
   CHECK(contains(wrong.err, "--sede"));

@@ -23,10 +23,11 @@ TransformerSettings with_cube(AttentionKind kind) {
   AttentionSettings attention;
   attention.kind = kind;
   attention.kernel = cube();
-  attention.features = 64;
+  attention.draws = DrawMethod::optimal;
+  attention.features = 128;
   attention.ppsbn = true;
   attention.pre_sbn = PreSbnMode::row;
-  attention.logit_scale = 3.0;  // |t| <= 3/4 with 16 dimensions a head
+  attention.logit_scale = 2.0;  // |t| <= 1/2 with 16 dimensions per head
   TransformerSettings s = tiny(attention, 32, 64);
   s.layer.norm = NormPlace::pre;
   return s;
@@ -43,7 +44,7 @@ TEST_CASE("a kernel made at run time trains, decodes and goes through a checkpoi
           std::string::npos);
     Adam adam(decay_groups(model, 0.0), {.beta2 = 0.98});
     double first = 0.0, loss = 0.0;
-    for (uint32_t step = 1; step <= 120; ++step) {
+    for (uint32_t step = 1; step <= 200; ++step) {
       model.begin_step(step, 0);
       model.zero_grad();
       const TokenLoss l = loss_of(model, b);
