@@ -122,7 +122,8 @@ if(NOT MACGRAD_CUDA STREQUAL "OFF")
 endif()
 
 if(MACGRAD_CUDA STREQUAL "AUTO" AND NOT macgrad_gpus)
-  set(MACGRAD_CUDA_STATUS "off (no NVIDIA GPU of compute capability 8.0 or later here; -DMACGRAD_CUDA=ON builds CUDA without one)")
+  # No semicolon: the text becomes a compile definition.
+  set(MACGRAD_CUDA_STATUS "off (no NVIDIA GPU of compute capability 8.0 or later here, -DMACGRAD_CUDA=ON builds it all the same)")
   message(STATUS "CUDA is left out: no NVIDIA GPU of compute capability 8.0 or later here. To build it without one, configure with "
                  "-DMACGRAD_CUDA=ON (experiments/run and tests/run: MACGRAD_CMAKE_ARGS=-DMACGRAD_CUDA=ON)")
 elseif(NOT MACGRAD_CUDA STREQUAL "OFF")
