@@ -19,7 +19,7 @@ namespace {
 
 constexpr int kMostThreads = 1024;
 
-void use_cuda([[maybe_unused]] const CommonOptions& options) {
+void use_cuda() {
 #ifdef MACGRAD_WITH_CUDA
   const CudaStatus status = cuda_status();
   if (!status.usable) {
@@ -29,7 +29,6 @@ void use_cuda([[maybe_unused]] const CommonOptions& options) {
         status.reason);
   }
   register_cuda_kernels();
-  set_cuda_math(options.math);
 #else
   std::string reason = "off";
   for (const auto& [name, value] : build_facts()) {
@@ -84,13 +83,12 @@ void use_math(CommonOptions& options, const std::string& mode) {
 }
 
 void apply_common_options(CommonOptions& options) {
-  require(options.math == "exact" || options.device == "cuda",
-          "--math {} is for --device cuda; the CPU computes float32 exactly", options.math);
   require(options.math == "exact" || options.precision == "float32",
           "--math {} rounds the float32 inputs of products, and --precision {} has none; leave one "
           "of the two out",
           options.math, options.precision);
-  if (options.device == "cuda") use_cuda(options);
+  if (options.device == "cuda") use_cuda();
+  use_math(options, options.math);
   if (options.threads == 0) options.threads = std::min(available_cpus(), kMostThreads);
   omp_set_num_threads(options.threads);
 }

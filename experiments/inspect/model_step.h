@@ -19,8 +19,8 @@ inline constexpr int kFound = 3;
 struct StepSettings {
   StepSettings() { model.graph = "off"; }
   Multi30kSettings model;  // data, model and training, as in multi30k
-  std::string config;      // settings.json of a run, which the options beside it change
-  std::string checkpoint;  // a file that training left, whose settings the options beside it change
+  std::string config;      // settings.json of a run; other options given change it
+  std::string checkpoint;  // a file that training left; other options given change its settings
   int64_t sentences = 4;   // of a step; 0: a whole batch of training, each a step of its own
 };
 

@@ -1,7 +1,6 @@
 // One list of columns serves the table and the JSON lines.
 #include "experiments/multi30k/metrics.h"
 
-#include <algorithm>
 #include <nlohmann/json.hpp>
 
 namespace macgrad::experiments {
