@@ -1,14 +1,14 @@
 // Softmax attention and RMFA as fused ops, with their composites.
 
-#include "autograd/attention.h"
+#include "macgrad/autograd/attention.h"
 
 #include <cmath>
 #include <limits>
 #include <memory>
 
-#include "autograd/fused.h"
-#include "autograd/op_support.h"
-#include "core/step_graph.h"
+#include "macgrad/autograd/fused.h"
+#include "macgrad/autograd/op_support.h"
+#include "macgrad/core/step_graph.h"
 
 namespace macgrad {
 namespace {

@@ -3,8 +3,8 @@
 // features with a projection. Definitions: nn/README.md.
 #pragma once
 
-#include "autograd/variable.h"
-#include "core/kernels.h"
+#include "macgrad/autograd/variable.h"
+#include "macgrad/core/kernels.h"
 
 namespace macgrad {
 

@@ -1,9 +1,9 @@
 // Forward derivatives by differentiating twice: a Jacobian-vector product is the gradient, with
 // respect to a cotangent, of the vector-Jacobian product. Gradients of single examples are passes
 // of their own.
-#include "autograd/derivatives.h"
+#include "macgrad/autograd/derivatives.h"
 
-#include "autograd/op_support.h"
+#include "macgrad/autograd/op_support.h"
 
 namespace macgrad {
 namespace {

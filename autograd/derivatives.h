@@ -3,7 +3,7 @@
 
 #include <functional>
 
-#include "autograd/engine.h"
+#include "macgrad/autograd/engine.h"
 
 namespace macgrad {
 

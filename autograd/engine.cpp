@@ -1,7 +1,7 @@
 // How gradients flow: the nodes that lead from the results to what is asked for are taken from a
 // queue in descending id, each adds its vjp to the cotangents of its inputs, and hooks, records and
 // anomaly mode look on. Cotangents are Variables, so that create_graph records them like any op.
-#include "autograd/engine.h"
+#include "macgrad/autograd/engine.h"
 
 #include <algorithm>
 #include <chrono>
@@ -10,10 +10,10 @@
 #include <queue>
 #include <unordered_map>
 
-#include "autograd/node.h"
-#include "autograd/ops.h"
-#include "autograd/scope.h"
-#include "core/kernels.h"
+#include "macgrad/autograd/node.h"
+#include "macgrad/autograd/ops.h"
+#include "macgrad/autograd/scope.h"
+#include "macgrad/core/kernels.h"
 
 namespace macgrad {
 

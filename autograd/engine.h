@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "autograd/variable.h"
+#include "macgrad/autograd/variable.h"
 
 namespace macgrad {
 

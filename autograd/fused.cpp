@@ -1,16 +1,16 @@
 // Running a fused op: its kernel where one takes the operands, its composite otherwise (said once
 // on stderr, an error under MACGRAD_FUSED=strict). The vjp runs the backward kernel, itself an op
 // whose own gradient comes from differentiating the composite.
-#include "autograd/fused.h"
+#include "macgrad/autograd/fused.h"
 
 #include <cstdio>
 #include <cstdlib>
 #include <mutex>
 #include <set>
 
-#include "autograd/engine.h"
-#include "autograd/ops.h"
-#include "autograd/scope.h"
+#include "macgrad/autograd/engine.h"
+#include "macgrad/autograd/ops.h"
+#include "macgrad/autograd/scope.h"
 
 namespace macgrad {
 namespace {

@@ -6,8 +6,8 @@
 #include <functional>
 #include <string>
 
-#include "autograd/node.h"
-#include "core/kernel.h"
+#include "macgrad/autograd/node.h"
+#include "macgrad/core/kernel.h"
 
 namespace macgrad {
 

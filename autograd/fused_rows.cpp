@@ -2,8 +2,8 @@
 
 #include <cmath>
 
-#include "autograd/fused.h"
-#include "autograd/op_support.h"
+#include "macgrad/autograd/fused.h"
+#include "macgrad/autograd/op_support.h"
 
 namespace macgrad {
 namespace {

@@ -1,13 +1,13 @@
 // Central differences of Σ f·cotangent, one input element at a time, against grad(); at order 2 the
 // same for the gradients themselves, joined into one number with fixed random weights. The worst
 // element is reported with its place.
-#include "autograd/gradcheck.h"
+#include "macgrad/autograd/gradcheck.h"
 
 #include <cmath>
 
-#include "autograd/engine.h"
-#include "autograd/ops.h"
-#include "core/kernels.h"
+#include "macgrad/autograd/engine.h"
+#include "macgrad/autograd/ops.h"
+#include "macgrad/core/kernels.h"
 
 namespace macgrad {
 namespace {

@@ -5,7 +5,7 @@
 #include <functional>
 #include <string>
 
-#include "autograd/variable.h"
+#include "macgrad/autograd/variable.h"
 
 namespace macgrad {
 

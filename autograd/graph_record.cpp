@@ -1,5 +1,5 @@
 // Keeping what record() shows, and names that do not depend on ids.
-#include "autograd/graph_record.h"
+#include "macgrad/autograd/graph_record.h"
 
 #include <chrono>
 #include <utility>

@@ -7,9 +7,9 @@
 #include <unordered_map>
 #include <vector>
 
-#include "autograd/engine.h"
-#include "autograd/node.h"
-#include "core/kernel.h"
+#include "macgrad/autograd/engine.h"
+#include "macgrad/autograd/node.h"
+#include "macgrad/core/kernel.h"
 
 namespace macgrad {
 

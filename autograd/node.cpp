@@ -1,13 +1,13 @@
 // Recording an op, and freeing what was recorded. Destroying the last result of a long computation
 // would recurse through all of its nodes; they are put on a list and freed in a loop instead.
 // Anomaly mode checks every recorded result for NaN and infinity here.
-#include "autograd/node.h"
+#include "macgrad/autograd/node.h"
 
 #include <algorithm>
 #include <atomic>
 #include <utility>
 
-#include "autograd/scope.h"
+#include "macgrad/autograd/scope.h"
 
 namespace macgrad {
 namespace {

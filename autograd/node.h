@@ -8,8 +8,8 @@
 #include <utility>
 #include <vector>
 
-#include "autograd/variable.h"
-#include "core/error.h"
+#include "macgrad/autograd/variable.h"
+#include "macgrad/core/error.h"
 
 namespace macgrad {
 

@@ -5,10 +5,10 @@
 
 #include <algorithm>
 
-#include "autograd/node.h"
-#include "autograd/ops.h"
-#include "autograd/scope.h"
-#include "core/kernels.h"
+#include "macgrad/autograd/node.h"
+#include "macgrad/autograd/ops.h"
+#include "macgrad/autograd/scope.h"
+#include "macgrad/core/kernels.h"
 
 namespace macgrad {
 

@@ -9,8 +9,8 @@
 #include <limits>
 #include <vector>
 
-#include "autograd/variable.h"
-#include "core/generator.h"
+#include "macgrad/autograd/variable.h"
+#include "macgrad/core/generator.h"
 
 namespace macgrad {
 

@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "autograd/op_support.h"
+#include "macgrad/autograd/op_support.h"
 
 namespace macgrad {
 namespace {

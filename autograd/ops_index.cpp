@@ -1,6 +1,6 @@
 // Gathering and scattering by integer Tensors; each is the other's gradient rule.
 
-#include "autograd/op_support.h"
+#include "macgrad/autograd/op_support.h"
 
 namespace macgrad {
 namespace {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "autograd/op_support.h"
+#include "macgrad/autograd/op_support.h"
 
 namespace macgrad {
 namespace {

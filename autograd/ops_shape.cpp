@@ -1,6 +1,6 @@
 // Views and rearrangements. Views share memory; their rules rearrange the cotangent back.
 
-#include "autograd/op_support.h"
+#include "macgrad/autograd/op_support.h"
 
 namespace macgrad {
 namespace {

@@ -2,9 +2,9 @@
 
 #include <limits>
 
-#include "autograd/attention.h"
-#include "autograd/fused.h"
-#include "autograd/op_support.h"
+#include "macgrad/autograd/attention.h"
+#include "macgrad/autograd/fused.h"
+#include "macgrad/autograd/op_support.h"
 
 namespace macgrad {
 namespace {

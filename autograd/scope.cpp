@@ -1,6 +1,6 @@
 // The current path, one for each thread, as an immutable shared string: a node keeps it by a
 // pointer, and leaving a scope is putting the previous pointer back.
-#include "autograd/scope.h"
+#include "macgrad/autograd/scope.h"
 
 namespace macgrad {
 namespace {

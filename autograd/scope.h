@@ -5,7 +5,7 @@
 #include <memory>
 #include <string>
 
-#include "core/error.h"
+#include "macgrad/core/error.h"
 
 namespace macgrad {
 

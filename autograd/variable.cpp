@@ -1,10 +1,10 @@
 // Variable's small methods and the recording mode, which is one flag for each thread. Data about a
 // leaf (gradient, name, hooks) sits in shared Meta, so that copies of a Variable are one variable.
-#include "autograd/variable.h"
+#include "macgrad/autograd/variable.h"
 
 #include <algorithm>
 
-#include "autograd/node.h"
+#include "macgrad/autograd/node.h"
 
 namespace macgrad {
 namespace {

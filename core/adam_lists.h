@@ -1,7 +1,7 @@
 // What the lists of the adam kernel must be, for both backends.
 #pragma once
 
-#include "core/kernel.h"
+#include "macgrad/core/kernel.h"
 
 namespace macgrad {
 

@@ -1,6 +1,6 @@
 // Blocks by size classes (eighths of powers of two), kept for the next tensor of the class; blocks
 // that belong to a recorded step; counters, NaN poison and guard words for tests.
-#include "core/allocator.h"
+#include "macgrad/core/allocator.h"
 
 #include <sys/mman.h>
 

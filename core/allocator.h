@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <string>
 
-#include "core/dtype.h"
+#include "macgrad/core/dtype.h"
 
 namespace macgrad {
 

@@ -1,6 +1,6 @@
 // Temporary files are named NAME.tmp-PROCESS-SERIAL: what a killed process left is known by its
 // number.
-#include "core/atomic_file.h"
+#include "macgrad/core/atomic_file.h"
 
 #include <fcntl.h>
 #include <signal.h>
@@ -17,7 +17,7 @@
 #include <filesystem>
 #include <vector>
 
-#include "core/error.h"
+#include "macgrad/core/error.h"
 
 namespace macgrad {
 namespace fs = std::filesystem;

@@ -1,5 +1,5 @@
 // An observer of the kernel slots that runs every call once more on the CPU and compares outputs.
-#include "core/compare_with_cpu.h"
+#include "macgrad/core/compare_with_cpu.h"
 
 #include <algorithm>
 #include <cmath>

@@ -6,7 +6,7 @@
 #include <map>
 #include <string>
 
-#include "core/kernel.h"
+#include "macgrad/core/kernel.h"
 
 namespace macgrad {
 

@@ -4,7 +4,7 @@
 
 #include <type_traits>
 
-#include "core/dtype.h"
+#include "macgrad/core/dtype.h"
 
 namespace macgrad {
 

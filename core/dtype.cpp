@@ -1,5 +1,5 @@
 // Names of dtypes and devices.
-#include "core/dtype.h"
+#include "macgrad/core/dtype.h"
 
 #include <fmt/format.h>
 

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string>
 
-#include "core/host_device.h"
+#include "macgrad/core/host_device.h"
 
 namespace macgrad {
 
@@ -100,4 +100,4 @@ decltype(auto) dispatch_any(DType dtype, F&& f);
 
 }  // namespace macgrad
 
-#include "core/dtype_dispatch.h"
+#include "macgrad/core/dtype_dispatch.h"

@@ -1,7 +1,7 @@
 // From a DType at run time to a type at compile time.
 #pragma once
 
-#include "core/error.h"
+#include "macgrad/core/error.h"
 
 namespace macgrad {
 

@@ -8,8 +8,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/generator.h"
-#include "core/kernels.h"
+#include "macgrad/core/generator.h"
+#include "macgrad/core/kernels.h"
 
 namespace macgrad {
 

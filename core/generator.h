@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/host_device.h"
+#include "macgrad/core/host_device.h"
 
 namespace macgrad {
 

@@ -1,5 +1,5 @@
 // What all slots share: the observer, the error context, requests for scratch memory.
-#include "core/kernel.h"
+#include "macgrad/core/kernel.h"
 
 namespace macgrad {
 namespace {

@@ -17,7 +17,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "core/tensor.h"
+#include "macgrad/core/tensor.h"
 
 namespace macgrad {
 

@@ -11,9 +11,9 @@
 #include <limits>
 #include <vector>
 
-#include "core/generator.h"
-#include "core/kernel.h"
-#include "core/scalar_ops.h"
+#include "macgrad/core/generator.h"
+#include "macgrad/core/kernel.h"
+#include "macgrad/core/scalar_ops.h"
 
 namespace macgrad {
 
@@ -84,7 +84,7 @@ struct AdamArgs {
 };
 
 namespace cpu {
-#include "core/backend_functions.inc"
+#include "macgrad/core/backend_functions.inc"
 }  // namespace cpu
 
 namespace kernels {

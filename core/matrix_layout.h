@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "core/tensor.h"
+#include "macgrad/core/tensor.h"
 
 namespace macgrad {
 

@@ -1,7 +1,7 @@
 // The format: 8 bytes of header length, a JSON header of names, dtypes, shapes and offsets, then
 // the data. Everything in a header is checked before memory is asked for, and files are replaced
 // whole.
-#include "core/safetensors.h"
+#include "macgrad/core/safetensors.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -17,7 +17,7 @@
 #include <set>
 #include <tuple>
 
-#include "core/atomic_file.h"
+#include "macgrad/core/atomic_file.h"
 
 namespace macgrad {
 namespace {

@@ -4,7 +4,7 @@
 // tests/op_cases.
 #pragma once
 
-#include "core/vector_math.h"
+#include "macgrad/core/vector_math.h"
 
 namespace macgrad {
 

@@ -1,5 +1,5 @@
 // Extents and the rules of broadcasting.
-#include "core/shape.h"
+#include "macgrad/core/shape.h"
 
 #include <fmt/ranges.h>
 

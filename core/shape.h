@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "core/error.h"
+#include "macgrad/core/error.h"
 
 namespace macgrad {
 

@@ -1,9 +1,9 @@
 // The table of what backends bring for recorded steps, and recording and replay on top of it.
-#include "core/step_graph.h"
+#include "macgrad/core/step_graph.h"
 
 #include <array>
 
-#include "core/allocator.h"
+#include "macgrad/core/allocator.h"
 
 namespace macgrad {
 namespace {

@@ -11,7 +11,7 @@
 #include <cstdint>
 #include <functional>
 
-#include "core/tensor.h"
+#include "macgrad/core/tensor.h"
 
 namespace macgrad {
 

@@ -1,13 +1,13 @@
 // Storage, views, copies and casts. A Tensor is a view of shared storage; every write through one
 // moves the storage's version on.
-#include "core/tensor.h"
+#include "macgrad/core/tensor.h"
 
 #include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cmath>
 
-#include "core/kernels.h"
+#include "macgrad/core/kernels.h"
 
 namespace macgrad {
 

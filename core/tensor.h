@@ -9,9 +9,9 @@
 #include <utility>
 #include <vector>
 
-#include "core/allocator.h"
-#include "core/dtype.h"
-#include "core/shape.h"
+#include "macgrad/core/allocator.h"
+#include "macgrad/core/dtype.h"
+#include "macgrad/core/shape.h"
 
 namespace macgrad {
 

@@ -106,7 +106,7 @@ double pow(double, double) noexcept;
 }
 #endif
 
-#include "core/host_device.h"
+#include "macgrad/core/host_device.h"
 
 namespace macgrad::math {
 

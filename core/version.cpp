@@ -1,6 +1,6 @@
 // The facts of the build: from CMake (definitions given to this file alone), from the compiler's
 // macros, and, for oneDNN and OpenBLAS, from the library that is really loaded.
-#include "core/version.h"
+#include "macgrad/core/version.h"
 
 #include <cblas.h>
 #include <fmt/format.h>

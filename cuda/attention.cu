@@ -4,8 +4,8 @@
 // without a visible key are passed over. Measures of a block: kOwnRows queries; shared memory at
 // most 101 KB (tf32, width 128: (64 + 2·64)·132·4 bytes), so two blocks fit a multiprocessor.
 // B batch, H heads, T queries, S keys, d and dv widths.
-#include "cuda/attention.cuh"
-#include "cuda/backend.h"
+#include "macgrad/cuda/attention.cuh"
+#include "macgrad/cuda/backend.h"
 
 namespace macgrad::cuda {
 namespace attention {

@@ -11,12 +11,12 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "core/kernels.h"
-#include "cuda/attention_tile.cuh"
-#include "cuda/launch.h"
-#include "cuda/math_mode.h"
-#include "cuda/pack.cuh"
-#include "cuda/step_values.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/cuda/attention_tile.cuh"
+#include "macgrad/cuda/launch.h"
+#include "macgrad/cuda/math_mode.h"
+#include "macgrad/cuda/pack.cuh"
+#include "macgrad/cuda/step_values.h"
 
 namespace macgrad::cuda::attention {
 

@@ -7,8 +7,8 @@
 // one owner and one order: no atomics, the same bits every time. Shared memory is at most 113 KB
 // (width 128: (2·64 + 2·32)·132·4 bytes of rows, 64·40·4 of weights), so two blocks fit a
 // multiprocessor. B batch, H heads, T queries, S keys, d and dv widths.
-#include "cuda/attention.cuh"
-#include "cuda/backend.h"
+#include "macgrad/cuda/attention.cuh"
+#include "macgrad/cuda/backend.h"
 
 namespace macgrad::cuda {
 namespace attention {

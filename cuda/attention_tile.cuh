@@ -7,8 +7,8 @@
 // Which scores and sums a lane holds differs; slot, row, column and sum_column say it.
 #pragma once
 
-#include "cuda/device_code.cuh"
-#include "cuda/mma.cuh"
+#include "macgrad/cuda/device_code.cuh"
+#include "macgrad/cuda/mma.cuh"
 
 namespace macgrad::cuda::attention {
 

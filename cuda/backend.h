@@ -2,8 +2,8 @@
 // for each file of core/cpu/.
 #pragma once
 
-#include "core/kernels.h"
+#include "macgrad/core/kernels.h"
 
 namespace macgrad::cuda {
-#include "core/backend_functions.inc"
+#include "macgrad/core/backend_functions.inc"
 }  // namespace macgrad::cuda

@@ -7,9 +7,9 @@
 // which left a partial result (2, N).
 #pragma once
 
-#include "core/tensor.h"
-#include "cuda/row_chunks.h"
-#include "cuda/rows.cuh"
+#include "macgrad/core/tensor.h"
+#include "macgrad/cuda/row_chunks.h"
+#include "macgrad/cuda/rows.cuh"
 
 namespace macgrad::cuda {
 

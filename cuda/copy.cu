@@ -3,12 +3,12 @@
 // that both sides are read and written in whole lines.
 #include <algorithm>
 
-#include "core/convert.h"
-#include "cuda/backend.h"
-#include "cuda/device_code.cuh"
-#include "cuda/launch.h"
-#include "cuda/pack.cuh"
-#include "cuda/strided.h"
+#include "macgrad/core/convert.h"
+#include "macgrad/cuda/backend.h"
+#include "macgrad/cuda/device_code.cuh"
+#include "macgrad/cuda/launch.h"
+#include "macgrad/cuda/pack.cuh"
+#include "macgrad/cuda/strided.h"
 
 namespace macgrad::cuda {
 namespace {

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "core/dtype.h"
+#include "macgrad/core/dtype.h"
 
 namespace macgrad::cuda {
 

@@ -1,10 +1,10 @@
 // Elementwise kernels over any strides, from the functor lists of core/scalar_ops.h. Contiguous
 // operands go 16 bytes at a time; others find their offsets by division (strided.h).
-#include "core/kernels.h"
-#include "cuda/backend.h"
-#include "cuda/device_code.cuh"
-#include "cuda/launch.h"
-#include "cuda/strided.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/cuda/backend.h"
+#include "macgrad/cuda/device_code.cuh"
+#include "macgrad/cuda/launch.h"
+#include "macgrad/cuda/strided.h"
 
 namespace macgrad::cuda {
 namespace {

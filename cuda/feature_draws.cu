@@ -3,12 +3,12 @@
 // In a captured step the step number comes from device memory (step_values.h).
 #include <vector>
 
-#include "core/feature_draw.h"
-#include "cuda/backend.h"
-#include "cuda/device_code.cuh"
-#include "cuda/launch.h"
-#include "cuda/step_values.h"
-#include "cuda/tensor_table.cuh"
+#include "macgrad/core/feature_draw.h"
+#include "macgrad/cuda/backend.h"
+#include "macgrad/cuda/device_code.cuh"
+#include "macgrad/cuda/launch.h"
+#include "macgrad/cuda/step_values.h"
+#include "macgrad/cuda/tensor_table.cuh"
 
 namespace macgrad::cuda {
 namespace {

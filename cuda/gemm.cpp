@@ -3,11 +3,11 @@
 #include <climits>
 #include <vector>
 
-#include "core/matrix_layout.h"
-#include "cuda/backend.h"
-#include "cuda/math_mode.h"
-#include "cuda/register.h"
-#include "cuda/runtime.h"
+#include "macgrad/core/matrix_layout.h"
+#include "macgrad/cuda/backend.h"
+#include "macgrad/cuda/math_mode.h"
+#include "macgrad/cuda/register.h"
+#include "macgrad/cuda/runtime.h"
 
 namespace macgrad::cuda {
 namespace {

@@ -1,9 +1,9 @@
 // Steps recorded as CUDA graphs (core/step_graph.h). The step values are written to device memory
 // before each launch, in stream order.
-#include "core/step_graph.h"
-#include "cuda/memory.h"
-#include "cuda/runtime.h"
-#include "cuda/step_values.h"
+#include "macgrad/core/step_graph.h"
+#include "macgrad/cuda/memory.h"
+#include "macgrad/cuda/runtime.h"
+#include "macgrad/cuda/step_values.h"
 
 namespace macgrad::cuda {
 namespace {

@@ -4,12 +4,12 @@
 // scatter_add gives each column a thread that goes through k, as on the CPU, or where that would
 // leave the card idle, sorts all elements by destination. Indices outside their tensor are skipped
 // and reported by the next read of a value (index_fault.h).
-#include "cuda/backend.h"
-#include "cuda/device_code.cuh"
-#include "cuda/index_fault.h"
-#include "cuda/index_sort.cuh"
-#include "cuda/launch.h"
-#include "cuda/pack.cuh"
+#include "macgrad/cuda/backend.h"
+#include "macgrad/cuda/device_code.cuh"
+#include "macgrad/cuda/index_fault.h"
+#include "macgrad/cuda/index_sort.cuh"
+#include "macgrad/cuda/launch.h"
+#include "macgrad/cuda/pack.cuh"
 
 namespace macgrad::cuda {
 namespace {

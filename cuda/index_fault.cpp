@@ -1,6 +1,6 @@
-#include "cuda/index_fault.h"
+#include "macgrad/cuda/index_fault.h"
 
-#include "cuda/runtime.h"
+#include "macgrad/cuda/runtime.h"
 
 namespace macgrad::cuda {
 namespace {

@@ -10,9 +10,9 @@
 #include <cstdint>
 #include <utility>
 
-#include "core/tensor.h"
-#include "cuda/device_code.cuh"
-#include "cuda/launch.h"
+#include "macgrad/core/tensor.h"
+#include "macgrad/cuda/device_code.cuh"
+#include "macgrad/cuda/launch.h"
 
 namespace macgrad::cuda {
 

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <source_location>
 
-#include "cuda/runtime.h"
+#include "macgrad/cuda/runtime.h"
 
 namespace macgrad::cuda {
 

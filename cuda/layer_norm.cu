@@ -5,8 +5,8 @@
 // arithmetic.
 //
 // Shape letters: R rows, N columns.
-#include "cuda/backend.h"
-#include "cuda/columns.cuh"
+#include "macgrad/cuda/backend.h"
+#include "macgrad/cuda/columns.cuh"
 
 namespace macgrad::cuda {
 namespace {

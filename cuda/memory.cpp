@@ -1,10 +1,10 @@
 // Device memory behind the caching allocator of core/allocator.h, and copies between host and
 // device. Freed blocks are reused without waiting: everything runs in order on one stream.
-#include "cuda/memory.h"
+#include "macgrad/cuda/memory.h"
 
-#include "core/allocator.h"
-#include "cuda/index_fault.h"
-#include "cuda/runtime.h"
+#include "macgrad/core/allocator.h"
+#include "macgrad/cuda/index_fault.h"
+#include "macgrad/cuda/runtime.h"
 
 namespace macgrad::cuda {
 namespace {

@@ -14,8 +14,8 @@
 
 #include <cstdint>
 
-#include "core/dtype.h"
-#include "cuda/device_code.cuh"
+#include "macgrad/core/dtype.h"
+#include "macgrad/cuda/device_code.cuh"
 
 namespace macgrad::cuda {
 

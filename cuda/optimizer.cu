@@ -8,13 +8,13 @@
 #include <type_traits>
 #include <vector>
 
-#include "core/adam_lists.h"
-#include "cuda/backend.h"
-#include "cuda/device_code.cuh"
-#include "cuda/launch.h"
-#include "cuda/pack.cuh"
-#include "cuda/step_values.h"
-#include "cuda/tensor_table.cuh"
+#include "macgrad/core/adam_lists.h"
+#include "macgrad/cuda/backend.h"
+#include "macgrad/cuda/device_code.cuh"
+#include "macgrad/cuda/launch.h"
+#include "macgrad/cuda/pack.cuh"
+#include "macgrad/cuda/step_values.h"
+#include "macgrad/cuda/tensor_table.cuh"
 
 namespace macgrad::cuda {
 namespace {

@@ -4,9 +4,9 @@
 // (columns.cuh).
 //
 // Shape letters: d head dimension, R rows.
-#include "cuda/backend.h"
-#include "cuda/sbn.cuh"
-#include "cuda/strided.h"
+#include "macgrad/cuda/backend.h"
+#include "macgrad/cuda/sbn.cuh"
+#include "macgrad/cuda/strided.h"
 
 namespace macgrad::cuda {
 namespace {

@@ -6,8 +6,8 @@
 //
 // A block has one head and one chunk of positions (b·T + t), so that a thread keeps its channels'
 // statistics. Shape letters: B batch, H heads, T positions, d head dimension.
-#include "cuda/backend.h"
-#include "cuda/sbn.cuh"
+#include "macgrad/cuda/backend.h"
+#include "macgrad/cuda/sbn.cuh"
 
 namespace macgrad::cuda {
 namespace {

@@ -4,11 +4,11 @@
 #include <cmath>
 #include <numbers>
 
-#include "cuda/backend.h"
-#include "cuda/device_code.cuh"
-#include "cuda/launch.h"
-#include "cuda/pack.cuh"
-#include "cuda/step_values.h"
+#include "macgrad/cuda/backend.h"
+#include "macgrad/cuda/device_code.cuh"
+#include "macgrad/cuda/launch.h"
+#include "macgrad/cuda/pack.cuh"
+#include "macgrad/cuda/step_values.h"
 
 namespace macgrad::cuda {
 namespace {

@@ -1,9 +1,9 @@
 // Reductions of the middle dimension of (A, R, N) in one read of x. Long ones are cut into pieces
 // over the card (reduce_tile.cuh), whose partial results are merged in order by a second launch,
 // sums in float64. cumsum goes the same way: sums of pieces, then every piece from its start.
-#include "cuda/reduce_tile.cuh"
+#include "macgrad/cuda/reduce_tile.cuh"
 
-#include "cuda/backend.h"
+#include "macgrad/cuda/backend.h"
 
 namespace macgrad::cuda {
 namespace {

@@ -6,10 +6,10 @@
 // merge(state, later state), finish(output, state).
 #pragma once
 
-#include "cuda/device_code.cuh"
-#include "cuda/launch.h"
-#include "cuda/pack.cuh"
-#include "cuda/reduce_tiling.h"
+#include "macgrad/cuda/device_code.cuh"
+#include "macgrad/cuda/launch.h"
+#include "macgrad/cuda/pack.cuh"
+#include "macgrad/cuda/reduce_tiling.h"
 
 namespace macgrad::cuda {
 

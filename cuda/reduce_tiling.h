@@ -8,7 +8,7 @@
 #include <bit>
 #include <cstdint>
 
-#include "core/host_device.h"
+#include "macgrad/core/host_device.h"
 
 namespace macgrad::cuda {
 

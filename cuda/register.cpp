@@ -1,14 +1,14 @@
 // The CUDA backend's entry points. Host code only: the kernels' own files are compiled by nvcc.
-#include "cuda/register.h"
+#include "macgrad/cuda/register.h"
 
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
 
-#include "core/compare_with_cpu.h"
-#include "cuda/backend.h"
-#include "cuda/math_mode.h"
-#include "cuda/memory.h"
-#include "cuda/runtime.h"
+#include "macgrad/core/compare_with_cpu.h"
+#include "macgrad/cuda/backend.h"
+#include "macgrad/cuda/math_mode.h"
+#include "macgrad/cuda/memory.h"
+#include "macgrad/cuda/runtime.h"
 
 namespace macgrad {
 

@@ -8,8 +8,8 @@
 // keys, d head dimension, dv values. Equations: nn/README.md, RMFA.
 #include <limits>
 
-#include "cuda/backend.h"
-#include "cuda/rmfa_states.cuh"
+#include "macgrad/cuda/backend.h"
+#include "macgrad/cuda/rmfa_states.cuh"
 
 namespace macgrad::cuda {
 namespace rmfa {

@@ -7,8 +7,8 @@
 // the masked products inside a tile stand beside both. Keys before all queries see R whole. Shape
 // letters: B batch, H heads, T queries (Tn), S keys, d head dimension, dv values. Equations:
 // nn/README.md, RMFA.
-#include "cuda/backend.h"
-#include "cuda/rmfa_backward.cuh"
+#include "macgrad/cuda/backend.h"
+#include "macgrad/cuda/rmfa_backward.cuh"
 
 namespace macgrad::cuda {
 namespace rmfa {

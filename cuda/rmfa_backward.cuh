@@ -4,7 +4,7 @@
 // its own. Shape letters: B batch, H heads, T queries (Tn), S keys, d head dimension, dv values.
 #pragma once
 
-#include "cuda/rmfa_states.cuh"
+#include "macgrad/cuda/rmfa_states.cuh"
 
 namespace macgrad::cuda::rmfa {
 

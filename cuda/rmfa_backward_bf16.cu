@@ -1,5 +1,5 @@
 // Backward kernels of RMFA for float32, products rounded to bfloat16.
-#include "cuda/rmfa_backward.cuh"
+#include "macgrad/cuda/rmfa_backward.cuh"
 
 namespace macgrad::cuda::rmfa {
 template MACGRAD_PULL_GRADIENTS(float, bf16);

@@ -1,5 +1,5 @@
 // Backward kernels of RMFA for tensors stored in bfloat16.
-#include "cuda/rmfa_backward.cuh"
+#include "macgrad/cuda/rmfa_backward.cuh"
 
 namespace macgrad::cuda::rmfa {
 template MACGRAD_PULL_GRADIENTS(bfloat16, bf16);

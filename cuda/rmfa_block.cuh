@@ -7,8 +7,8 @@
 // dimension, dv values, P projections.
 #pragma once
 
-#include "cuda/device_code.cuh"
-#include "cuda/rmfa_tile.cuh"
+#include "macgrad/cuda/device_code.cuh"
+#include "macgrad/cuda/rmfa_tile.cuh"
 
 namespace macgrad::cuda::rmfa {
 

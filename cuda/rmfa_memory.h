@@ -3,7 +3,7 @@
 // launched. Shape letters: d head dimension, dv values; W is 1 where both are at most 64, else 2.
 #pragma once
 
-#include "cuda/rmfa_plan.h"
+#include "macgrad/cuda/rmfa_plan.h"
 
 namespace macgrad::cuda::rmfa {
 

@@ -16,8 +16,8 @@
 #include <cstdint>
 #include <string>
 
-#include "core/kernels.h"
-#include "cuda/runtime.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/cuda/runtime.h"
 
 namespace macgrad::cuda::rmfa {
 

@@ -1,7 +1,7 @@
 // Kernels of the states of RMFA (rmfa_states.cuh): a block for each head, chunk of features and
 // range of tokens, sums of states over ranges in a fixed order, and the number of keys that are
 // visible. Shape letters: B batch, H heads, T queries (Tn), S keys, d head dimension, dv values.
-#include "cuda/rmfa_states.cuh"
+#include "macgrad/cuda/rmfa_states.cuh"
 
 namespace macgrad::cuda::rmfa {
 namespace {

@@ -6,9 +6,9 @@
 // then the sums of v and u alone, which the constant multiplies.
 #pragma once
 
-#include "cuda/launch.h"
-#include "cuda/math_mode.h"
-#include "cuda/rmfa_block.cuh"
+#include "macgrad/cuda/launch.h"
+#include "macgrad/cuda/math_mode.h"
+#include "macgrad/cuda/rmfa_block.cuh"
 
 namespace macgrad::cuda::rmfa {
 

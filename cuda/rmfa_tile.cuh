@@ -8,8 +8,8 @@
 // cores the fragments of mma.cuh decide, and operands are rounded as they are read.
 #pragma once
 
-#include "cuda/mma.cuh"
-#include "cuda/rmfa_memory.h"
+#include "macgrad/cuda/mma.cuh"
+#include "macgrad/cuda/rmfa_memory.h"
 
 namespace macgrad::cuda::rmfa {
 

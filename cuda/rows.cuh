@@ -10,8 +10,8 @@
 #include <type_traits>
 #include <utility>
 
-#include "cuda/device_code.cuh"
-#include "cuda/launch.h"
+#include "macgrad/cuda/device_code.cuh"
+#include "macgrad/cuda/launch.h"
 
 namespace macgrad::cuda {
 

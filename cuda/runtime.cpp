@@ -1,10 +1,10 @@
-#include "cuda/runtime.h"
+#include "macgrad/cuda/runtime.h"
 
 #include <mutex>
 #include <sstream>
 #include <unordered_map>
 
-#include "cuda/math_mode.h"
+#include "macgrad/cuda/math_mode.h"
 
 namespace macgrad::cuda {
 namespace {

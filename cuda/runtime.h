@@ -10,7 +10,7 @@
 
 #include <string>
 
-#include "core/error.h"
+#include "macgrad/core/error.h"
 
 namespace macgrad::cuda {
 

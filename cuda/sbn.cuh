@@ -4,7 +4,7 @@
 // Shape letters: d head dimension (channels).
 #pragma once
 
-#include "cuda/columns.cuh"
+#include "macgrad/cuda/columns.cuh"
 
 namespace macgrad::cuda {
 

@@ -9,9 +9,9 @@
 // Shape letters: R rows, N columns, V vocabulary.
 #include <limits>
 
-#include "cuda/backend.h"
-#include "cuda/index_fault.h"
-#include "cuda/rows.cuh"
+#include "macgrad/cuda/backend.h"
+#include "macgrad/cuda/index_fault.h"
+#include "macgrad/cuda/rows.cuh"
 
 namespace macgrad::cuda {
 namespace {

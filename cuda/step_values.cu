@@ -1,7 +1,7 @@
 // The step values in device memory, and the kernel that writes them.
-#include "cuda/step_values.h"
+#include "macgrad/cuda/step_values.h"
 
-#include "cuda/launch.h"
+#include "macgrad/cuda/launch.h"
 
 namespace macgrad::cuda {
 namespace {

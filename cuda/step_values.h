@@ -5,8 +5,8 @@
 
 #include <cstdint>
 
-#include "core/generator.h"
-#include "core/tensor.h"
+#include "macgrad/core/generator.h"
+#include "macgrad/core/tensor.h"
 
 namespace macgrad::cuda {
 

@@ -7,8 +7,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/host_device.h"
-#include "core/tensor.h"
+#include "macgrad/core/host_device.h"
+#include "macgrad/core/tensor.h"
 
 namespace macgrad::cuda {
 

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "cuda/runtime.h"
+#include "macgrad/cuda/runtime.h"
 
 #if defined(MACGRAD_CUDA_EMULATED)
 #define MACGRAD_GRID_CONSTANT

@@ -7,7 +7,7 @@
 //   optimizer.step(lr, {.grad_scale = sum.grad_scale(), .clip_norm = 1.0});
 #pragma once
 
-#include "nn/loss.h"
+#include "macgrad/nn/loss.h"
 
 namespace macgrad::nn {
 

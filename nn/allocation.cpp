@@ -1,14 +1,14 @@
 // Plans of the draw methods, and the search behind `optimal`: for every choice of an exact linear
 // block and of the degree at which the tail starts, columns go one by one to the degree whose
 // predicted variance falls most.
-#include "nn/allocation.h"
+#include "macgrad/nn/allocation.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <optional>
 
-#include "core/error.h"
+#include "macgrad/core/error.h"
 
 namespace macgrad::nn {
 

@@ -11,8 +11,8 @@
 #include <string>
 #include <vector>
 
-#include "nn/dot_product_kernels.h"
-#include "nn/variance_model.h"
+#include "macgrad/nn/dot_product_kernels.h"
+#include "macgrad/nn/variance_model.h"
 
 namespace macgrad::nn {
 

@@ -1,12 +1,12 @@
 // Softmax and exact kernelized attention, the logit scale, and the choice of a core.
-#include "nn/attention_core.h"
+#include "macgrad/nn/attention_core.h"
 
 #include <charconv>
 #include <cmath>
 #include <limits>
 
-#include "autograd/ops.h"
-#include "nn/init.h"
+#include "macgrad/autograd/ops.h"
+#include "macgrad/nn/init.h"
 
 namespace macgrad::nn {
 

@@ -9,11 +9,11 @@
 #include <memory>
 #include <string>
 
-#include "autograd/attention.h"
-#include "nn/attention_settings.h"
-#include "nn/decode_state.h"
-#include "nn/feature_map.h"
-#include "nn/module.h"
+#include "macgrad/autograd/attention.h"
+#include "macgrad/nn/attention_settings.h"
+#include "macgrad/nn/decode_state.h"
+#include "macgrad/nn/feature_map.h"
+#include "macgrad/nn/module.h"
 
 namespace macgrad::nn {
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <string>
 
-#include "nn/feature_map.h"
+#include "macgrad/nn/feature_map.h"
 
 namespace macgrad::nn {
 

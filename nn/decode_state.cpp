@@ -1,11 +1,11 @@
 // Growing and reordering decoding states.
-#include "nn/decode_state.h"
+#include "macgrad/nn/decode_state.h"
 
 #include <algorithm>
 
-#include "autograd/ops.h"
-#include "autograd/scope.h"
-#include "core/kernels.h"
+#include "macgrad/autograd/ops.h"
+#include "macgrad/autograd/scope.h"
+#include "macgrad/core/kernels.h"
 
 namespace macgrad::nn {
 namespace {

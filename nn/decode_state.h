@@ -6,7 +6,7 @@
 
 #include <utility>
 
-#include "autograd/variable.h"
+#include "macgrad/autograd/variable.h"
 
 namespace macgrad::nn {
 

@@ -1,13 +1,13 @@
 // Beam search over a batch of sentences. A step advances all hypotheses of all open sentences as
 // one batch; sentences that are done leave it.
-#include "nn/decoding.h"
+#include "macgrad/nn/decoding.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <span>
 
-#include "autograd/ops.h"
+#include "macgrad/autograd/ops.h"
 
 namespace macgrad::nn {
 namespace {

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "nn/transformer.h"
+#include "macgrad/nn/transformer.h"
 
 namespace macgrad::nn {
 

@@ -1,6 +1,6 @@
 // The table of dot-product kernels and the checks every entry goes through: coefficients >= 0, for
 // f to be a scalar product of features (nn/README.md, equation (3)), and a series that meets f.
-#include "nn/dot_product_kernels.h"
+#include "macgrad/nn/dot_product_kernels.h"
 
 #include <algorithm>
 #include <charconv>
@@ -8,7 +8,7 @@
 #include <optional>
 #include <utility>
 
-#include "core/error.h"
+#include "macgrad/core/error.h"
 
 namespace macgrad::nn {
 

@@ -12,8 +12,8 @@
 #include <utility>
 #include <vector>
 
-#include "autograd/ops.h"
-#include "nn/power_series.h"
+#include "macgrad/autograd/ops.h"
+#include "macgrad/nn/power_series.h"
 
 namespace macgrad::nn {
 

@@ -2,7 +2,7 @@
 // by 1/(1-p). Masks are draws of the model's dropout stream and are replayed by key in gradients.
 #pragma once
 
-#include "nn/module.h"
+#include "macgrad/nn/module.h"
 
 namespace macgrad::nn {
 

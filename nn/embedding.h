@@ -2,7 +2,7 @@
 // tying: pass `weight` to project()).
 #pragma once
 
-#include "nn/module.h"
+#include "macgrad/nn/module.h"
 
 namespace macgrad::nn {
 

@@ -1,12 +1,12 @@
 // When a feature map draws, and what it keeps of a draw.
-#include "nn/feature_map.h"
+#include "macgrad/nn/feature_map.h"
 
 #include <charconv>
 #include <cmath>
 #include <utility>
 
-#include "core/kernels.h"
-#include "core/step_graph.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/core/step_graph.h"
 
 namespace macgrad::nn {
 

@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
-#include "nn/dot_product_kernels.h"
-#include "nn/maclaurin_draw.h"
-#include "nn/module.h"
+#include "macgrad/nn/dot_product_kernels.h"
+#include "macgrad/nn/maclaurin_draw.h"
+#include "macgrad/nn/module.h"
 
 namespace macgrad::nn {
 

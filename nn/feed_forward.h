@@ -1,8 +1,8 @@
 // FeedForward: linear2(dropout(activation(linear1(x)))), row by row.
 #pragma once
 
-#include "nn/dropout.h"
-#include "nn/linear.h"
+#include "macgrad/nn/dropout.h"
+#include "macgrad/nn/linear.h"
 
 namespace macgrad::nn {
 

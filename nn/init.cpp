@@ -1,10 +1,10 @@
 // Initial values, made by the random kernels on the CPU.
-#include "nn/init.h"
+#include "macgrad/nn/init.h"
 
 #include <cmath>
 
-#include "autograd/ops.h"
-#include "core/kernels.h"
+#include "macgrad/autograd/ops.h"
+#include "macgrad/core/kernels.h"
 
 namespace macgrad::nn {
 

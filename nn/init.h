@@ -2,8 +2,8 @@
 // every weight whatever the thread count.
 #pragma once
 
-#include "core/generator.h"
-#include "core/tensor.h"
+#include "macgrad/core/generator.h"
+#include "macgrad/core/tensor.h"
 
 namespace macgrad::nn {
 

@@ -1,7 +1,7 @@
 // LayerNorm (Ba, Kiros & Hinton 2016) over the last dimension.
 #pragma once
 
-#include "nn/module.h"
+#include "macgrad/nn/module.h"
 
 namespace macgrad::nn {
 

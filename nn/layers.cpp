@@ -1,11 +1,11 @@
 // The small layers: Linear, Embedding, LayerNorm, Dropout, FeedForward.
 #include <cmath>
 
-#include "autograd/ops.h"
-#include "nn/embedding.h"
-#include "nn/feed_forward.h"
-#include "nn/init.h"
-#include "nn/layer_norm.h"
+#include "macgrad/autograd/ops.h"
+#include "macgrad/nn/embedding.h"
+#include "macgrad/nn/feed_forward.h"
+#include "macgrad/nn/init.h"
+#include "macgrad/nn/layer_norm.h"
 
 namespace macgrad::nn {
 

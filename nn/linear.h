@@ -1,7 +1,7 @@
 // Linear: x·Wᵀ + b.
 #pragma once
 
-#include "nn/module.h"
+#include "macgrad/nn/module.h"
 
 namespace macgrad::nn {
 

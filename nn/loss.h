@@ -1,7 +1,7 @@
 // Losses of token sequences.
 #pragma once
 
-#include "autograd/variable.h"
+#include "macgrad/autograd/variable.h"
 
 namespace macgrad::nn {
 

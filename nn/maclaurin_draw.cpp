@@ -1,5 +1,5 @@
 // Degrees, weights and signs of random Maclaurin features, and their record.
-#include "nn/maclaurin_draw.h"
+#include "macgrad/nn/maclaurin_draw.h"
 
 #include <algorithm>
 #include <bit>
@@ -8,8 +8,8 @@
 #include <numeric>
 #include <utility>
 
-#include "core/error.h"
-#include "core/feature_draw.h"
+#include "macgrad/core/error.h"
+#include "macgrad/core/feature_draw.h"
 
 namespace macgrad::nn {
 

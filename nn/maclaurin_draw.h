@@ -13,10 +13,10 @@
 #include <span>
 #include <vector>
 
-#include "core/generator.h"
-#include "core/kernels.h"
-#include "core/tensor.h"
-#include "nn/allocation.h"
+#include "macgrad/core/generator.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/core/tensor.h"
+#include "macgrad/nn/allocation.h"
 
 namespace macgrad::nn {
 

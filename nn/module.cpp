@@ -1,5 +1,5 @@
 // The module tree: registration, paths, state dicts, modes.
-#include "nn/module.h"
+#include "macgrad/nn/module.h"
 
 #include <algorithm>
 #include <set>

@@ -12,9 +12,9 @@
 #include <utility>
 #include <vector>
 
-#include "autograd/scope.h"
-#include "autograd/variable.h"
-#include "core/generator.h"
+#include "macgrad/autograd/scope.h"
+#include "macgrad/autograd/variable.h"
+#include "macgrad/core/generator.h"
 
 namespace macgrad::nn {
 

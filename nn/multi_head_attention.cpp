@@ -1,7 +1,7 @@
 // Heads as views around an attention core.
-#include "nn/multi_head_attention.h"
+#include "macgrad/nn/multi_head_attention.h"
 
-#include "autograd/ops.h"
+#include "macgrad/autograd/ops.h"
 
 namespace macgrad::nn {
 

@@ -4,8 +4,8 @@
 
 #include <memory>
 
-#include "nn/attention_core.h"
-#include "nn/linear.h"
+#include "macgrad/nn/attention_core.h"
+#include "macgrad/nn/linear.h"
 
 namespace macgrad::nn {
 

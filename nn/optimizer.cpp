@@ -1,12 +1,12 @@
 // Adam and AdamW on the adam and sum_of_squares kernels.
-#include "nn/optimizer.h"
+#include "macgrad/nn/optimizer.h"
 
 #include <cmath>
 #include <limits>
 
-#include "autograd/ops.h"
-#include "core/kernels.h"
-#include "core/step_graph.h"
+#include "macgrad/autograd/ops.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/core/step_graph.h"
 
 namespace macgrad::nn {
 

@@ -11,8 +11,8 @@
 #include <string>
 #include <vector>
 
-#include "core/kernels.h"
-#include "nn/module.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/nn/module.h"
 
 namespace macgrad::nn {
 

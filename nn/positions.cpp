@@ -1,12 +1,12 @@
 // Position vectors.
-#include "nn/positions.h"
+#include "macgrad/nn/positions.h"
 
 #include <algorithm>
 #include <cmath>
 #include <iterator>
 
-#include "autograd/ops.h"
-#include "nn/init.h"
+#include "macgrad/autograd/ops.h"
+#include "macgrad/nn/init.h"
 
 namespace macgrad::nn {
 

@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "nn/module.h"
+#include "macgrad/nn/module.h"
 
 namespace macgrad::nn {
 

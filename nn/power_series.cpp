@@ -1,5 +1,5 @@
 // The recurrences of truncated power series: nn/README.md, equation (4).
-#include "nn/power_series.h"
+#include "macgrad/nn/power_series.h"
 
 #include <algorithm>
 #include <cmath>

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "core/error.h"
+#include "macgrad/core/error.h"
 
 namespace macgrad::nn {
 

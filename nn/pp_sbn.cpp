@@ -1,6 +1,6 @@
 // ppSBN (nn/README.md, equations (22) and (23)) and the plain q-k norm around any attention core.
-#include "autograd/ops.h"
-#include "nn/attention_core.h"
+#include "macgrad/autograd/ops.h"
+#include "macgrad/nn/attention_core.h"
 
 namespace macgrad::nn {
 

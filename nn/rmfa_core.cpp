@@ -4,8 +4,8 @@
 #include <cmath>
 #include <limits>
 
-#include "core/kernels.h"
-#include "nn/attention_core.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/nn/attention_core.h"
 
 namespace macgrad::nn {
 

@@ -1,8 +1,8 @@
 // RMFA with a decoding state: new keys join the sums of nn/README.md, equation (16), queries read
 // them, so that a step costs O(D·d) a head whatever came before. Several new places at once are
 // attended among themselves through the masked product, as inside a chunk of the causal kernel.
-#include "autograd/ops.h"
-#include "nn/attention_core.h"
+#include "macgrad/autograd/ops.h"
+#include "macgrad/nn/attention_core.h"
 
 namespace macgrad::nn {
 

@@ -1,10 +1,10 @@
 // The name table between torch.nn.Transformer and macgrad.
-#include "nn/torch_names.h"
+#include "macgrad/nn/torch_names.h"
 
 #include <array>
 #include <utility>
 
-#include "core/safetensors.h"
+#include "macgrad/core/safetensors.h"
 
 namespace macgrad::nn {
 

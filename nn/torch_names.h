@@ -4,7 +4,7 @@
 #include <map>
 #include <string>
 
-#include "nn/module.h"
+#include "macgrad/nn/module.h"
 
 namespace macgrad::nn {
 

@@ -2,12 +2,12 @@
 #include <algorithm>
 #include <cmath>
 
-#include "autograd/engine.h"
-#include "autograd/ops.h"
-#include "autograd/scope.h"
-#include "nn/accumulation.h"
-#include "nn/loss.h"
-#include "nn/schedule.h"
+#include "macgrad/autograd/engine.h"
+#include "macgrad/autograd/ops.h"
+#include "macgrad/autograd/scope.h"
+#include "macgrad/nn/accumulation.h"
+#include "macgrad/nn/loss.h"
+#include "macgrad/nn/schedule.h"
 
 namespace macgrad::nn {
 

@@ -1,9 +1,9 @@
 // The Transformer from token ids to logits.
-#include "nn/transformer.h"
+#include "macgrad/nn/transformer.h"
 
 #include <cmath>
 
-#include "autograd/ops.h"
+#include "macgrad/autograd/ops.h"
 
 namespace macgrad::nn {
 

@@ -7,12 +7,12 @@
 #include <memory>
 #include <vector>
 
-#include "nn/dropout.h"
-#include "nn/embedding.h"
-#include "nn/feed_forward.h"
-#include "nn/layer_norm.h"
-#include "nn/multi_head_attention.h"
-#include "nn/positions.h"
+#include "macgrad/nn/dropout.h"
+#include "macgrad/nn/embedding.h"
+#include "macgrad/nn/feed_forward.h"
+#include "macgrad/nn/layer_norm.h"
+#include "macgrad/nn/multi_head_attention.h"
+#include "macgrad/nn/positions.h"
 
 namespace macgrad::nn {
 

@@ -1,6 +1,6 @@
 // Encoder and decoder layers and their stacks.
-#include "autograd/ops.h"
-#include "nn/transformer.h"
+#include "macgrad/autograd/ops.h"
+#include "macgrad/nn/transformer.h"
 
 namespace macgrad::nn {
 

@@ -1,13 +1,13 @@
 // The moments by quadrature over the angle between query and key, uniform directions in head_dim
 // dimensions plus a share of equal ones, and from them the variance of a sum of m features of one
 // degree, by counting which pairs share a row or a block.
-#include "nn/variance_model.h"
+#include "macgrad/nn/variance_model.h"
 
 #include <algorithm>
 #include <cmath>
 #include <numbers>
 
-#include "core/feature_draw.h"
+#include "macgrad/core/feature_draw.h"
 
 namespace macgrad::nn {
 

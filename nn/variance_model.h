@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/kernels.h"
+#include "macgrad/core/kernels.h"
 
 namespace macgrad::nn {
 

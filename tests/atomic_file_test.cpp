@@ -1,6 +1,6 @@
 // What stands where a file is to be written: pipes, sockets, folders, symbolic links. Every writer
 // of macgrad goes through core/atomic_file.h.
-#include "core/atomic_file.h"
+#include "macgrad/core/atomic_file.h"
 
 #include <doctest/doctest.h>
 #include <sys/socket.h>
@@ -13,10 +13,10 @@
 #include <functional>
 #include <nlohmann/json.hpp>
 
-#include "core/safetensors.h"
-#include "experiments/common/output_files.h"
-#include "tests/errors.h"
-#include "tests/temporary_folder.h"
+#include "macgrad/core/safetensors.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/tests/errors.h"
+#include "macgrad/tests/temporary_folder.h"
 
 namespace macgrad::testing {
 namespace {

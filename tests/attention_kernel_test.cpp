@@ -10,7 +10,7 @@
 #include <random>
 #include <vector>
 
-#include "core/kernels.h"
+#include "macgrad/core/kernels.h"
 
 namespace macgrad {
 namespace {

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <limits>
 
-#include "autograd/fused.h"
+#include "macgrad/autograd/fused.h"
 #include "nn_checks.h"
 
 namespace macgrad::nn {

@@ -6,11 +6,11 @@
 #include <string>
 #include <vector>
 
-#include "autograd/engine.h"
-#include "autograd/fused.h"
-#include "autograd/node.h"
-#include "autograd/ops.h"
-#include "core/kernels.h"
+#include "macgrad/autograd/engine.h"
+#include "macgrad/autograd/fused.h"
+#include "macgrad/autograd/node.h"
+#include "macgrad/autograd/ops.h"
+#include "macgrad/core/kernels.h"
 
 namespace macgrad {
 namespace {

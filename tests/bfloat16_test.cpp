@@ -4,12 +4,12 @@
 
 #include <cmath>
 
-#include "autograd/fused.h"
-#include "core/safetensors.h"
-#include "nn/accumulation.h"
-#include "nn/optimizer.h"
+#include "macgrad/autograd/fused.h"
+#include "macgrad/core/safetensors.h"
+#include "macgrad/nn/accumulation.h"
+#include "macgrad/nn/optimizer.h"
+#include "macgrad/tests/temporary_folder.h"
 #include "nn_checks.h"
-#include "tests/temporary_folder.h"
 
 namespace macgrad::nn {
 

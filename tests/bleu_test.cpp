@@ -4,9 +4,9 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "core/error.h"
-#include "experiments/common/bleu.h"
-#include "experiments/common/output_files.h"
+#include "macgrad/core/error.h"
+#include "macgrad/experiments/common/bleu.h"
+#include "macgrad/experiments/common/output_files.h"
 
 namespace macgrad::experiments {
 namespace {

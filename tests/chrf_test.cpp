@@ -5,10 +5,10 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "core/error.h"
-#include "experiments/common/chrf.h"
-#include "experiments/common/lower_case.h"
-#include "experiments/common/output_files.h"
+#include "macgrad/core/error.h"
+#include "macgrad/experiments/common/chrf.h"
+#include "macgrad/experiments/common/lower_case.h"
+#include "macgrad/experiments/common/output_files.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -17,16 +17,16 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
-#include "core/error.h"
-#include "experiments/common/arguments.h"
-#include "experiments/common/machine.h"
-#include "experiments/common/output_files.h"
-#include "experiments/common/plots.h"
-#include "experiments/common/progress.h"
-#include "tests/child.h"
-#include "tests/errors.h"
-#include "tests/printed.h"
-#include "tests/temporary_folder.h"
+#include "macgrad/core/error.h"
+#include "macgrad/experiments/common/arguments.h"
+#include "macgrad/experiments/common/machine.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/experiments/common/plots.h"
+#include "macgrad/experiments/common/progress.h"
+#include "macgrad/tests/child.h"
+#include "macgrad/tests/errors.h"
+#include "macgrad/tests/printed.h"
+#include "macgrad/tests/temporary_folder.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -1,6 +1,6 @@
 // Decoding: a step with states against the whole prefix, and beam search against a plain search,
 // against all sequences there are, and against itself in other batches.
-#include "nn/decoding.h"
+#include "macgrad/nn/decoding.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,11 +1,11 @@
 // Products with Jacobians and Hessians against formulas and central differences; gradients example
 // by example against the rows of a Jacobian. Of whole models: transformer_test.cpp.
-#include "autograd/derivatives.h"
+#include "macgrad/autograd/derivatives.h"
 
 #include <doctest/doctest.h>
 
-#include "autograd/attention.h"
-#include "tests/nn_checks.h"
+#include "macgrad/autograd/attention.h"
+#include "macgrad/tests/nn_checks.h"
 
 namespace macgrad::checks {
 namespace {

@@ -1,15 +1,15 @@
 // Dot-product kernels: coefficients against exact fractions (fixtures/maclaurin.json), series
 // against f, radius, refusals, and f on Variables.
-#include "nn/dot_product_kernels.h"
+#include "macgrad/nn/dot_product_kernels.h"
 
 #include <doctest/doctest.h>
 
 #include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "autograd/engine.h"
-#include "experiments/common/output_files.h"
-#include "tests/errors.h"
+#include "macgrad/autograd/engine.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/tests/errors.h"
 
 namespace macgrad::nn {
 namespace {

@@ -4,11 +4,11 @@
 
 #include <cmath>
 
-#include "autograd/attention.h"
-#include "autograd/engine.h"
-#include "autograd/node.h"
-#include "autograd/ops.h"
-#include "autograd/scope.h"
+#include "macgrad/autograd/attention.h"
+#include "macgrad/autograd/engine.h"
+#include "macgrad/autograd/node.h"
+#include "macgrad/autograd/ops.h"
+#include "macgrad/autograd/scope.h"
 
 namespace macgrad {
 namespace {

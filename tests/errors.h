@@ -4,7 +4,7 @@
 #include <functional>
 #include <string>
 
-#include "core/error.h"
+#include "macgrad/core/error.h"
 
 namespace macgrad::testing {
 

@@ -7,13 +7,13 @@
 #include <cstdlib>
 #include <optional>
 
-#include "autograd/attention.h"
-#include "autograd/engine.h"
-#include "autograd/fused.h"
-#include "autograd/node.h"
-#include "autograd/scope.h"
-#include "core/kernels.h"
-#include "tests/op_cases.h"
+#include "macgrad/autograd/attention.h"
+#include "macgrad/autograd/engine.h"
+#include "macgrad/autograd/fused.h"
+#include "macgrad/autograd/node.h"
+#include "macgrad/autograd/scope.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/tests/op_cases.h"
 
 namespace macgrad::testing {
 namespace {

@@ -2,10 +2,10 @@
 // cotangent of ones or a first derivative cannot tell from right ones.
 #include <doctest/doctest.h>
 
-#include "autograd/gradcheck.h"
-#include "autograd/node.h"
-#include "autograd/ops.h"
-#include "tests/op_cases.h"
+#include "macgrad/autograd/gradcheck.h"
+#include "macgrad/autograd/node.h"
+#include "macgrad/autograd/ops.h"
+#include "macgrad/tests/op_cases.h"
 
 namespace macgrad::testing {
 namespace {

@@ -4,10 +4,10 @@
 
 #include <set>
 
-#include "autograd/fused.h"
-#include "autograd/graph_record.h"
-#include "autograd/ops.h"
-#include "autograd/scope.h"
+#include "macgrad/autograd/fused.h"
+#include "macgrad/autograd/graph_record.h"
+#include "macgrad/autograd/ops.h"
+#include "macgrad/autograd/scope.h"
 
 namespace macgrad {
 namespace {

@@ -7,10 +7,10 @@
 #include <nlohmann/json.hpp>
 #include <string_view>
 
-#include "experiments/common/csv.h"
-#include "experiments/common/output_files.h"
-#include "experiments/inspect/bias.h"
-#include "tests/temporary_folder.h"
+#include "macgrad/experiments/common/csv.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/experiments/inspect/bias.h"
+#include "macgrad/tests/temporary_folder.h"
 
 namespace macgrad::experiments {
 namespace {

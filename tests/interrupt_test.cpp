@@ -11,13 +11,13 @@
 #include <iterator>
 #include <thread>
 
-#include "core/kernels.h"
-#include "experiments/common/interrupt.h"
-#include "experiments/common/options.h"
-#include "experiments/common/progress.h"
-#include "tests/child.h"
-#include "tests/errors.h"
-#include "tests/temporary_folder.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/experiments/common/interrupt.h"
+#include "macgrad/experiments/common/options.h"
+#include "macgrad/experiments/common/progress.h"
+#include "macgrad/tests/child.h"
+#include "macgrad/tests/errors.h"
+#include "macgrad/tests/temporary_folder.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -1,7 +1,7 @@
 // Random Maclaurin draws: worked examples (fixtures/maclaurin.json), unbiasedness of every method
 // by enumeration of all signs (and all permutations of Hadamard rows), expected counts, the
 // variance model, the figures that `optimal` must reach, and the record of a draw.
-#include "nn/maclaurin_draw.h"
+#include "macgrad/nn/maclaurin_draw.h"
 
 #include <doctest/doctest.h>
 
@@ -9,9 +9,9 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
-#include "core/feature_draw.h"
-#include "core/kernels.h"
-#include "experiments/common/output_files.h"
+#include "macgrad/core/feature_draw.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/experiments/common/output_files.h"
 
 namespace macgrad::nn {
 namespace {

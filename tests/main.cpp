@@ -6,7 +6,7 @@
 #include <cstdlib>
 
 #ifdef MACGRAD_WITH_CUDA
-#include "cuda/register.h"
+#include "macgrad/cuda/register.h"
 #endif
 
 int main(int argc, char** argv) {

@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "core/kernels.h"
+#include "macgrad/core/kernels.h"
 
 namespace macgrad {
 namespace {

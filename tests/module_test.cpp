@@ -1,11 +1,11 @@
 // Modules: names, modes, strict state dicts, casts; the small layers and their initial values.
 #include <cmath>
 
-#include "autograd/engine.h"
-#include "nn/attention_core.h"
-#include "nn/init.h"
-#include "nn/multi_head_attention.h"
-#include "nn/transformer.h"
+#include "macgrad/autograd/engine.h"
+#include "macgrad/nn/attention_core.h"
+#include "macgrad/nn/init.h"
+#include "macgrad/nn/multi_head_attention.h"
+#include "macgrad/nn/transformer.h"
 #include "nn_checks.h"
 
 namespace macgrad::nn {

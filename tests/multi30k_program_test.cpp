@@ -21,10 +21,10 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
-#include "core/safetensors.h"
-#include "experiments/common/output_files.h"
-#include "tests/errors.h"
-#include "tests/temporary_folder.h"
+#include "macgrad/core/safetensors.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/tests/errors.h"
+#include "macgrad/tests/temporary_folder.h"
 
 namespace macgrad::experiments {
 namespace {

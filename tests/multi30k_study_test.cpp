@@ -8,12 +8,12 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
-#include "experiments/common/csv.h"
-#include "experiments/common/output_files.h"
-#include "experiments/multi30k/commands.h"
-#include "experiments/multi30k/study.h"
-#include "tests/multi30k_settings.h"
-#include "tests/temporary_folder.h"
+#include "macgrad/experiments/common/csv.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/experiments/multi30k/commands.h"
+#include "macgrad/experiments/multi30k/study.h"
+#include "macgrad/tests/multi30k_settings.h"
+#include "macgrad/tests/temporary_folder.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -11,19 +11,19 @@
 #include <set>
 #include <sstream>
 
-#include "experiments/common/output_files.h"
-#include "experiments/common/text_files.h"
-#include "experiments/multi30k/checkpoint.h"
-#include "experiments/multi30k/commands.h"
-#include "experiments/multi30k/evaluation.h"
-#include "experiments/multi30k/run.h"
-#include "experiments/multi30k/split_scores.h"
-#include "experiments/multi30k/training.h"
-#include "experiments/multi30k/translator.h"
-#include "tests/composites_allowed.h"
-#include "tests/errors.h"
-#include "tests/multi30k_settings.h"
-#include "tests/temporary_folder.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/experiments/common/text_files.h"
+#include "macgrad/experiments/multi30k/checkpoint.h"
+#include "macgrad/experiments/multi30k/commands.h"
+#include "macgrad/experiments/multi30k/evaluation.h"
+#include "macgrad/experiments/multi30k/run.h"
+#include "macgrad/experiments/multi30k/split_scores.h"
+#include "macgrad/experiments/multi30k/training.h"
+#include "macgrad/experiments/multi30k/translator.h"
+#include "macgrad/tests/composites_allowed.h"
+#include "macgrad/tests/errors.h"
+#include "macgrad/tests/multi30k_settings.h"
+#include "macgrad/tests/temporary_folder.h"
 
 namespace macgrad::experiments {
 namespace {

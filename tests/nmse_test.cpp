@@ -7,12 +7,12 @@
 #include <cmath>
 #include <string_view>
 
-#include "core/kernels.h"
-#include "experiments/common/csv.h"
-#include "experiments/nmse/attention.h"
-#include "experiments/nmse/command.h"
-#include "experiments/nmse/measure.h"
-#include "tests/temporary_folder.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/experiments/common/csv.h"
+#include "macgrad/experiments/nmse/attention.h"
+#include "macgrad/experiments/nmse/command.h"
+#include "macgrad/experiments/nmse/measure.h"
+#include "macgrad/tests/temporary_folder.h"
 
 namespace {
 

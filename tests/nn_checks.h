@@ -9,12 +9,12 @@
 #include <string>
 #include <vector>
 
-#include "autograd/engine.h"
-#include "autograd/gradcheck.h"
-#include "autograd/ops.h"
-#include "core/kernels.h"
-#include "nn/transformer.h"
-#include "tests/errors.h"
+#include "macgrad/autograd/engine.h"
+#include "macgrad/autograd/gradcheck.h"
+#include "macgrad/autograd/ops.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/nn/transformer.h"
+#include "macgrad/tests/errors.h"
 
 namespace macgrad::checks {
 

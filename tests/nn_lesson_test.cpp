@@ -10,10 +10,10 @@
 #include <utility>
 #include <vector>
 
-#include "autograd/attention.h"
-#include "autograd/engine.h"
-#include "core/feature_draw.h"
-#include "nn/maclaurin_draw.h"
+#include "macgrad/autograd/attention.h"
+#include "macgrad/autograd/engine.h"
+#include "macgrad/core/feature_draw.h"
+#include "macgrad/nn/maclaurin_draw.h"
 
 namespace macgrad::nn {
 namespace {

@@ -1,14 +1,14 @@
 // Running rows of the op table: inputs, values, gradients, second derivatives, comparison.
 
-#include "tests/op_cases.h"
+#include "macgrad/tests/op_cases.h"
 
 #include <omp.h>
 
 #include <algorithm>
 #include <cmath>
 
-#include "autograd/engine.h"
-#include "core/generator.h"
+#include "macgrad/autograd/engine.h"
+#include "macgrad/core/generator.h"
 
 namespace macgrad::testing {
 namespace {

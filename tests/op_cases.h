@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "autograd/ops.h"
-#include "core/tensor.h"
+#include "macgrad/autograd/ops.h"
+#include "macgrad/core/tensor.h"
 
 namespace macgrad::testing {
 

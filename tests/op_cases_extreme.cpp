@@ -6,8 +6,8 @@
 #include <limits>
 #include <numeric>
 
-#include "autograd/attention.h"
-#include "tests/op_cases.h"
+#include "macgrad/autograd/attention.h"
+#include "macgrad/tests/op_cases.h"
 
 namespace macgrad::testing {
 namespace {

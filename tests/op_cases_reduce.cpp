@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "tests/op_cases.h"
+#include "macgrad/tests/op_cases.h"
 
 namespace macgrad::testing {
 namespace {

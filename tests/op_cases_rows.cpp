@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "autograd/attention.h"
-#include "tests/op_cases.h"
+#include "macgrad/autograd/attention.h"
+#include "macgrad/tests/op_cases.h"
 
 namespace macgrad::testing {
 namespace {

@@ -1,6 +1,6 @@
 // Rows of the ops that rearrange, cut, join and index.
 
-#include "tests/op_cases.h"
+#include "macgrad/tests/op_cases.h"
 
 namespace macgrad::testing {
 namespace {

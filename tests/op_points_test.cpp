@@ -6,8 +6,8 @@
 #include <functional>
 #include <limits>
 
-#include "autograd/engine.h"
-#include "autograd/ops.h"
+#include "macgrad/autograd/engine.h"
+#include "macgrad/autograd/ops.h"
 
 namespace macgrad {
 namespace {

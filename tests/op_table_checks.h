@@ -6,7 +6,7 @@
 
 #include <string>
 
-#include "tests/op_cases.h"
+#include "macgrad/tests/op_cases.h"
 
 namespace macgrad::testing {
 

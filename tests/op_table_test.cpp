@@ -6,10 +6,10 @@
 #include <fstream>
 #include <set>
 
-#include "autograd/gradcheck.h"
-#include "core/allocator.h"
-#include "tests/op_cases.h"
-#include "tests/op_table_checks.h"
+#include "macgrad/autograd/gradcheck.h"
+#include "macgrad/core/allocator.h"
+#include "macgrad/tests/op_cases.h"
+#include "macgrad/tests/op_table_checks.h"
 
 namespace macgrad::testing {
 namespace {

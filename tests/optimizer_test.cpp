@@ -2,10 +2,10 @@
 #include <cmath>
 #include <limits>
 
-#include "core/safetensors.h"
-#include "nn/accumulation.h"
-#include "nn/optimizer.h"
-#include "nn/schedule.h"
+#include "macgrad/core/safetensors.h"
+#include "macgrad/nn/accumulation.h"
+#include "macgrad/nn/optimizer.h"
+#include "macgrad/nn/schedule.h"
 #include "nn_checks.h"
 
 namespace macgrad::nn {

@@ -4,21 +4,21 @@
 
 #include <regex>
 
-#include "experiments/bench/command.h"
-#include "experiments/common/lists.h"
-#include "experiments/common/options.h"
-#include "experiments/inspect/attention_sharpness.h"
-#include "experiments/inspect/bias.h"
-#include "experiments/inspect/check.h"
-#include "experiments/inspect/compare.h"
-#include "experiments/inspect/explode.h"
-#include "experiments/inspect/page.h"
-#include "experiments/inspect/record.h"
-#include "experiments/inspect/statistics.h"
-#include "experiments/multi30k/commands.h"
-#include "experiments/nmse/command.h"
-#include "tests/errors.h"
-#include "tests/printed.h"
+#include "macgrad/experiments/bench/command.h"
+#include "macgrad/experiments/common/lists.h"
+#include "macgrad/experiments/common/options.h"
+#include "macgrad/experiments/inspect/attention_sharpness.h"
+#include "macgrad/experiments/inspect/bias.h"
+#include "macgrad/experiments/inspect/check.h"
+#include "macgrad/experiments/inspect/compare.h"
+#include "macgrad/experiments/inspect/explode.h"
+#include "macgrad/experiments/inspect/page.h"
+#include "macgrad/experiments/inspect/record.h"
+#include "macgrad/experiments/inspect/statistics.h"
+#include "macgrad/experiments/multi30k/commands.h"
+#include "macgrad/experiments/nmse/command.h"
+#include "macgrad/tests/errors.h"
+#include "macgrad/tests/printed.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -10,13 +10,13 @@
 #include <limits>
 #include <new>
 
-#include "autograd/attention.h"
-#include "autograd/engine.h"
-#include "core/allocator.h"
-#include "core/cpu/parallel.h"
-#include "nn/attention_core.h"
-#include "nn/linear.h"
-#include "tests/op_cases.h"
+#include "macgrad/autograd/attention.h"
+#include "macgrad/autograd/engine.h"
+#include "macgrad/core/allocator.h"
+#include "macgrad/core/cpu/parallel.h"
+#include "macgrad/nn/attention_core.h"
+#include "macgrad/nn/linear.h"
+#include "macgrad/tests/op_cases.h"
 
 namespace {
 // Allocations of this thread that still succeed.

@@ -2,8 +2,8 @@
 // makes it: exact attention and RMFA with it train, decode and go through a checkpoint.
 #include <doctest/doctest.h>
 
-#include "core/safetensors.h"
-#include "nn/optimizer.h"
+#include "macgrad/core/safetensors.h"
+#include "macgrad/nn/optimizer.h"
 #include "temporary_folder.h"
 #include "toy_transformer.h"
 

@@ -9,12 +9,12 @@
 #include <iterator>
 #include <nlohmann/json.hpp>
 
-#include "core/error.h"
-#include "experiments/common/output_files.h"
-#include "experiments/multi30k/commands.h"
-#include "experiments/multi30k/plot.h"
-#include "tests/errors.h"
-#include "tests/temporary_folder.h"
+#include "macgrad/core/error.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/experiments/multi30k/commands.h"
+#include "macgrad/experiments/multi30k/plot.h"
+#include "macgrad/tests/errors.h"
+#include "macgrad/tests/temporary_folder.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -10,7 +10,7 @@
 #include <iterator>
 #include <string>
 
-#include "tests/temporary_folder.h"
+#include "macgrad/tests/temporary_folder.h"
 
 namespace macgrad::testing {
 

@@ -6,8 +6,8 @@
 #include <cmath>
 #include <numbers>
 
-#include "core/generator.h"
-#include "core/kernels.h"
+#include "macgrad/core/generator.h"
+#include "macgrad/core/kernels.h"
 
 namespace macgrad {
 namespace {

@@ -14,14 +14,14 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
-#include "core/safetensors.h"
-#include "experiments/common/csv.h"
-#include "experiments/common/output_files.h"
-#include "experiments/common/shuffle.h"
-#include "experiments/common/text_codec.h"
-#include "experiments/common/text_files.h"
-#include "experiments/multi30k/checkpoint.h"
-#include "tests/temporary_folder.h"
+#include "macgrad/core/safetensors.h"
+#include "macgrad/experiments/common/csv.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/experiments/common/shuffle.h"
+#include "macgrad/experiments/common/text_codec.h"
+#include "macgrad/experiments/common/text_files.h"
+#include "macgrad/experiments/multi30k/checkpoint.h"
+#include "macgrad/tests/temporary_folder.h"
 
 // Sanitizers reserve terabytes of addresses, so there no limit can be set.
 #if defined(__SANITIZE_ADDRESS__)

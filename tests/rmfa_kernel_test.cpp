@@ -12,7 +12,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
-#include "core/kernels.h"
+#include "macgrad/core/kernels.h"
 
 using namespace macgrad;
 

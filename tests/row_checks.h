@@ -9,7 +9,7 @@
 #include <functional>
 #include <limits>
 
-#include "core/kernels.h"
+#include "macgrad/core/kernels.h"
 
 namespace macgrad::checks {
 

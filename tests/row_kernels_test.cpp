@@ -5,7 +5,7 @@
 
 #include <cmath>
 
-#include "tests/row_checks.h"
+#include "macgrad/tests/row_checks.h"
 
 namespace macgrad {
 using namespace checks;

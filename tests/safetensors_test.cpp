@@ -1,5 +1,5 @@
 // safetensors: the same bytes as the Python package's file, round trips, and files that lie.
-#include "core/safetensors.h"
+#include "macgrad/core/safetensors.h"
 
 #include <doctest/doctest.h>
 #include <signal.h>

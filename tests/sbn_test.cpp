@@ -6,10 +6,10 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "autograd/attention.h"
-#include "autograd/gradcheck.h"
-#include "autograd/ops.h"
-#include "tests/row_checks.h"
+#include "macgrad/autograd/attention.h"
+#include "macgrad/autograd/gradcheck.h"
+#include "macgrad/autograd/ops.h"
+#include "macgrad/tests/row_checks.h"
 
 namespace macgrad {
 using namespace checks;

@@ -6,11 +6,11 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "experiments/common/confidence.h"
-#include "experiments/common/output_files.h"
-#include "experiments/multi30k/score.h"
-#include "tests/errors.h"
-#include "tests/temporary_folder.h"
+#include "macgrad/experiments/common/confidence.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/experiments/multi30k/score.h"
+#include "macgrad/tests/errors.h"
+#include "macgrad/tests/temporary_folder.h"
 
 namespace macgrad::experiments {
 namespace {

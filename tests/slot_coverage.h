@@ -9,9 +9,9 @@
 #include <string>
 #include <utility>
 
-#include "core/error.h"
-#include "core/feature_draw.h"
-#include "core/kernels.h"
+#include "macgrad/core/error.h"
+#include "macgrad/core/feature_draw.h"
+#include "macgrad/core/kernels.h"
 
 namespace macgrad::testing {
 

@@ -1,6 +1,6 @@
 // Subwords: every line comes back as it was, what training gives, the model's file and its errors,
 // and the codec that words and subwords share. With $MULTI30K_DIR every line of the corpus as well.
-#include "experiments/common/subwords.h"
+#include "macgrad/experiments/common/subwords.h"
 
 #include <doctest/doctest.h>
 #include <sentencepiece_processor.h>
@@ -12,11 +12,11 @@
 #include <set>
 #include <sstream>
 
-#include "experiments/common/text_codec.h"
-#include "experiments/common/text_files.h"
-#include "experiments/common/unicode.h"
-#include "tests/errors.h"
-#include "tests/temporary_folder.h"
+#include "macgrad/experiments/common/text_codec.h"
+#include "macgrad/experiments/common/text_files.h"
+#include "macgrad/experiments/common/unicode.h"
+#include "macgrad/tests/errors.h"
+#include "macgrad/tests/temporary_folder.h"
 
 namespace macgrad::experiments {
 namespace {

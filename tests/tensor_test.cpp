@@ -9,9 +9,9 @@
 #include <string>
 #include <vector>
 
-#include "core/cpu/gemm.h"
-#include "core/kernels.h"
-#include "core/tensor.h"
+#include "macgrad/core/cpu/gemm.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/core/tensor.h"
 
 namespace macgrad {
 namespace {

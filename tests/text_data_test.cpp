@@ -13,14 +13,14 @@
 #include <set>
 #include <sstream>
 
-#include "core/error.h"
-#include "experiments/common/batches.h"
-#include "experiments/common/text_files.h"
-#include "experiments/common/toy_corpus.h"
-#include "experiments/common/unicode.h"
-#include "experiments/common/vocabulary.h"
-#include "tests/errors.h"
-#include "tests/temporary_folder.h"
+#include "macgrad/core/error.h"
+#include "macgrad/experiments/common/batches.h"
+#include "macgrad/experiments/common/text_files.h"
+#include "macgrad/experiments/common/toy_corpus.h"
+#include "macgrad/experiments/common/unicode.h"
+#include "macgrad/experiments/common/vocabulary.h"
+#include "macgrad/tests/errors.h"
+#include "macgrad/tests/temporary_folder.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -5,8 +5,8 @@
 
 #include <set>
 
-#include "core/kernels.h"
-#include "tests/op_cases.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/tests/op_cases.h"
 
 namespace macgrad::testing {
 namespace {

@@ -2,9 +2,9 @@
 // whose translation is the same words backwards, each shifted by one.
 #pragma once
 
-#include "nn/accumulation.h"
-#include "nn/decoding.h"
-#include "nn/transformer.h"
+#include "macgrad/nn/accumulation.h"
+#include "macgrad/nn/decoding.h"
+#include "macgrad/nn/transformer.h"
 #include "nn_checks.h"
 
 namespace macgrad::checks {

@@ -4,12 +4,12 @@
 
 #include <cmath>
 
-#include "autograd/derivatives.h"
-#include "core/safetensors.h"
-#include "nn/accumulation.h"
-#include "nn/decoding.h"
-#include "nn/optimizer.h"
-#include "nn/torch_names.h"
+#include "macgrad/autograd/derivatives.h"
+#include "macgrad/core/safetensors.h"
+#include "macgrad/nn/accumulation.h"
+#include "macgrad/nn/decoding.h"
+#include "macgrad/nn/optimizer.h"
+#include "macgrad/nn/torch_names.h"
 #include "toy_transformer.h"
 
 namespace macgrad::nn {

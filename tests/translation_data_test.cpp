@@ -7,17 +7,17 @@
 #include <functional>
 #include <nlohmann/json.hpp>
 
-#include "experiments/common/bleu.h"
-#include "experiments/common/csv.h"
-#include "experiments/common/output_files.h"
-#include "experiments/common/text_files.h"
-#include "experiments/multi30k/data.h"
-#include "experiments/multi30k/evaluation.h"
-#include "experiments/multi30k/run.h"
-#include "experiments/multi30k/training.h"
-#include "experiments/multi30k/translator.h"
-#include "tests/errors.h"
-#include "tests/temporary_folder.h"
+#include "macgrad/experiments/common/bleu.h"
+#include "macgrad/experiments/common/csv.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/experiments/common/text_files.h"
+#include "macgrad/experiments/multi30k/data.h"
+#include "macgrad/experiments/multi30k/evaluation.h"
+#include "macgrad/experiments/multi30k/run.h"
+#include "macgrad/experiments/multi30k/training.h"
+#include "macgrad/experiments/multi30k/translator.h"
+#include "macgrad/tests/errors.h"
+#include "macgrad/tests/temporary_folder.h"
 
 namespace macgrad::experiments {
 namespace {

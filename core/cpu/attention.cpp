@@ -4,8 +4,8 @@
 // B batch, H heads, T queries, S keys, d and dv widths.
 #include <array>
 
-#include "core/cpu/attention_rows.h"
-#include "core/error.h"
+#include "macgrad/core/cpu/attention_rows.h"
+#include "macgrad/core/error.h"
 
 namespace macgrad::cpu {
 namespace attention {

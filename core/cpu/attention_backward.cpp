@@ -7,7 +7,7 @@
 // B batch, H heads, T queries, S keys, d and dv widths.
 #include <vector>
 
-#include "core/cpu/attention_rows.h"
+#include "macgrad/core/cpu/attention_rows.h"
 
 namespace macgrad::cpu {
 namespace attention {

@@ -9,10 +9,10 @@
 #include <cstdint>
 #include <limits>
 
-#include "core/cpu/arena.h"
-#include "core/cpu/attention_tile.h"
-#include "core/cpu/parallel.h"
-#include "core/kernels.h"
+#include "macgrad/core/cpu/arena.h"
+#include "macgrad/core/cpu/attention_tile.h"
+#include "macgrad/core/cpu/parallel.h"
+#include "macgrad/core/kernels.h"
 
 namespace macgrad::cpu::attention {
 

@@ -11,7 +11,7 @@
 #include <limits>
 #include <utility>
 
-#include "core/vector_math.h"
+#include "macgrad/core/vector_math.h"
 
 namespace macgrad::cpu::attention {
 

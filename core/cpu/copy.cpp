@@ -4,9 +4,9 @@
 #include <algorithm>
 #include <cstring>
 
-#include "core/convert.h"
-#include "core/cpu/strided.h"
-#include "core/kernels.h"
+#include "macgrad/core/convert.h"
+#include "macgrad/core/cpu/strided.h"
+#include "macgrad/core/kernels.h"
 
 namespace macgrad::cpu {
 namespace {

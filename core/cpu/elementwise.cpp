@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <array>
 
-#include "core/cpu/parallel.h"
-#include "core/cpu/strided.h"
-#include "core/kernels.h"
+#include "macgrad/core/cpu/parallel.h"
+#include "macgrad/core/cpu/strided.h"
+#include "macgrad/core/kernels.h"
 
 namespace macgrad::cpu {
 namespace {

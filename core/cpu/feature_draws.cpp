@@ -1,7 +1,7 @@
 // Feature draws (core/feature_draw.h), one map after the other.
 #include <vector>
 
-#include "core/feature_draw.h"
+#include "macgrad/core/feature_draw.h"
 
 namespace macgrad::cpu {
 

@@ -3,7 +3,7 @@
 // 64×64×64 (CONTRIBUTING.md). Without oneDNN, CBLAS serves both. bfloat16 operands are converted to
 // float32 a call.
 
-#include "core/cpu/gemm.h"
+#include "macgrad/core/cpu/gemm.h"
 
 #include <cblas.h>
 #include <omp.h>
@@ -14,9 +14,9 @@
 #include <type_traits>
 #include <vector>
 
-#include "core/cpu/parallel.h"
-#include "core/kernels.h"
-#include "core/matrix_layout.h"
+#include "macgrad/core/cpu/parallel.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/core/matrix_layout.h"
 
 #ifndef MACGRAD_WITH_ONEDNN
 #define MACGRAD_WITH_ONEDNN 0

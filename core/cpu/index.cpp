@@ -5,8 +5,8 @@
 #include <cstring>
 #include <type_traits>
 
-#include "core/cpu/parallel.h"
-#include "core/kernels.h"
+#include "macgrad/core/cpu/parallel.h"
+#include "macgrad/core/kernels.h"
 
 namespace macgrad::cpu {
 namespace {

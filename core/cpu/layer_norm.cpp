@@ -8,9 +8,9 @@
 // Shape letters: R rows, N columns.
 #include <vector>
 
-#include "core/cpu/parallel.h"
-#include "core/cpu/row_moments.h"
-#include "core/kernels.h"
+#include "macgrad/core/cpu/parallel.h"
+#include "macgrad/core/cpu/row_moments.h"
+#include "macgrad/core/kernels.h"
 
 namespace macgrad::cpu {
 namespace {

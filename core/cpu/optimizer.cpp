@@ -5,9 +5,9 @@
 #include <type_traits>
 #include <vector>
 
-#include "core/adam_lists.h"
-#include "core/cpu/parallel.h"
-#include "core/kernels.h"
+#include "macgrad/core/adam_lists.h"
+#include "macgrad/core/cpu/parallel.h"
+#include "macgrad/core/kernels.h"
 
 namespace macgrad::cpu {
 namespace {

@@ -5,7 +5,7 @@
 // Shape letters: d head dimension, R rows.
 #include <vector>
 
-#include "core/cpu/sbn_blocks.h"
+#include "macgrad/core/cpu/sbn_blocks.h"
 
 namespace macgrad::cpu {
 namespace {

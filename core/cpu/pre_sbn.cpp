@@ -7,8 +7,8 @@
 #include <cmath>
 #include <vector>
 
-#include "core/cpu/row_moments.h"
-#include "core/cpu/sbn_blocks.h"
+#include "macgrad/core/cpu/row_moments.h"
+#include "macgrad/core/cpu/sbn_blocks.h"
 
 namespace macgrad::cpu {
 namespace {

@@ -9,8 +9,8 @@
 #include <numbers>
 #include <type_traits>
 
-#include "core/cpu/parallel.h"
-#include "core/kernels.h"
+#include "macgrad/core/cpu/parallel.h"
+#include "macgrad/core/kernels.h"
 
 namespace macgrad::cpu {
 namespace {

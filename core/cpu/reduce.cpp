@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "core/cpu/parallel.h"
-#include "core/kernels.h"
+#include "macgrad/core/cpu/parallel.h"
+#include "macgrad/core/kernels.h"
 
 namespace macgrad::cpu {
 namespace {

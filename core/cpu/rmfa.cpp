@@ -6,7 +6,7 @@
 // state of all earlier keys plus the masked product inside the block, never a sum of outer
 // products. Shape letters: B batch, H heads, T queries, S keys, d head dimension, dv values, M
 // features, P projections. Equations: nn/README.md, RMFA.
-#include "core/cpu/rmfa_problem.h"
+#include "macgrad/core/cpu/rmfa_problem.h"
 
 namespace macgrad::cpu {
 namespace {

@@ -7,7 +7,7 @@
 // of later queries gives dk and dv; the masked products inside a block stand beside both.
 // Shape letters: B batch, H heads, T queries, S keys, d head dimension, dv values, M features,
 // P projections. Equations: nn/README.md, RMFA.
-#include "core/cpu/rmfa_problem.h"
+#include "macgrad/core/cpu/rmfa_problem.h"
 
 namespace macgrad::cpu {
 namespace {

@@ -12,7 +12,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/cpu/gemm.h"
+#include "macgrad/core/cpu/gemm.h"
 
 namespace macgrad::cpu::rmfa {
 

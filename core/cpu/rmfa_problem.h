@@ -13,9 +13,9 @@
 #include <limits>
 #include <vector>
 
-#include "core/cpu/parallel.h"
-#include "core/cpu/rmfa_state.h"
-#include "core/kernels.h"
+#include "macgrad/core/cpu/parallel.h"
+#include "macgrad/core/cpu/rmfa_state.h"
+#include "macgrad/core/kernels.h"
 
 namespace macgrad::cpu::rmfa {
 

@@ -11,8 +11,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "core/cpu/arena.h"
-#include "core/cpu/rmfa_features.h"
+#include "macgrad/core/cpu/arena.h"
+#include "macgrad/core/cpu/rmfa_features.h"
 
 namespace macgrad::cpu::rmfa {
 

@@ -7,8 +7,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "core/cpu/parallel.h"
-#include "core/kernels.h"
+#include "macgrad/core/cpu/parallel.h"
+#include "macgrad/core/kernels.h"
 
 namespace macgrad::cpu {
 namespace {

@@ -5,8 +5,8 @@
 #include <array>
 #include <vector>
 
-#include "core/cpu/parallel.h"
-#include "core/tensor.h"
+#include "macgrad/core/cpu/parallel.h"
+#include "macgrad/core/tensor.h"
 
 namespace macgrad::cpu {
 

@@ -5,12 +5,12 @@
 
 #include <cmath>
 
-#include "autograd/attention.h"
-#include "autograd/engine.h"
-#include "autograd/ops.h"
-#include "core/kernels.h"
-#include "experiments/bench/groups.h"
-#include "nn/maclaurin_draw.h"
+#include "macgrad/autograd/attention.h"
+#include "macgrad/autograd/engine.h"
+#include "macgrad/autograd/ops.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/experiments/bench/groups.h"
+#include "macgrad/nn/maclaurin_draw.h"
 
 namespace macgrad::experiments {
 namespace {

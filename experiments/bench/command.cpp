@@ -1,16 +1,16 @@
-#include "experiments/bench/command.h"
+#include "macgrad/experiments/bench/command.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include <nlohmann/json.hpp>
 
-#include "core/error.h"
-#include "experiments/bench/groups.h"
-#include "experiments/common/arguments.h"
-#include "experiments/common/gpu_library.h"
-#include "experiments/common/machine.h"
-#include "experiments/common/output_files.h"
+#include "macgrad/core/error.h"
+#include "macgrad/experiments/bench/groups.h"
+#include "macgrad/experiments/common/arguments.h"
+#include "macgrad/experiments/common/gpu_library.h"
+#include "macgrad/experiments/common/machine.h"
+#include "macgrad/experiments/common/output_files.h"
 
 namespace macgrad::experiments {
 namespace {

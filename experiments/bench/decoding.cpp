@@ -5,9 +5,9 @@
 
 #include <algorithm>
 
-#include "core/generator.h"
-#include "experiments/bench/groups.h"
-#include "nn/decoding.h"
+#include "macgrad/core/generator.h"
+#include "macgrad/experiments/bench/groups.h"
+#include "macgrad/nn/decoding.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -2,7 +2,7 @@
 // are noisy: a figure of another run proves nothing.
 #pragma once
 
-#include "experiments/bench/timing.h"
+#include "macgrad/experiments/bench/timing.h"
 
 namespace macgrad::experiments {
 

@@ -2,10 +2,10 @@
 // and linear beside them. Other rows are read against these, since a noisy machine moves both.
 #include <fmt/format.h>
 
-#include "autograd/ops.h"
-#include "core/cpu/gemm.h"
-#include "core/kernels.h"
-#include "experiments/bench/groups.h"
+#include "macgrad/autograd/ops.h"
+#include "macgrad/core/cpu/gemm.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/experiments/bench/groups.h"
 
 namespace macgrad::experiments {
 namespace {

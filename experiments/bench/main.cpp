@@ -2,8 +2,8 @@
 // compare_pytorch.py runs it beside PyTorch; RESULTS.md holds what came out.
 #include <cstdlib>
 
-#include "experiments/bench/command.h"
-#include "experiments/common/interrupt.h"
+#include "macgrad/experiments/bench/command.h"
+#include "macgrad/experiments/common/interrupt.h"
 
 int main(int argc, char** argv) {
   using namespace macgrad::experiments;

@@ -1,5 +1,5 @@
 // Sizes of the rows on a GPU, and the loop over precisions.
-#include "experiments/bench/place.h"
+#include "macgrad/experiments/bench/place.h"
 
 #include <fmt/format.h>
 

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "core/tensor.h"
+#include "macgrad/core/tensor.h"
 
 namespace macgrad::experiments {
 

@@ -4,10 +4,10 @@
 // nothing here is a product.
 #include <fmt/format.h>
 
-#include "autograd/attention.h"
-#include "autograd/ops.h"
-#include "core/kernels.h"
-#include "experiments/bench/groups.h"
+#include "macgrad/autograd/attention.h"
+#include "macgrad/autograd/ops.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/experiments/bench/groups.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -1,6 +1,6 @@
 // Timing by the median of repeated runs after a warm-up, with the fastest beside it, and the lines
 // of the table, printed as soon as each is measured.
-#include "experiments/bench/timing.h"
+#include "macgrad/experiments/bench/timing.h"
 
 #include <fmt/format.h>
 
@@ -8,9 +8,9 @@
 #include <chrono>
 #include <string_view>
 
-#include "core/allocator.h"
-#include "core/error.h"
-#include "experiments/common/progress.h"
+#include "macgrad/core/allocator.h"
+#include "macgrad/core/error.h"
+#include "macgrad/experiments/common/progress.h"
 
 namespace macgrad::experiments {
 

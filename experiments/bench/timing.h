@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "experiments/bench/place.h"
+#include "macgrad/experiments/bench/place.h"
 
 namespace macgrad::experiments {
 

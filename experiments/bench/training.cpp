@@ -7,15 +7,15 @@
 #include <cstring>
 #include <optional>
 
-#include "autograd/engine.h"
-#include "autograd/graph_record.h"
-#include "core/kernel.h"
-#include "core/step_graph.h"
-#include "experiments/bench/groups.h"
-#include "nn/accumulation.h"
-#include "nn/loss.h"
-#include "nn/optimizer.h"
-#include "nn/transformer.h"
+#include "macgrad/autograd/engine.h"
+#include "macgrad/autograd/graph_record.h"
+#include "macgrad/core/kernel.h"
+#include "macgrad/core/step_graph.h"
+#include "macgrad/experiments/bench/groups.h"
+#include "macgrad/nn/accumulation.h"
+#include "macgrad/nn/loss.h"
+#include "macgrad/nn/optimizer.h"
+#include "macgrad/nn/transformer.h"
 
 namespace macgrad::experiments {
 namespace {

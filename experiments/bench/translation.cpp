@@ -3,14 +3,14 @@
 // like those of image captions in subwords, 7 to 31, and share a batch with others of like length.
 #include <fmt/format.h>
 
-#include "autograd/engine.h"
-#include "core/generator.h"
-#include "experiments/bench/groups.h"
-#include "experiments/common/batches.h"
-#include "nn/accumulation.h"
-#include "nn/loss.h"
-#include "nn/optimizer.h"
-#include "nn/transformer.h"
+#include "macgrad/autograd/engine.h"
+#include "macgrad/core/generator.h"
+#include "macgrad/experiments/bench/groups.h"
+#include "macgrad/experiments/common/batches.h"
+#include "macgrad/nn/accumulation.h"
+#include "macgrad/nn/loss.h"
+#include "macgrad/nn/optimizer.h"
+#include "macgrad/nn/transformer.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -1,17 +1,17 @@
 // With --device cuda this is where the CUDA kernels are registered, or the error says what is
 // missing.
-#include "experiments/common/arguments.h"
+#include "macgrad/experiments/common/arguments.h"
 
 #include <omp.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "core/version.h"
-#include "experiments/common/machine.h"
+#include "macgrad/core/version.h"
+#include "macgrad/experiments/common/machine.h"
 
 #ifdef MACGRAD_WITH_CUDA
-#include "cuda/register.h"
+#include "macgrad/cuda/register.h"
 #endif
 
 namespace macgrad::experiments {

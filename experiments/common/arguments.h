@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "core/dtype.h"
-#include "experiments/common/json_fwd.h"
-#include "experiments/common/options.h"
+#include "macgrad/core/dtype.h"
+#include "macgrad/experiments/common/json_fwd.h"
+#include "macgrad/experiments/common/options.h"
 
 namespace macgrad::experiments {
 

@@ -1,13 +1,13 @@
 // Pairs are shuffled, stably sorted by length and cut greedily into batches whose rows times width
 // stay within the token budget; the batches are then shuffled. One SplitMix64 of (seed, epoch)
 // makes both shuffles.
-#include "experiments/common/batches.h"
+#include "macgrad/experiments/common/batches.h"
 
 #include <algorithm>
 #include <numeric>
 
-#include "core/error.h"
-#include "experiments/common/shuffle.h"
+#include "macgrad/core/error.h"
+#include "macgrad/experiments/common/shuffle.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -7,9 +7,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/tensor.h"
-#include "experiments/common/text_codec.h"
-#include "experiments/common/text_files.h"
+#include "macgrad/core/tensor.h"
+#include "macgrad/experiments/common/text_codec.h"
+#include "macgrad/experiments/common/text_files.h"
 
 namespace macgrad::experiments {
 

@@ -1,7 +1,7 @@
 // The regular expressions of mteval-v13a are hand-written single passes here: std::regex is slow
 // and knows no UTF-8. They work on bytes, which is exact because they name ASCII characters only
 // and a byte of a longer code point is never one of those.
-#include "experiments/common/bleu.h"
+#include "macgrad/experiments/common/bleu.h"
 
 #include <fmt/format.h>
 
@@ -10,9 +10,9 @@
 #include <cstdlib>
 #include <unordered_map>
 
-#include "core/error.h"
-#include "experiments/common/lower_case.h"
-#include "experiments/common/unicode.h"
+#include "macgrad/core/error.h"
+#include "macgrad/experiments/common/lower_case.h"
+#include "macgrad/experiments/common/unicode.h"
 
 namespace macgrad::experiments {
 namespace {

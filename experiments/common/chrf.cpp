@@ -1,6 +1,6 @@
 // Characters are code points. Words are numbered within a sentence, so that n-grams of both kinds
 // are stretches of one string type.
-#include "experiments/common/chrf.h"
+#include "macgrad/experiments/common/chrf.h"
 
 #include <fmt/format.h>
 
@@ -8,9 +8,9 @@
 #include <string_view>
 #include <unordered_map>
 
-#include "core/error.h"
-#include "experiments/common/lower_case.h"
-#include "experiments/common/unicode.h"
+#include "macgrad/core/error.h"
+#include "macgrad/experiments/common/lower_case.h"
+#include "macgrad/experiments/common/unicode.h"
 
 namespace macgrad::experiments {
 namespace {

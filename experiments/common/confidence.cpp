@@ -1,11 +1,11 @@
-#include "experiments/common/confidence.h"
+#include "macgrad/experiments/common/confidence.h"
 
 #include <algorithm>
 #include <cmath>
 #include <numeric>
 
-#include "core/error.h"
-#include "core/generator.h"
+#include "macgrad/core/error.h"
+#include "macgrad/core/generator.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -1,11 +1,11 @@
-#include "experiments/common/csv.h"
+#include "macgrad/experiments/common/csv.h"
 
 #include <algorithm>
 #include <charconv>
 #include <cmath>
 
-#include "core/error.h"
-#include "experiments/common/text_files.h"
+#include "macgrad/core/error.h"
+#include "macgrad/experiments/common/text_files.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -1,9 +1,9 @@
-#include "experiments/common/gpu_library.h"
+#include "macgrad/experiments/common/gpu_library.h"
 
-#include "core/error.h"
+#include "macgrad/core/error.h"
 
 #ifdef MACGRAD_WITH_CUDA
-#include "cuda/register.h"
+#include "macgrad/cuda/register.h"
 #endif
 
 namespace macgrad::experiments {

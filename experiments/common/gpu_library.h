@@ -1,7 +1,7 @@
 // A GPU's library of matrix products, called past the kernel slots: the limit of their speed.
 #pragma once
 
-#include "core/tensor.h"
+#include "macgrad/core/tensor.h"
 
 namespace macgrad::experiments {
 

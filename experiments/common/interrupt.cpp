@@ -3,7 +3,7 @@
 // the first signal. It has a stack of its own (SA_ONSTACK): oneDNN up to 3.11.1 points the stack
 // register into the heap while it multiplies, and what a handler writes below it lands in other
 // blocks (uxlfoundation/oneDNN, issue 4845).
-#include "experiments/common/interrupt.h"
+#include "macgrad/experiments/common/interrupt.h"
 
 #include <signal.h>
 #include <unistd.h>
@@ -14,7 +14,7 @@
 #include <cstdio>
 #include <ctime>
 
-#include "core/error.h"
+#include "macgrad/core/error.h"
 
 namespace macgrad::experiments {
 namespace {

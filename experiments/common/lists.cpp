@@ -1,4 +1,4 @@
-#include "experiments/common/lists.h"
+#include "macgrad/experiments/common/lists.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -8,7 +8,7 @@
 #include <charconv>
 #include <optional>
 
-#include "core/error.h"
+#include "macgrad/core/error.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -1,13 +1,13 @@
 // The tables are made from Python's; two rules of Unicode are not tables: U+0130 becomes two code
 // points, and a capital sigma at the end of a word another letter than elsewhere.
-#include "experiments/common/lower_case.h"
+#include "macgrad/experiments/common/lower_case.h"
 
 #include <algorithm>
 #include <cstdint>
 #include <iterator>
 #include <vector>
 
-#include "experiments/common/unicode.h"
+#include "macgrad/experiments/common/unicode.h"
 
 namespace macgrad::experiments {
 namespace {
@@ -21,7 +21,7 @@ struct Mapping {
   std::int32_t delta;
 };
 
-#include "experiments/common/lower_case.inc"
+#include "macgrad/experiments/common/lower_case.inc"
 
 // The row that may hold `value`, in a table sorted by code points; nullptr: none.
 template <typename Row, std::size_t n>

@@ -1,5 +1,5 @@
 // Read from /proc and /sys; a file that is missing is a fact that is unknown, never an error.
-#include "experiments/common/machine.h"
+#include "macgrad/experiments/common/machine.h"
 
 #include <fmt/format.h>
 
@@ -15,7 +15,7 @@
 #include <optional>
 #include <sstream>
 
-#include "core/version.h"
+#include "macgrad/core/version.h"
 
 namespace macgrad::experiments {
 namespace fs = std::filesystem;

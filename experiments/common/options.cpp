@@ -1,6 +1,6 @@
 // Numbers are read with std::from_chars: CLI11's own conversions accept "-1" as an unsigned number,
 // and its ranges accept NaN and print their bounds with 309 digits.
-#include "experiments/common/options.h"
+#include "macgrad/experiments/common/options.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -14,9 +14,9 @@
 #include <sstream>
 #include <utility>
 
-#include "core/version.h"
-#include "experiments/common/lists.h"
-#include "experiments/common/progress.h"
+#include "macgrad/core/version.h"
+#include "macgrad/experiments/common/lists.h"
+#include "macgrad/experiments/common/progress.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -11,7 +11,7 @@
 #include <string_view>
 #include <vector>
 
-#include "core/error.h"
+#include "macgrad/core/error.h"
 
 namespace macgrad::experiments {
 

@@ -1,5 +1,5 @@
 // Tables, JSON and lines as files, and the folder of a run with its lock.
-#include "experiments/common/output_files.h"
+#include "macgrad/experiments/common/output_files.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -16,8 +16,8 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "core/error.h"
-#include "experiments/common/progress.h"
+#include "macgrad/core/error.h"
+#include "macgrad/experiments/common/progress.h"
 
 namespace macgrad::experiments {
 namespace fs = std::filesystem;

@@ -10,8 +10,8 @@
 #include <variant>
 #include <vector>
 
-#include "core/atomic_file.h"
-#include "experiments/common/json_fwd.h"
+#include "macgrad/core/atomic_file.h"
+#include "macgrad/experiments/common/json_fwd.h"
 
 namespace macgrad::experiments {
 

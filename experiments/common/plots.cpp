@@ -1,6 +1,6 @@
 // gnuplot is started without a shell, so file names need no quoting but gnuplot's own. Text is set
 // with `noenhanced`: an underscore in "log10_nmse" is an underscore.
-#include "experiments/common/plots.h"
+#include "macgrad/experiments/common/plots.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -13,10 +13,10 @@
 #include <cmath>
 #include <filesystem>
 
-#include "core/error.h"
-#include "experiments/common/output_files.h"
-#include "experiments/common/progress.h"
-#include "experiments/common/text_files.h"
+#include "macgrad/core/error.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/experiments/common/progress.h"
+#include "macgrad/experiments/common/text_files.h"
 
 extern char** environ;
 

@@ -1,5 +1,5 @@
 // Every line leaves in one write, so that a log with several writers and Ctrl-C stay readable.
-#include "experiments/common/progress.h"
+#include "macgrad/experiments/common/progress.h"
 
 #include <fmt/format.h>
 #include <sys/ioctl.h>

@@ -1,7 +1,7 @@
 // What sentencepiece would not give back is kept from it: U+2581, its sign for a space, is coded as
 // bytes here, and the space before the first word, which makes that word the same piece as
 // elsewhere, is put and taken away here.
-#include "experiments/common/subwords.h"
+#include "macgrad/experiments/common/subwords.h"
 
 #include <fmt/format.h>
 #include <sentencepiece_processor.h>
@@ -16,10 +16,10 @@
 #include <iterator>
 #include <set>
 
-#include "core/error.h"
-#include "experiments/common/output_files.h"
-#include "experiments/common/unicode.h"
-#include "experiments/common/vocabulary.h"
+#include "macgrad/core/error.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/experiments/common/unicode.h"
+#include "macgrad/experiments/common/vocabulary.h"
 
 namespace macgrad::experiments {
 

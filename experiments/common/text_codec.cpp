@@ -1,6 +1,6 @@
-#include "experiments/common/text_codec.h"
+#include "macgrad/experiments/common/text_codec.h"
 
-#include "experiments/common/bleu.h"
+#include "macgrad/experiments/common/bleu.h"
 
 namespace macgrad::experiments {
 

@@ -7,8 +7,8 @@
 #include <variant>
 #include <vector>
 
-#include "experiments/common/subwords.h"
-#include "experiments/common/vocabulary.h"
+#include "macgrad/experiments/common/subwords.h"
+#include "macgrad/experiments/common/vocabulary.h"
 
 namespace macgrad::experiments {
 

@@ -1,6 +1,6 @@
 // zlib reads both plain and gzip files through one stream; what it would let pass (a ".gz" that is
 // not gzip, a stream that ends early) is checked here.
-#include "experiments/common/text_files.h"
+#include "macgrad/experiments/common/text_files.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -13,8 +13,8 @@
 #include <memory>
 #include <set>
 
-#include "core/error.h"
-#include "experiments/common/unicode.h"
+#include "macgrad/core/error.h"
+#include "macgrad/experiments/common/unicode.h"
 
 namespace macgrad::experiments {
 namespace fs = std::filesystem;

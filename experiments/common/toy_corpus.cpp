@@ -1,13 +1,13 @@
 // Grammar: S -> NP verb NP [prep NP] [adverb]; NP -> article [adjective] noun.
 // Target:  [adverb'] NP' [NP' prep'] NP' verb'; NP' -> article'(gender, definiteness) noun'
 // [adjective'].
-#include "experiments/common/toy_corpus.h"
+#include "macgrad/experiments/common/toy_corpus.h"
 
 #include <string>
 #include <unordered_set>
 
-#include "core/error.h"
-#include "experiments/common/shuffle.h"
+#include "macgrad/core/error.h"
+#include "macgrad/experiments/common/shuffle.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -8,7 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "experiments/common/text_files.h"
+#include "macgrad/experiments/common/text_files.h"
 
 namespace macgrad::experiments {
 

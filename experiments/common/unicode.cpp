@@ -1,6 +1,6 @@
 // UTF-8 decoding by hand: twenty lines, strict by construction (RFC 3629, table 3-7 of the Unicode
 // standard), and no dependency for it.
-#include "experiments/common/unicode.h"
+#include "macgrad/experiments/common/unicode.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -1,17 +1,17 @@
 // Building a vocabulary from lines, and its file: a header line, one word and its frequency a line,
 // and a last line that shows the file to be whole. A file is checked when read, because ids are
 // positions in it.
-#include "experiments/common/vocabulary.h"
+#include "macgrad/experiments/common/vocabulary.h"
 
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <charconv>
 
-#include "core/error.h"
-#include "experiments/common/output_files.h"
-#include "experiments/common/text_files.h"
-#include "experiments/common/unicode.h"
+#include "macgrad/core/error.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/experiments/common/text_files.h"
+#include "macgrad/experiments/common/unicode.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -1,10 +1,10 @@
-#include "experiments/inspect/attention_seen.h"
+#include "macgrad/experiments/inspect/attention_seen.h"
 
 #include <cmath>
 #include <limits>
 #include <span>
 
-#include "autograd/attention.h"
+#include "macgrad/autograd/attention.h"
 
 namespace macgrad::experiments {
 namespace {

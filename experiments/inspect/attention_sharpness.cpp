@@ -1,4 +1,4 @@
-#include "experiments/inspect/attention_sharpness.h"
+#include "macgrad/experiments/inspect/attention_sharpness.h"
 
 #include <fmt/format.h>
 
@@ -7,10 +7,10 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include "experiments/common/machine.h"
-#include "experiments/common/output_files.h"
-#include "experiments/common/progress.h"
-#include "experiments/inspect/attention_seen.h"
+#include "macgrad/experiments/common/machine.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/experiments/common/progress.h"
+#include "macgrad/experiments/inspect/attention_seen.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -1,13 +1,13 @@
 // Plain float64 loops: a head of a sentence is small, and every number on the page can be followed
 // by hand from its definition.
-#include "experiments/inspect/attention_view.h"
+#include "macgrad/experiments/inspect/attention_view.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include "experiments/inspect/attention_seen.h"
+#include "macgrad/experiments/inspect/attention_seen.h"
 
 namespace macgrad::experiments {
 namespace {

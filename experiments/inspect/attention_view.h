@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "experiments/inspect/step_record.h"
+#include "macgrad/experiments/inspect/step_record.h"
 
 namespace macgrad::experiments {
 

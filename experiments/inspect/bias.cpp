@@ -1,7 +1,7 @@
 // The loop over draws. Numerators and denominators come from the n×n estimate of the kernel, made
 // of primitive ops from the draw's columns; outputs and gradients from the rmfa op itself, so that
 // what is measured is what trains.
-#include "experiments/inspect/bias.h"
+#include "macgrad/experiments/inspect/bias.h"
 
 #include <fmt/format.h>
 
@@ -10,17 +10,17 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include "autograd/attention.h"
-#include "autograd/engine.h"
-#include "autograd/ops.h"
-#include "core/kernels.h"
-#include "experiments/common/interrupt.h"
-#include "experiments/common/machine.h"
-#include "experiments/common/output_files.h"
-#include "experiments/common/plots.h"
-#include "experiments/common/progress.h"
-#include "nn/attention_settings.h"
-#include "nn/maclaurin_draw.h"
+#include "macgrad/autograd/attention.h"
+#include "macgrad/autograd/engine.h"
+#include "macgrad/autograd/ops.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/experiments/common/interrupt.h"
+#include "macgrad/experiments/common/machine.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/experiments/common/plots.h"
+#include "macgrad/experiments/common/progress.h"
+#include "macgrad/nn/attention_settings.h"
+#include "macgrad/nn/maclaurin_draw.h"
 
 namespace macgrad::experiments {
 namespace {

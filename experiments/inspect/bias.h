@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "experiments/common/arguments.h"
+#include "macgrad/experiments/common/arguments.h"
 
 namespace macgrad::experiments {
 

@@ -2,19 +2,19 @@
 // one pass finds what enters and leaves the part, and later ones change an entry of the result of
 // op n when it enters the graph. The derivative of what leaves is total on both sides: when one
 // input depends on another, both the differences and the gradients go that way too.
-#include "experiments/inspect/check.h"
+#include "macgrad/experiments/inspect/check.h"
 
 #include <algorithm>
 #include <cmath>
 #include <optional>
 #include <random>
 
-#include "autograd/fused.h"
-#include "autograd/graph_record.h"
-#include "autograd/ops.h"
-#include "experiments/common/interrupt.h"
-#include "experiments/common/progress.h"
-#include "experiments/inspect/step_record.h"
+#include "macgrad/autograd/fused.h"
+#include "macgrad/autograd/graph_record.h"
+#include "macgrad/autograd/ops.h"
+#include "macgrad/experiments/common/interrupt.h"
+#include "macgrad/experiments/common/progress.h"
+#include "macgrad/experiments/inspect/step_record.h"
 
 namespace macgrad::experiments {
 namespace {

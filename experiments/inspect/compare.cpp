@@ -1,6 +1,6 @@
 // Records are matched by key: scope, op and how many of it came before, which do not change with
 // seed, device or precision.
-#include "experiments/inspect/compare.h"
+#include "macgrad/experiments/inspect/compare.h"
 
 #include <algorithm>
 #include <cmath>
@@ -9,11 +9,11 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
-#include "core/safetensors.h"
-#include "experiments/common/arguments.h"
-#include "experiments/common/output_files.h"
-#include "experiments/common/progress.h"
-#include "experiments/inspect/step_record.h"
+#include "macgrad/core/safetensors.h"
+#include "macgrad/experiments/common/arguments.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/experiments/common/progress.h"
+#include "macgrad/experiments/inspect/step_record.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -1,17 +1,17 @@
 // Steps run under AnomalyMode, which stops at the first value or gradient that is not finite; the
 // same step is then recorded, and the record searched. Composites first, which show the inner op;
 // what only the kernels do is found in a record of them.
-#include "experiments/inspect/explode.h"
+#include "macgrad/experiments/inspect/explode.h"
 
 #include <algorithm>
 #include <cmath>
 
-#include "autograd/engine.h"
-#include "autograd/fused.h"
-#include "autograd/node.h"
-#include "experiments/common/interrupt.h"
-#include "experiments/common/progress.h"
-#include "experiments/inspect/step_record.h"
+#include "macgrad/autograd/engine.h"
+#include "macgrad/autograd/fused.h"
+#include "macgrad/autograd/node.h"
+#include "macgrad/experiments/common/interrupt.h"
+#include "macgrad/experiments/common/progress.h"
+#include "macgrad/experiments/inspect/step_record.h"
 
 namespace macgrad::experiments {
 namespace {

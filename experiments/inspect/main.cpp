@@ -4,16 +4,16 @@
 
 #include <string_view>
 
-#include "experiments/common/interrupt.h"
-#include "experiments/common/progress.h"
-#include "experiments/inspect/attention_sharpness.h"
-#include "experiments/inspect/bias.h"
-#include "experiments/inspect/check.h"
-#include "experiments/inspect/compare.h"
-#include "experiments/inspect/explode.h"
-#include "experiments/inspect/page.h"
-#include "experiments/inspect/record.h"
-#include "experiments/inspect/statistics.h"
+#include "macgrad/experiments/common/interrupt.h"
+#include "macgrad/experiments/common/progress.h"
+#include "macgrad/experiments/inspect/attention_sharpness.h"
+#include "macgrad/experiments/inspect/bias.h"
+#include "macgrad/experiments/inspect/check.h"
+#include "macgrad/experiments/inspect/compare.h"
+#include "macgrad/experiments/inspect/explode.h"
+#include "macgrad/experiments/inspect/page.h"
+#include "macgrad/experiments/inspect/record.h"
+#include "macgrad/experiments/inspect/statistics.h"
 
 namespace {
 

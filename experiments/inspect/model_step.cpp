@@ -1,19 +1,19 @@
 // Settings from options, a run's JSON or a checkpoint, and the step itself. Everything random in a
 // step is a function of (seed, step), so begin_step again gives the same pass again.
-#include "experiments/inspect/model_step.h"
+#include "macgrad/experiments/inspect/model_step.h"
 
 #include <filesystem>
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include "autograd/scope.h"
-#include "experiments/common/output_files.h"
-#include "experiments/common/vocabulary.h"
-#include "experiments/multi30k/checkpoint.h"
-#include "experiments/multi30k/presets.h"
-#include "experiments/multi30k/run_files.h"
-#include "experiments/multi30k/translator.h"
-#include "nn/loss.h"
+#include "macgrad/autograd/scope.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/experiments/common/vocabulary.h"
+#include "macgrad/experiments/multi30k/checkpoint.h"
+#include "macgrad/experiments/multi30k/presets.h"
+#include "macgrad/experiments/multi30k/run_files.h"
+#include "macgrad/experiments/multi30k/translator.h"
+#include "macgrad/nn/loss.h"
 
 namespace macgrad::experiments {
 namespace {

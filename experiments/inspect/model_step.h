@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "experiments/multi30k/training.h"
+#include "macgrad/experiments/multi30k/training.h"
 
 namespace macgrad::experiments {
 

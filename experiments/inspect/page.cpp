@@ -1,5 +1,5 @@
 // Putting the record into the page's template.
-#include "experiments/inspect/page.h"
+#include "macgrad/experiments/inspect/page.h"
 
 #include <fmt/format.h>
 
@@ -7,10 +7,10 @@
 #include <nlohmann/json.hpp>
 #include <string_view>
 
-#include "core/error.h"
-#include "experiments/common/arguments.h"
-#include "experiments/common/output_files.h"
-#include "experiments/common/progress.h"
+#include "macgrad/core/error.h"
+#include "macgrad/experiments/common/arguments.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/experiments/common/progress.h"
 
 namespace macgrad::experiments {
 namespace {

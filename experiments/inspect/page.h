@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "experiments/common/json_fwd.h"
+#include "macgrad/experiments/common/json_fwd.h"
 
 namespace macgrad::experiments {
 

@@ -1,17 +1,17 @@
 // Steps are turned into JSON one by one, so that a record of many holds the tensors of one.
-#include "experiments/inspect/record.h"
+#include "macgrad/experiments/inspect/record.h"
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
-#include "core/version.h"
-#include "experiments/common/interrupt.h"
-#include "experiments/common/machine.h"
-#include "experiments/common/output_files.h"
-#include "experiments/common/progress.h"
-#include "experiments/inspect/attention_view.h"
-#include "experiments/inspect/page.h"
-#include "experiments/inspect/step_record.h"
+#include "macgrad/core/version.h"
+#include "macgrad/experiments/common/interrupt.h"
+#include "macgrad/experiments/common/machine.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/experiments/common/progress.h"
+#include "macgrad/experiments/inspect/attention_view.h"
+#include "macgrad/experiments/inspect/page.h"
+#include "macgrad/experiments/inspect/step_record.h"
 
 namespace macgrad::experiments {
 namespace {

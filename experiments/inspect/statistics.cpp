@@ -1,14 +1,14 @@
-#include "experiments/inspect/statistics.h"
+#include "macgrad/experiments/inspect/statistics.h"
 
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "experiments/common/machine.h"
-#include "experiments/common/output_files.h"
-#include "experiments/common/progress.h"
-#include "experiments/multi30k/evaluation.h"
+#include "macgrad/experiments/common/machine.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/experiments/common/progress.h"
+#include "macgrad/experiments/multi30k/evaluation.h"
 
 namespace macgrad::experiments {
 namespace {

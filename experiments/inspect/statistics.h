@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "experiments/inspect/model_step.h"
+#include "macgrad/experiments/inspect/model_step.h"
 
 namespace macgrad::experiments {
 

@@ -3,9 +3,9 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include "core/safetensors.h"
-#include "experiments/common/output_files.h"
-#include "experiments/inspect/step_record.h"
+#include "macgrad/core/safetensors.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/experiments/inspect/step_record.h"
 
 namespace macgrad::experiments {
 namespace {

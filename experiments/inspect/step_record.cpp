@@ -1,11 +1,11 @@
 // Recording a step twice, opened and fused, and looking up gradients by place.
-#include "experiments/inspect/step_record.h"
+#include "macgrad/experiments/inspect/step_record.h"
 
 #include <chrono>
 #include <cmath>
 
-#include "autograd/fused.h"
-#include "nn/optimizer.h"
+#include "macgrad/autograd/fused.h"
+#include "macgrad/nn/optimizer.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -7,8 +7,8 @@
 #include <unordered_map>
 #include <vector>
 
-#include "autograd/graph_record.h"
-#include "experiments/inspect/model_step.h"
+#include "macgrad/autograd/graph_record.h"
+#include "macgrad/experiments/inspect/model_step.h"
 
 namespace macgrad::experiments {
 

@@ -1,12 +1,12 @@
 // Writing and reading checkpoints. What does not fit is an error that names the file: another
 // format, a model without its optimizer, missing or unexpected tensors, shapes of another model,
 // other data.
-#include "experiments/multi30k/checkpoint.h"
+#include "macgrad/experiments/multi30k/checkpoint.h"
 
 #include <nlohmann/json.hpp>
 #include <set>
 
-#include "core/safetensors.h"
+#include "macgrad/core/safetensors.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -10,9 +10,9 @@
 #include <string>
 #include <vector>
 
-#include "experiments/multi30k/settings.h"
-#include "experiments/multi30k/training_state.h"
-#include "nn/optimizer.h"
+#include "macgrad/experiments/multi30k/settings.h"
+#include "macgrad/experiments/multi30k/training_state.h"
+#include "macgrad/nn/optimizer.h"
 
 namespace macgrad::experiments {
 

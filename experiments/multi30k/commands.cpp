@@ -1,17 +1,17 @@
-#include "experiments/multi30k/commands.h"
+#include "macgrad/experiments/multi30k/commands.h"
 
 #include <fmt/ranges.h>
 
 #include <filesystem>
 #include <string>
 
-#include "experiments/common/progress.h"
-#include "experiments/multi30k/checkpoint.h"
-#include "experiments/multi30k/presets.h"
-#include "experiments/multi30k/resume.h"
-#include "experiments/multi30k/run.h"
-#include "experiments/multi30k/run_files.h"
-#include "experiments/multi30k/seeds.h"
+#include "macgrad/experiments/common/progress.h"
+#include "macgrad/experiments/multi30k/checkpoint.h"
+#include "macgrad/experiments/multi30k/presets.h"
+#include "macgrad/experiments/multi30k/resume.h"
+#include "macgrad/experiments/multi30k/run.h"
+#include "macgrad/experiments/multi30k/run_files.h"
+#include "macgrad/experiments/multi30k/seeds.h"
 
 namespace macgrad::experiments {
 namespace {

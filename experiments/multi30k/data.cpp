@@ -1,6 +1,6 @@
 // From files (or the toy grammar) to numbered pairs, with the counts and checksums that a run logs
 // so that two runs can be seen to have used the same text.
-#include "experiments/multi30k/data.h"
+#include "macgrad/experiments/multi30k/data.h"
 
 #include <zlib.h>
 
@@ -8,10 +8,10 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
-#include "experiments/common/progress.h"
-#include "experiments/common/text_files.h"
-#include "experiments/common/toy_corpus.h"
-#include "experiments/common/unicode.h"
+#include "macgrad/experiments/common/progress.h"
+#include "macgrad/experiments/common/text_files.h"
+#include "macgrad/experiments/common/toy_corpus.h"
+#include "macgrad/experiments/common/unicode.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -6,8 +6,8 @@
 #include <string_view>
 #include <vector>
 
-#include "experiments/common/batches.h"
-#include "experiments/multi30k/settings.h"
+#include "macgrad/experiments/common/batches.h"
+#include "macgrad/experiments/multi30k/settings.h"
 
 namespace macgrad::experiments {
 

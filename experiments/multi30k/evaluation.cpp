@@ -1,11 +1,11 @@
 // The two evaluations, which return nothing when the run is stopped between
 // batches. The validation loss averages over the evaluation draws of RMFA.
-#include "experiments/multi30k/evaluation.h"
+#include "macgrad/experiments/multi30k/evaluation.h"
 
 #include <algorithm>
 
-#include "experiments/common/unicode.h"
-#include "nn/loss.h"
+#include "macgrad/experiments/common/unicode.h"
+#include "macgrad/nn/loss.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "experiments/multi30k/data.h"
-#include "nn/decoding.h"
+#include "macgrad/experiments/multi30k/data.h"
+#include "macgrad/nn/decoding.h"
 
 namespace macgrad::experiments {
 

@@ -1,7 +1,7 @@
 // multi30k: a Transformer with softmax or random Maclaurin feature attention translates Multi30K.
 // Without the name of a command it trains. Figures that came out: README.md in this folder.
-#include "experiments/common/interrupt.h"
-#include "experiments/multi30k/commands.h"
+#include "macgrad/experiments/common/interrupt.h"
+#include "macgrad/experiments/multi30k/commands.h"
 
 int main(int argc, char** argv) {
   using namespace macgrad::experiments;

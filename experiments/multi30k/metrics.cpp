@@ -1,5 +1,5 @@
 // One list of columns serves the table and the JSON lines.
-#include "experiments/multi30k/metrics.h"
+#include "macgrad/experiments/multi30k/metrics.h"
 
 #include <nlohmann/json.hpp>
 

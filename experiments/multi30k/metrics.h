@@ -4,8 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "experiments/common/output_files.h"
-#include "experiments/multi30k/training_state.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/experiments/multi30k/training_state.h"
 
 namespace macgrad::experiments {
 

@@ -1,4 +1,4 @@
-#include "experiments/multi30k/plot.h"
+#include "macgrad/experiments/multi30k/plot.h"
 
 #include <fmt/format.h>
 
@@ -8,13 +8,13 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
-#include "core/error.h"
-#include "experiments/common/arguments.h"
-#include "experiments/common/confidence.h"
-#include "experiments/common/output_files.h"
-#include "experiments/common/progress.h"
-#include "experiments/multi30k/commands.h"
-#include "experiments/multi30k/settings.h"
+#include "macgrad/core/error.h"
+#include "macgrad/experiments/common/arguments.h"
+#include "macgrad/experiments/common/confidence.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/experiments/common/progress.h"
+#include "macgrad/experiments/multi30k/commands.h"
+#include "macgrad/experiments/multi30k/settings.h"
 
 namespace macgrad::experiments {
 namespace fs = std::filesystem;

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "experiments/common/csv.h"
-#include "experiments/common/plots.h"
+#include "macgrad/experiments/common/csv.h"
+#include "macgrad/experiments/common/plots.h"
 
 namespace macgrad::experiments {
 

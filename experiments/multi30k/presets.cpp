@@ -1,10 +1,10 @@
 // The table of presets: one function a row, which names every setting that it cares about.
-#include "experiments/multi30k/presets.h"
+#include "macgrad/experiments/multi30k/presets.h"
 
 #include <algorithm>
 #include <cmath>
 
-#include "experiments/multi30k/settings.h"
+#include "macgrad/experiments/multi30k/settings.h"
 
 namespace macgrad::experiments {
 namespace {

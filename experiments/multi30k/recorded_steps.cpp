@@ -1,11 +1,11 @@
-#include "experiments/multi30k/recorded_steps.h"
+#include "macgrad/experiments/multi30k/recorded_steps.h"
 
 #include <algorithm>
 
-#include "autograd/engine.h"
-#include "core/kernel.h"
-#include "nn/attention_core.h"
-#include "nn/loss.h"
+#include "macgrad/autograd/engine.h"
+#include "macgrad/core/kernel.h"
+#include "macgrad/nn/attention_core.h"
+#include "macgrad/nn/loss.h"
 
 namespace macgrad::experiments {
 namespace {

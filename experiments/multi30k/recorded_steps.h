@@ -7,10 +7,10 @@
 #include <optional>
 #include <vector>
 
-#include "core/step_graph.h"
-#include "experiments/multi30k/evaluation.h"
-#include "experiments/multi30k/settings.h"
-#include "nn/optimizer.h"
+#include "macgrad/core/step_graph.h"
+#include "macgrad/experiments/multi30k/evaluation.h"
+#include "macgrad/experiments/multi30k/settings.h"
+#include "macgrad/nn/optimizer.h"
 
 namespace macgrad::experiments {
 

@@ -1,12 +1,12 @@
 // Settings are compared as JSON, name by name; the name of an option is that of its setting.
-#include "experiments/multi30k/resume.h"
+#include "macgrad/experiments/multi30k/resume.h"
 
 #include <fmt/ranges.h>
 
 #include <nlohmann/json.hpp>
 
-#include "experiments/multi30k/checkpoint.h"
-#include "experiments/multi30k/run_files.h"
+#include "macgrad/experiments/multi30k/checkpoint.h"
+#include "macgrad/experiments/multi30k/run_files.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "experiments/multi30k/settings.h"
+#include "macgrad/experiments/multi30k/settings.h"
 
 namespace macgrad::experiments {
 

@@ -1,23 +1,23 @@
 // Joins the parts into one run. After each epoch metrics.csv, translations, model files and the
 // checkpoint are written, the checkpoint last: whenever a run is killed, the next sitting writes
 // again what is newer than its checkpoint. Ctrl-C ends a run after the update under way.
-#include "experiments/multi30k/run.h"
+#include "macgrad/experiments/multi30k/run.h"
 
 #include <chrono>
 #include <cmath>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
-#include "experiments/common/interrupt.h"
-#include "experiments/common/machine.h"
-#include "experiments/common/output_files.h"
-#include "experiments/common/progress.h"
-#include "experiments/multi30k/metrics.h"
-#include "experiments/multi30k/plot.h"
-#include "experiments/multi30k/resume.h"
-#include "experiments/multi30k/run_files.h"
-#include "experiments/multi30k/split_scores.h"
-#include "experiments/multi30k/training.h"
+#include "macgrad/experiments/common/interrupt.h"
+#include "macgrad/experiments/common/machine.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/experiments/common/progress.h"
+#include "macgrad/experiments/multi30k/metrics.h"
+#include "macgrad/experiments/multi30k/plot.h"
+#include "macgrad/experiments/multi30k/resume.h"
+#include "macgrad/experiments/multi30k/run_files.h"
+#include "macgrad/experiments/multi30k/split_scores.h"
+#include "macgrad/experiments/multi30k/training.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -2,7 +2,7 @@
 // it leaves in --out (README.md lists them).
 #pragma once
 
-#include "experiments/multi30k/settings.h"
+#include "macgrad/experiments/multi30k/settings.h"
 
 namespace macgrad::experiments {
 

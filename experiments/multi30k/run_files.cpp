@@ -1,10 +1,10 @@
-#include "experiments/multi30k/run_files.h"
+#include "macgrad/experiments/multi30k/run_files.h"
 
 #include <charconv>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
-#include "experiments/common/progress.h"
+#include "macgrad/experiments/common/progress.h"
 
 namespace macgrad::experiments {
 namespace fs = std::filesystem;

@@ -7,9 +7,9 @@
 
 #include <string>
 
-#include "experiments/common/output_files.h"
-#include "experiments/multi30k/checkpoint.h"
-#include "experiments/multi30k/data.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/experiments/multi30k/checkpoint.h"
+#include "macgrad/experiments/multi30k/data.h"
 
 namespace macgrad::experiments {
 

@@ -1,15 +1,15 @@
-#include "experiments/multi30k/run_to_end.h"
+#include "macgrad/experiments/multi30k/run_to_end.h"
 
 #include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
-#include "experiments/common/output_files.h"
-#include "experiments/common/progress.h"
-#include "experiments/multi30k/checkpoint.h"
-#include "experiments/multi30k/resume.h"
-#include "experiments/multi30k/run.h"
-#include "experiments/multi30k/run_files.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/experiments/common/progress.h"
+#include "macgrad/experiments/multi30k/checkpoint.h"
+#include "macgrad/experiments/multi30k/resume.h"
+#include "macgrad/experiments/multi30k/run.h"
+#include "macgrad/experiments/multi30k/run_files.h"
 
 namespace macgrad::experiments {
 namespace fs = std::filesystem;

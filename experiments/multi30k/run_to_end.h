@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "experiments/multi30k/settings.h"
+#include "macgrad/experiments/multi30k/settings.h"
 
 namespace macgrad::experiments {
 

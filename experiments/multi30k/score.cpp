@@ -1,6 +1,6 @@
 // Every metric counts sentence by sentence and scores sums of counts, so that the corpus, one
 // sentence and a resample are the same code.
-#include "experiments/multi30k/score.h"
+#include "macgrad/experiments/multi30k/score.h"
 
 #include <fmt/format.h>
 
@@ -8,14 +8,14 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
-#include "core/error.h"
-#include "experiments/common/arguments.h"
-#include "experiments/common/bleu.h"
-#include "experiments/common/chrf.h"
-#include "experiments/common/confidence.h"
-#include "experiments/common/progress.h"
-#include "experiments/common/text_files.h"
-#include "experiments/multi30k/commands.h"
+#include "macgrad/core/error.h"
+#include "macgrad/experiments/common/arguments.h"
+#include "macgrad/experiments/common/bleu.h"
+#include "macgrad/experiments/common/chrf.h"
+#include "macgrad/experiments/common/confidence.h"
+#include "macgrad/experiments/common/progress.h"
+#include "macgrad/experiments/common/text_files.h"
+#include "macgrad/experiments/multi30k/commands.h"
 
 namespace macgrad::experiments {
 namespace {

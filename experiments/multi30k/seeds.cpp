@@ -1,4 +1,4 @@
-#include "experiments/multi30k/seeds.h"
+#include "macgrad/experiments/multi30k/seeds.h"
 
 #include <algorithm>
 #include <charconv>
@@ -8,12 +8,12 @@
 #include <set>
 #include <string_view>
 
-#include "experiments/common/confidence.h"
-#include "experiments/common/machine.h"
-#include "experiments/common/output_files.h"
-#include "experiments/common/progress.h"
-#include "experiments/multi30k/run_to_end.h"
-#include "experiments/multi30k/training.h"
+#include "macgrad/experiments/common/confidence.h"
+#include "macgrad/experiments/common/machine.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/experiments/common/progress.h"
+#include "macgrad/experiments/multi30k/run_to_end.h"
+#include "macgrad/experiments/multi30k/training.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -1,11 +1,11 @@
 // What settings stand for, and which of them do not go together: a combination that would fail or
 // diverge only after minutes of training is refused.
-#include "experiments/multi30k/settings.h"
+#include "macgrad/experiments/multi30k/settings.h"
 
 #include <cmath>
 
-#include "core/step_graph.h"
-#include "nn/allocation.h"
+#include "macgrad/core/step_graph.h"
+#include "macgrad/nn/allocation.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "experiments/common/arguments.h"
-#include "experiments/common/bleu.h"
-#include "nn/transformer.h"
+#include "macgrad/experiments/common/arguments.h"
+#include "macgrad/experiments/common/bleu.h"
+#include "macgrad/nn/transformer.h"
 
 namespace macgrad::experiments {
 

@@ -1,9 +1,9 @@
 // The options. One that the chosen attention, corpus or device never reads is refused.
 #include <fmt/format.h>
 
-#include "experiments/multi30k/presets.h"
-#include "experiments/multi30k/settings.h"
-#include "nn/allocation.h"
+#include "macgrad/experiments/multi30k/presets.h"
+#include "macgrad/experiments/multi30k/settings.h"
+#include "macgrad/nn/allocation.h"
 
 namespace macgrad::experiments {
 namespace {

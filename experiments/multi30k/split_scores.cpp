@@ -1,10 +1,10 @@
-#include "experiments/multi30k/split_scores.h"
+#include "macgrad/experiments/multi30k/split_scores.h"
 
 #include <nlohmann/json.hpp>
 
-#include "experiments/common/bleu.h"
-#include "experiments/common/chrf.h"
-#include "experiments/common/progress.h"
+#include "macgrad/experiments/common/bleu.h"
+#include "macgrad/experiments/common/chrf.h"
+#include "macgrad/experiments/common/progress.h"
 
 namespace macgrad::experiments {
 

@@ -5,10 +5,10 @@
 #include <string>
 #include <vector>
 
-#include "experiments/common/output_files.h"
-#include "experiments/multi30k/data.h"
-#include "experiments/multi30k/evaluation.h"
-#include "experiments/multi30k/training_state.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/experiments/multi30k/data.h"
+#include "macgrad/experiments/multi30k/evaluation.h"
+#include "macgrad/experiments/multi30k/training_state.h"
 
 namespace macgrad::experiments {
 

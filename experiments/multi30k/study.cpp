@@ -1,4 +1,4 @@
-#include "experiments/multi30k/study.h"
+#include "macgrad/experiments/multi30k/study.h"
 
 #include <algorithm>
 #include <cmath>
@@ -6,14 +6,14 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
-#include "experiments/common/machine.h"
-#include "experiments/common/output_files.h"
-#include "experiments/common/progress.h"
-#include "experiments/multi30k/commands.h"
-#include "experiments/multi30k/plot.h"
-#include "experiments/multi30k/presets.h"
-#include "experiments/multi30k/run_to_end.h"
-#include "experiments/multi30k/training.h"
+#include "macgrad/experiments/common/machine.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/experiments/common/progress.h"
+#include "macgrad/experiments/multi30k/commands.h"
+#include "macgrad/experiments/multi30k/plot.h"
+#include "macgrad/experiments/multi30k/presets.h"
+#include "macgrad/experiments/multi30k/run_to_end.h"
+#include "macgrad/experiments/multi30k/training.h"
 
 namespace macgrad::experiments {
 namespace fs = std::filesystem;

@@ -9,7 +9,7 @@
 #include <string_view>
 #include <vector>
 
-#include "experiments/multi30k/settings.h"
+#include "macgrad/experiments/multi30k/settings.h"
 
 namespace macgrad::experiments {
 

@@ -1,16 +1,16 @@
 // One update: batches of a group add up losses and gradients over their tokens, then Adam steps
 // with clipping. A loss that is not finite ends the run; a gradient that is not is passed over, and
 // so many in a row end it.
-#include "experiments/multi30k/training.h"
+#include "macgrad/experiments/multi30k/training.h"
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 
-#include "autograd/ops.h"
-#include "experiments/common/progress.h"
-#include "experiments/multi30k/evaluation.h"
-#include "nn/accumulation.h"
+#include "macgrad/autograd/ops.h"
+#include "macgrad/experiments/common/progress.h"
+#include "macgrad/experiments/multi30k/evaluation.h"
+#include "macgrad/nn/accumulation.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -5,11 +5,11 @@
 #include <functional>
 #include <vector>
 
-#include "experiments/multi30k/data.h"
-#include "experiments/multi30k/recorded_steps.h"
-#include "experiments/multi30k/training_state.h"
-#include "nn/optimizer.h"
-#include "nn/schedule.h"
+#include "macgrad/experiments/multi30k/data.h"
+#include "macgrad/experiments/multi30k/recorded_steps.h"
+#include "macgrad/experiments/multi30k/training_state.h"
+#include "macgrad/nn/optimizer.h"
+#include "macgrad/nn/schedule.h"
 
 namespace macgrad::experiments {
 

@@ -1,11 +1,11 @@
 // The state as JSON. Numbers are written with the fewest digits that read back to the same bits;
 // what is not finite has no number in JSON and is written as a word.
-#include "experiments/multi30k/training_state.h"
+#include "macgrad/experiments/multi30k/training_state.h"
 
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include "core/error.h"
+#include "macgrad/core/error.h"
 
 namespace macgrad::experiments {
 namespace {

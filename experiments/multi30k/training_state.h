@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "autograd/attention.h"
-#include "experiments/common/json_fwd.h"
+#include "macgrad/autograd/attention.h"
+#include "macgrad/experiments/common/json_fwd.h"
 
 namespace macgrad::experiments {
 

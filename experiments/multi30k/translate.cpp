@@ -7,13 +7,13 @@
 #include <cstring>
 #include <iostream>
 
-#include "experiments/common/output_files.h"
-#include "experiments/common/progress.h"
-#include "experiments/common/text_files.h"
-#include "experiments/common/unicode.h"
-#include "experiments/multi30k/commands.h"
-#include "experiments/multi30k/run_files.h"
-#include "experiments/multi30k/translator.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/experiments/common/progress.h"
+#include "macgrad/experiments/common/text_files.h"
+#include "macgrad/experiments/common/unicode.h"
+#include "macgrad/experiments/multi30k/commands.h"
+#include "macgrad/experiments/multi30k/run_files.h"
+#include "macgrad/experiments/multi30k/translator.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -1,9 +1,9 @@
 // Loading a model for translation, and batches of lines through it.
-#include "experiments/multi30k/translator.h"
+#include "macgrad/experiments/multi30k/translator.h"
 
-#include "experiments/multi30k/checkpoint.h"
-#include "experiments/multi30k/evaluation.h"
-#include "experiments/multi30k/run_files.h"
+#include "macgrad/experiments/multi30k/checkpoint.h"
+#include "macgrad/experiments/multi30k/evaluation.h"
+#include "macgrad/experiments/multi30k/run_files.h"
 
 namespace macgrad::experiments {
 

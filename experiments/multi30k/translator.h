@@ -5,9 +5,9 @@
 #include <string>
 #include <vector>
 
-#include "experiments/multi30k/data.h"
-#include "experiments/multi30k/settings.h"
-#include "nn/decoding.h"
+#include "macgrad/experiments/multi30k/data.h"
+#include "macgrad/experiments/multi30k/settings.h"
+#include "macgrad/nn/decoding.h"
 
 namespace macgrad::experiments {
 

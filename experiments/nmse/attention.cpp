@@ -1,13 +1,13 @@
 // Exact attention is computed by blocks of queries, so that long sequences need no n×n matrix; the
 // baselines (the mean of v, and the first two terms of the series) are RMFA without random
 // features.
-#include "experiments/nmse/attention.h"
+#include "macgrad/experiments/nmse/attention.h"
 
 #include <algorithm>
 #include <cmath>
 
-#include "autograd/engine.h"
-#include "autograd/ops.h"
+#include "macgrad/autograd/engine.h"
+#include "macgrad/autograd/ops.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -5,8 +5,8 @@
 #include <functional>
 #include <vector>
 
-#include "autograd/attention.h"
-#include "nn/maclaurin_draw.h"
+#include "macgrad/autograd/attention.h"
+#include "macgrad/nn/maclaurin_draw.h"
 
 namespace macgrad::experiments {
 

@@ -1,4 +1,4 @@
-#include "experiments/nmse/command.h"
+#include "macgrad/experiments/nmse/command.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -6,13 +6,13 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "experiments/common/interrupt.h"
-#include "experiments/common/machine.h"
-#include "experiments/common/output_files.h"
-#include "experiments/common/plots.h"
-#include "experiments/common/progress.h"
-#include "experiments/nmse/measure.h"
-#include "nn/allocation.h"
+#include "macgrad/experiments/common/interrupt.h"
+#include "macgrad/experiments/common/machine.h"
+#include "macgrad/experiments/common/output_files.h"
+#include "macgrad/experiments/common/plots.h"
+#include "macgrad/experiments/common/progress.h"
+#include "macgrad/experiments/nmse/measure.h"
+#include "macgrad/nn/allocation.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -1,8 +1,8 @@
 // nmse: how close random Maclaurin feature attention comes to exact attention, and how fast.
 // Figure 4 of Macformer (arXiv 2408.11656), beside the two baselines that need no random feature.
 // What came out: README.md in this folder.
-#include "experiments/common/interrupt.h"
-#include "experiments/nmse/command.h"
+#include "macgrad/experiments/common/interrupt.h"
+#include "macgrad/experiments/nmse/command.h"
 
 int main(int argc, char** argv) {
   using namespace macgrad::experiments;

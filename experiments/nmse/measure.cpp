@@ -1,7 +1,7 @@
 // The loops over kernels, lengths, draw methods and D. Data and draws have streams of their own,
 // and all methods see the same data, so that a row does not depend on which others are measured. A
 // D that a method cannot have leaves its row out with a note.
-#include "experiments/nmse/measure.h"
+#include "macgrad/experiments/nmse/measure.h"
 
 #include <unistd.h>
 
@@ -11,9 +11,9 @@
 #include <limits>
 #include <map>
 
-#include "autograd/ops.h"
-#include "core/kernels.h"
-#include "experiments/nmse/attention.h"
+#include "macgrad/autograd/ops.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/experiments/nmse/attention.h"
 
 namespace macgrad::experiments {
 namespace {

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "experiments/nmse/settings.h"
+#include "macgrad/experiments/nmse/settings.h"
 
 namespace macgrad::experiments {
 

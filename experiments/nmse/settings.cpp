@@ -1,6 +1,6 @@
 // The quick grid (minutes instead of hours) and the settings as JSON, so that results say how they
 // came about.
-#include "experiments/nmse/settings.h"
+#include "macgrad/experiments/nmse/settings.h"
 
 #include <nlohmann/json.hpp>
 

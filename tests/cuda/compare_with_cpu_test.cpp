@@ -1,11 +1,11 @@
 // MACGRAD_CHECK=cpu: the tool passes what is right and names what is wrong.
 #include <doctest/doctest.h>
 
-#include "autograd/scope.h"
-#include "core/compare_with_cpu.h"
-#include "core/kernels.h"
-#include "tests/cuda/device.h"
-#include "tests/op_cases.h"
+#include "macgrad/autograd/scope.h"
+#include "macgrad/core/compare_with_cpu.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/tests/cuda/device.h"
+#include "macgrad/tests/op_cases.h"
 
 namespace macgrad::testing {
 namespace {

@@ -7,13 +7,13 @@
 #include <limits>
 #include <string>
 
-#include "core/kernels.h"
-#include "cuda/math_mode.h"
-#include "cuda/step_values.h"
-#include "tests/cuda/device.h"
-#include "tests/op_cases.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/cuda/math_mode.h"
+#include "macgrad/cuda/step_values.h"
+#include "macgrad/tests/cuda/device.h"
+#include "macgrad/tests/op_cases.h"
 #ifdef MACGRAD_CUDA_EMULATED
-#include "tests/cuda/emulation/machine.h"
+#include "macgrad/tests/cuda/emulation/machine.h"
 #endif
 
 namespace macgrad::testing {

@@ -5,12 +5,12 @@
 #include <cmath>
 #include <set>
 
-#include "core/kernels.h"
-#include "cuda/register.h"
-#include "experiments/bench/groups.h"
-#include "tests/cuda/device.h"
-#include "tests/cuda/rounding.h"
-#include "tests/op_cases.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/cuda/register.h"
+#include "macgrad/experiments/bench/groups.h"
+#include "macgrad/tests/cuda/device.h"
+#include "macgrad/tests/cuda/rounding.h"
+#include "macgrad/tests/op_cases.h"
 
 namespace macgrad::testing {
 namespace {

@@ -6,16 +6,16 @@
 #include <cmath>
 #include <string>
 
-#include "autograd/attention.h"
-#include "autograd/engine.h"
-#include "autograd/fused.h"
-#include "core/kernels.h"
-#include "cuda/math_mode.h"
-#include "cuda/register.h"
-#include "cuda/runtime.h"
-#include "tests/composites_allowed.h"
-#include "tests/cuda/device.h"
-#include "tests/op_cases.h"
+#include "macgrad/autograd/attention.h"
+#include "macgrad/autograd/engine.h"
+#include "macgrad/autograd/fused.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/cuda/math_mode.h"
+#include "macgrad/cuda/register.h"
+#include "macgrad/cuda/runtime.h"
+#include "macgrad/tests/composites_allowed.h"
+#include "macgrad/tests/cuda/device.h"
+#include "macgrad/tests/op_cases.h"
 
 namespace macgrad::testing {
 namespace {

@@ -4,10 +4,10 @@
 
 #include <set>
 
-#include "core/kernels.h"
-#include "tests/cuda/device.h"
-#include "tests/op_cases.h"
-#include "tests/slot_coverage.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/tests/cuda/device.h"
+#include "macgrad/tests/op_cases.h"
+#include "macgrad/tests/slot_coverage.h"
 
 namespace macgrad::testing {
 namespace {

@@ -2,10 +2,10 @@
 // beam search.
 #include <doctest/doctest.h>
 
-#include "autograd/ops.h"
-#include "nn/decoding.h"
-#include "tests/cuda/device.h"
-#include "tests/op_cases.h"
+#include "macgrad/autograd/ops.h"
+#include "macgrad/nn/decoding.h"
+#include "macgrad/tests/cuda/device.h"
+#include "macgrad/tests/op_cases.h"
 
 namespace macgrad::testing {
 namespace {

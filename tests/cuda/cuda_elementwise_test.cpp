@@ -5,11 +5,11 @@
 #include <cmath>
 #include <cstring>
 
-#include "core/kernels.h"
-#include "cuda/strided.h"
-#include "tests/cuda/device.h"
-#include "tests/cuda/orders.h"
-#include "tests/op_cases.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/cuda/strided.h"
+#include "macgrad/tests/cuda/device.h"
+#include "macgrad/tests/cuda/orders.h"
+#include "macgrad/tests/op_cases.h"
 
 namespace macgrad::testing {
 namespace {

@@ -4,14 +4,14 @@
 
 #include <memory>
 
-#include "autograd/engine.h"
-#include "autograd/ops.h"
-#include "core/kernels.h"
-#include "cuda/step_values.h"
-#include "nn/attention_core.h"
-#include "nn/feature_map.h"
-#include "tests/cuda/device.h"
-#include "tests/op_cases.h"
+#include "macgrad/autograd/engine.h"
+#include "macgrad/autograd/ops.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/cuda/step_values.h"
+#include "macgrad/nn/attention_core.h"
+#include "macgrad/nn/feature_map.h"
+#include "macgrad/tests/cuda/device.h"
+#include "macgrad/tests/op_cases.h"
 
 namespace macgrad::testing {
 namespace {

@@ -2,11 +2,11 @@
 // runs of one row (a padding token), the same bits in any order of threads, indices outside.
 #include <doctest/doctest.h>
 
-#include "core/kernels.h"
-#include "cuda/index_fault.h"
-#include "tests/cuda/device.h"
-#include "tests/cuda/orders.h"
-#include "tests/op_cases.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/cuda/index_fault.h"
+#include "macgrad/tests/cuda/device.h"
+#include "macgrad/tests/cuda/orders.h"
+#include "macgrad/tests/op_cases.h"
 
 namespace macgrad::testing {
 namespace {

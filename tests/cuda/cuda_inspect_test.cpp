@@ -6,10 +6,10 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
-#include "experiments/inspect/attention_view.h"
-#include "experiments/inspect/step_record.h"
-#include "tests/composites_allowed.h"
-#include "tests/cuda/device.h"
+#include "macgrad/experiments/inspect/attention_view.h"
+#include "macgrad/experiments/inspect/step_record.h"
+#include "macgrad/tests/composites_allowed.h"
+#include "macgrad/tests/cuda/device.h"
 
 namespace macgrad::testing {
 namespace {

@@ -8,14 +8,14 @@
 #include <optional>
 #include <string>
 
-#include "autograd/engine.h"
-#include "core/kernel.h"
-#include "core/step_graph.h"
-#include "nn/attention_core.h"
-#include "nn/loss.h"
-#include "nn/optimizer.h"
-#include "nn/transformer.h"
-#include "tests/cuda/device.h"
+#include "macgrad/autograd/engine.h"
+#include "macgrad/core/kernel.h"
+#include "macgrad/core/step_graph.h"
+#include "macgrad/nn/attention_core.h"
+#include "macgrad/nn/loss.h"
+#include "macgrad/nn/optimizer.h"
+#include "macgrad/nn/transformer.h"
+#include "macgrad/tests/cuda/device.h"
 
 namespace macgrad::testing {
 namespace {

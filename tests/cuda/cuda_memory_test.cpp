@@ -4,14 +4,14 @@
 
 #include <memory>
 
-#include "autograd/scope.h"
-#include "core/allocator.h"
-#include "core/kernels.h"
-#include "core/step_graph.h"
-#include "cuda/register.h"
-#include "cuda/runtime.h"
-#include "tests/cuda/device.h"
-#include "tests/op_cases.h"
+#include "macgrad/autograd/scope.h"
+#include "macgrad/core/allocator.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/core/step_graph.h"
+#include "macgrad/cuda/register.h"
+#include "macgrad/cuda/runtime.h"
+#include "macgrad/tests/cuda/device.h"
+#include "macgrad/tests/op_cases.h"
 
 namespace macgrad::testing {
 namespace {

@@ -5,13 +5,13 @@
 #include <cmath>
 #include <set>
 
-#include "core/allocator.h"
-#include "tests/composites_allowed.h"
-#include "tests/cuda/device.h"
-#include "tests/op_cases.h"
-#include "tests/op_table_checks.h"
+#include "macgrad/core/allocator.h"
+#include "macgrad/tests/composites_allowed.h"
+#include "macgrad/tests/cuda/device.h"
+#include "macgrad/tests/op_cases.h"
+#include "macgrad/tests/op_table_checks.h"
 #ifdef MACGRAD_CUDA_EMULATED
-#include "tests/cuda/emulation/machine.h"
+#include "macgrad/tests/cuda/emulation/machine.h"
 #endif
 
 namespace macgrad::testing {

@@ -5,11 +5,11 @@
 #include <cmath>
 #include <limits>
 
-#include "core/kernels.h"
-#include "cuda/step_values.h"
-#include "tests/cuda/device.h"
-#include "tests/cuda/orders.h"
-#include "tests/op_cases.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/cuda/step_values.h"
+#include "macgrad/tests/cuda/device.h"
+#include "macgrad/tests/cuda/orders.h"
+#include "macgrad/tests/op_cases.h"
 
 namespace macgrad::testing {
 namespace {

@@ -2,12 +2,12 @@
 // step that device memory names.
 #include <doctest/doctest.h>
 
-#include "core/kernels.h"
-#include "cuda/runtime.h"
-#include "cuda/step_values.h"
-#include "tests/cuda/device.h"
-#include "tests/cuda/orders.h"
-#include "tests/op_cases.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/cuda/runtime.h"
+#include "macgrad/cuda/step_values.h"
+#include "macgrad/tests/cuda/device.h"
+#include "macgrad/tests/cuda/orders.h"
+#include "macgrad/tests/op_cases.h"
 
 namespace macgrad::testing {
 namespace {

@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <numeric>
 
-#include "core/generator.h"
-#include "core/kernels.h"
-#include "cuda/rmfa_memory.h"
+#include "macgrad/core/generator.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/cuda/rmfa_memory.h"
 
 namespace macgrad::testing {
 namespace {

@@ -8,15 +8,15 @@
 #include <cmath>
 #include <limits>
 
-#include "autograd/attention.h"
-#include "autograd/fused.h"
-#include "core/kernels.h"
-#include "core/step_graph.h"
-#include "cuda/math_mode.h"
-#include "tests/cuda/device.h"
-#include "tests/cuda/orders.h"
-#include "tests/cuda/rounding.h"
-#include "tests/op_cases.h"
+#include "macgrad/autograd/attention.h"
+#include "macgrad/autograd/fused.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/core/step_graph.h"
+#include "macgrad/cuda/math_mode.h"
+#include "macgrad/tests/cuda/device.h"
+#include "macgrad/tests/cuda/orders.h"
+#include "macgrad/tests/cuda/rounding.h"
+#include "macgrad/tests/op_cases.h"
 
 namespace macgrad::testing {
 namespace {

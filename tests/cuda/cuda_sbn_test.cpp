@@ -5,12 +5,12 @@
 
 #include <cmath>
 
-#include "core/kernels.h"
-#include "tests/cuda/device.h"
-#include "tests/cuda/rounding.h"
-#include "tests/op_cases.h"
+#include "macgrad/core/kernels.h"
+#include "macgrad/tests/cuda/device.h"
+#include "macgrad/tests/cuda/rounding.h"
+#include "macgrad/tests/op_cases.h"
 #ifdef MACGRAD_CUDA_EMULATED
-#include "tests/cuda/emulation/machine.h"
+#include "macgrad/tests/cuda/emulation/machine.h"
 #endif
 
 namespace macgrad::testing {

@@ -6,14 +6,14 @@
 #include <functional>
 #include <optional>
 
-#include "core/step_graph.h"
-#include "experiments/multi30k/evaluation.h"
-#include "experiments/multi30k/training.h"
-#include "experiments/nmse/measure.h"
-#include "nn/positions.h"
-#include "tests/composites_allowed.h"
-#include "tests/cuda/device.h"
-#include "tests/op_cases.h"
+#include "macgrad/core/step_graph.h"
+#include "macgrad/experiments/multi30k/evaluation.h"
+#include "macgrad/experiments/multi30k/training.h"
+#include "macgrad/experiments/nmse/measure.h"
+#include "macgrad/nn/positions.h"
+#include "macgrad/tests/composites_allowed.h"
+#include "macgrad/tests/cuda/device.h"
+#include "macgrad/tests/op_cases.h"
 
 namespace macgrad::testing {
 namespace {

@@ -2,9 +2,9 @@
 // it.
 #pragma once
 
-#include "core/tensor.h"
+#include "macgrad/core/tensor.h"
 #ifdef MACGRAD_CUDA_EMULATED
-#include "tests/cuda/emulation/machine.h"
+#include "macgrad/tests/cuda/emulation/machine.h"
 #endif
 
 namespace macgrad::testing {

@@ -6,9 +6,9 @@
 
 #include <cstring>
 
-#include "core/tensor.h"
+#include "macgrad/core/tensor.h"
 #ifdef MACGRAD_CUDA_EMULATED
-#include "tests/cuda/emulation/machine.h"
+#include "macgrad/tests/cuda/emulation/machine.h"
 #endif
 
 namespace macgrad::testing {

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "core/tensor.h"
+#include "macgrad/core/tensor.h"
 
 namespace macgrad::testing {
 

@@ -3,11 +3,7 @@
 #include <cmath>
 #include <cstdio>
 
-#include "autograd/attention.h"
-#include "autograd/engine.h"
-#include "autograd/ops.h"
-#include "core/version.h"
-#include "nn/dot_product_kernels.h"
+#include <macgrad/nn.h>
 
 using namespace macgrad;
 

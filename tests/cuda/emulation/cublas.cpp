@@ -2,9 +2,9 @@
 // sum in order of k.
 #include <cstring>
 
-#include "core/dtype.h"
 #include "cublas_v2.h"
 #include "cuda_runtime.h"
+#include "macgrad/core/dtype.h"
 
 struct PlayedCublas {
   cudaStream_t stream = nullptr;

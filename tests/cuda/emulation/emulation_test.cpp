@@ -4,11 +4,11 @@
 
 #include <cstdint>
 
-#include "core/error.h"
-#include "cuda/attention_tile.cuh"
-#include "cuda/launch.h"
-#include "cuda/pack.cuh"
-#include "tests/cuda/device.h"
+#include "macgrad/core/error.h"
+#include "macgrad/cuda/attention_tile.cuh"
+#include "macgrad/cuda/launch.h"
+#include "macgrad/cuda/pack.cuh"
+#include "macgrad/tests/cuda/device.h"
 
 namespace macgrad::testing {
 namespace {

@@ -1,0 +1,23 @@
+// The public headers of nn, and those of autograd and core.
+#pragma once
+
+#include "macgrad/autograd/autograd.h"
+#include "macgrad/nn/accumulation.h"
+#include "macgrad/nn/attention_core.h"
+#include "macgrad/nn/decoding.h"
+#include "macgrad/nn/dot_product_kernels.h"
+#include "macgrad/nn/dropout.h"
+#include "macgrad/nn/embedding.h"
+#include "macgrad/nn/feature_map.h"
+#include "macgrad/nn/feed_forward.h"
+#include "macgrad/nn/init.h"
+#include "macgrad/nn/layer_norm.h"
+#include "macgrad/nn/linear.h"
+#include "macgrad/nn/loss.h"
+#include "macgrad/nn/module.h"
+#include "macgrad/nn/multi_head_attention.h"
+#include "macgrad/nn/optimizer.h"
+#include "macgrad/nn/positions.h"
+#include "macgrad/nn/schedule.h"
+#include "macgrad/nn/torch_names.h"
+#include "macgrad/nn/transformer.h"
