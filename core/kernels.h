@@ -201,8 +201,8 @@ inline constinit Kernel<void(In, In, In, In, In, In, In, In, const SoftmaxAttent
 
 /// Operands as in softmax_attention_forward. omega (d, P), or (H, d, P) for draws a head; weight
 /// (M); both may be wider, for larger draws to come: what lies beyond P and M is not read. den
-/// (B, H, T) of compute_dtype: denominators before flooring. stats (2) float64: denominators
-/// floored (without a floor: <= 0), and the smallest den/(visible keys).
+/// (B, H, T) of compute_dtype: denominators before flooring. stats (4) float64: denominators, of
+/// them floored (without a floor: <= 0), 0, and the smallest den/(visible keys).
 inline constinit Kernel<void(In, In, In, In, In, In, In, const RmfaArgs&, Out, Out, Out, Scratch)>
     rmfa_forward{"rmfa_forward",
                  {cpu::rmfa_forward, cpu::rmfa_forward_supports, cpu::rmfa_forward_scratch}};

@@ -101,7 +101,7 @@ class RmfaCore : public AttentionCore {
 
   /// Of all forward calls without a state since the last begin_step: floored rows (with policy
   /// none: denominators <= 0) and the smallest denominator per visible key.
-  RmfaStatistics statistics() const;
+  DenominatorStatistics statistics() const;
   /// Those that nobody has read yet, one a call, where q was.
   const Tensors& pending_statistics() const { return pending_; }
 
@@ -120,11 +120,11 @@ class RmfaCore : public AttentionCore {
                   DecodeState& state, const FeatureDraw& draw, const RmfaArgs& args);
 
   mutable Tensors pending_;
-  mutable RmfaStatistics settled_;
+  mutable DenominatorStatistics settled_;
 };
 
 /// Sum over all RmfaCores of a model: floored rows added, the smallest ratio of all.
-RmfaStatistics rmfa_statistics(Module& model);
+DenominatorStatistics rmfa_statistics(Module& model);
 
 /// pending_statistics() of every RmfaCore of a model, one after the other.
 Tensors pending_statistics(Module& model);

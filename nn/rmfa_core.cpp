@@ -1,8 +1,6 @@
 // RMFA (nn/README.md, equation (16)): the draw, the denominator policy (18) and its statistics
 // around the rmfa op.
-#include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "macgrad/core/kernels.h"
 #include "macgrad/nn/attention_core.h"
@@ -25,11 +23,6 @@ FeatureSettings feature_settings(const AttentionSettings& settings, int64_t head
   return f;
 }
 
-void merge(RmfaStatistics& total, const RmfaStatistics& one) {
-  total.floored += one.floored;
-  total.smallest_ratio = std::min(total.smallest_ratio, one.smallest_ratio);
-}
-
 }  // namespace
 
 RmfaCore::RmfaCore(Module* parent, std::string name, const AttentionSettings& settings,
@@ -38,8 +31,7 @@ RmfaCore::RmfaCore(Module* parent, std::string name, const AttentionSettings& se
       logit_scale(this, "logit_scale", settings.logit_scale, settings.train_logit_scale,
                   settings.kernel.radius(), head_dim),
       features(this, "features", settings.kernel, feature_settings(settings, heads, head_dim),
-               settings.redraw, settings.eval_draws, random),
-      settled_(read_statistics(Tensor())) {
+               settings.redraw, settings.eval_draws, random) {
   require(settings.floor >= 0.0 && std::isfinite(settings.floor),
           "[rmfa] the floor of denominators is {}; use a positive number, or 0 for none",
           settings.floor);
@@ -73,16 +65,16 @@ Variable RmfaCore::forward(const Variable& q, const Variable& k, const Variable&
 
 void RmfaCore::on_begin_step(uint32_t, int64_t) {
   pending_.clear();
-  settled_ = read_statistics(Tensor());
+  settled_ = {};
   if (logit_scale.trained()) features.set_logit_scale(logit_scale.value());
 }
 
 void RmfaCore::settle() const {
-  for (const Tensor& one : pending_) merge(settled_, read_statistics(one));
+  for (const Tensor& one : pending_) settled_ += read_statistics(one);
   pending_.clear();
 }
 
-RmfaStatistics RmfaCore::statistics() const {
+DenominatorStatistics RmfaCore::statistics() const {
   settle();
   return settled_;
 }
@@ -141,10 +133,10 @@ void record_feature_draws(Module& model) {
   if (!args.empty()) kernels::draw_features(laws, omegas, weights, layouts, args);
 }
 
-RmfaStatistics rmfa_statistics(Module& model) {
-  RmfaStatistics total = read_statistics(Tensor());
+DenominatorStatistics rmfa_statistics(Module& model) {
+  DenominatorStatistics total;
   for (Module* m : model.modules())
-    if (const auto* core = dynamic_cast<const RmfaCore*>(m)) merge(total, core->statistics());
+    if (const auto* core = dynamic_cast<const RmfaCore*>(m)) total += core->statistics();
   return total;
 }
 

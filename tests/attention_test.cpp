@@ -339,7 +339,7 @@ TEST_CASE("RMFA: floored denominators are counted a step") {
   // Long queries make estimates of exp vary around values far below their spread.
   const Variable q = mul(leaf(2, 30, 1), 6.0), k = mul(leaf(2, 30, 2), 6.0), v = leaf(2, 30, 3);
   core(q, k, v, {});
-  const RmfaStatistics once = rmfa.statistics();
+  const DenominatorStatistics once = rmfa.statistics();
   CHECK(once.floored > 0);
   CHECK(once.smallest_ratio < 0.0);
   core(q, k, v, {});

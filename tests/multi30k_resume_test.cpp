@@ -265,7 +265,7 @@ TEST_CASE("multi30k: every loss after a resume is that of the straight run") {
 
 TEST_CASE("multi30k: the state of a run in JSON, with numbers that are not finite") {
   RunState state;
-  state.place = {3, 70, {5, 600, 0.1 + 0.2, 1.5, false, {4, 0.3}}, 2, 1};
+  state.place = {3, 70, {5, 600, 0.1 + 0.2, 1.5, false, {9, 4, 0, 0.3}}, 2, 1};
   CHECK(state.add({1, 3.0, 2.5, NAN, 1.0, 100, 30}));
   CHECK_FALSE(state.add({2, 2.9, 2.5, 7.0, 1.0, 100, 60}));
   CHECK(state.epochs_without_improvement() == 1);

@@ -88,7 +88,7 @@ struct Workspace {
   Side query, key;
   T *dphi, *dp, *suffix, *scores, *cotangents, *den, *row;
   double* counts;
-  int64_t unsafe = 0;
+  int64_t rows = 0, unsafe = 0;
   double smallest = std::numeric_limits<double>::infinity();
 
   Workspace(Arena& arena, const FeatureMap<T>& map, int64_t dv, int64_t n, bool causal,
@@ -104,6 +104,17 @@ struct Workspace {
         row(arena.take<T>(std::max(map.d, dv))),
         counts(arena.take<double>(n)) {}
 };
+/// The statistics that threads collected, as the kernel's result.
+template <class T>
+void write_statistics(const std::vector<Workspace<T>>& workspaces, double* stats) {
+  std::fill_n(stats, 3, 0.0);
+  stats[3] = std::numeric_limits<double>::infinity();
+  for (const Workspace<T>& ws : workspaces) {
+    stats[0] += static_cast<double>(ws.rows);
+    stats[1] += static_cast<double>(ws.unsafe);
+    stats[3] = std::min(stats[3], ws.smallest);
+  }
+}
 /// Index of a block whose projections are not kept.
 inline constexpr int64_t kUnkept = std::numeric_limits<int64_t>::max();
 

@@ -119,12 +119,7 @@ std::optional<RecordedSteps::Outcome> RecordedSteps::run(const BatchTensors& bat
   Outcome outcome;
   outcome.loss = entry.loss.item();
   outcome.norm = recorded_gradient_norm(settings_.device());
-  outcome.rmfa = read_statistics(Tensor());
-  for (const Tensor& one : entry.statistics) {
-    const RmfaStatistics seen = read_statistics(one);
-    outcome.rmfa.floored += seen.floored;
-    outcome.rmfa.smallest_ratio = std::min(outcome.rmfa.smallest_ratio, seen.smallest_ratio);
-  }
+  for (const Tensor& one : entry.statistics) outcome.rmfa += read_statistics(one);
   optimizer_.count_replay(outcome.norm);
   return outcome;
 }

@@ -21,7 +21,7 @@ class RecordedSteps {
   struct Outcome {
     double loss = 0;  // summed over the batch
     double norm = 0;  // of the gradients of the loss a token, before clipping
-    RmfaStatistics rmfa;
+    DenominatorStatistics rmfa;
   };
   /// The whole update, replayed; nothing when this batch has to be run eagerly: the shape is new,
   /// a feature draw is larger than its place in memory or that place has moved, a tool watches the

@@ -151,8 +151,7 @@ EpochSummary Trainer::train_epoch(int64_t epoch,
     ++done.updates;
     done.tokens += r.tokens;
     done.loss_sum += r.loss * static_cast<double>(r.tokens);
-    done.rmfa.floored += r.rmfa.floored;
-    done.rmfa.smallest_ratio = std::min(done.rmfa.smallest_ratio, r.rmfa.smallest_ratio);
+    done.rmfa += r.rmfa;
     done.seconds += std::chrono::duration<double>(Clock::now() - start).count();
     done.stopped = !report(r);
   }

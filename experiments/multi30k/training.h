@@ -26,11 +26,11 @@ struct UpdateReport {
   double loss = 0;     // a token, with label smoothing
   double norm = 0;     // of the gradients, before clipping
   double lr = 0;
-  int64_t tokens = 0;       // target tokens, <eos> counted
-  bool skipped = false;     // gradients were not finite: nothing was changed
-  int64_t replays = 0;      // updates so far that were replayed, not run (core/step_graph.h)
-  int64_t large_draws = 0;  // updates so far that RecordedSteps::large_draws() counts
-  RmfaStatistics rmfa;      // of this update; nothing seen without RMFA
+  int64_t tokens = 0;          // target tokens, <eos> counted
+  bool skipped = false;        // gradients were not finite: nothing was changed
+  int64_t replays = 0;         // updates so far that were replayed, not run (core/step_graph.h)
+  int64_t large_draws = 0;     // updates so far that RecordedSteps::large_draws() counts
+  DenominatorStatistics rmfa;  // of this update; nothing seen without RMFA
 };
 
 class Trainer {

@@ -29,6 +29,7 @@ void each_field(Summary& s, const F& f) {
   f("tokens", s.tokens);
   f("loss_sum", s.loss_sum);
   f("seconds", s.seconds);
+  f("denominators", s.rmfa.rows);
   f("floored", s.rmfa.floored);
   f("smallest_ratio", s.rmfa.smallest_ratio);
 }

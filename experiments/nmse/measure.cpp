@@ -97,8 +97,7 @@ struct Errors {
 struct Cell {
   Errors errors;
   std::vector<double> draw_ms, rmfa_ms;
-  int64_t unsafe = 0;
-  double smallest = INFINITY;
+  DenominatorStatistics denominators;
 };
 
 struct Baselines {
@@ -185,8 +184,8 @@ class LengthRun {
       row.draw_ms = median(c.cell.draw_ms);
       row.softmax_ms = median(softmax_ms_);
       row.plain_ms = median(plain_ms_);
-      row.unsafe_denominators = c.cell.unsafe;
-      row.smallest_ratio = c.cell.smallest;
+      row.unsafe_denominators = c.cell.denominators.floored;
+      row.smallest_ratio = c.cell.denominators.smallest_ratio;
       row.repeats = repeats;
       list.push_back(row);
     }
@@ -246,9 +245,7 @@ class LengthRun {
                        const Variable& v) { return rmfa_of(draw, q, k, v, nullptr); },
                    in, data.cotangent);
     column.cell.errors.add(result, exact);
-    const RmfaStatistics seen = read_statistics(statistics);
-    column.cell.unsafe += seen.floored;
-    column.cell.smallest = std::min(column.cell.smallest, seen.smallest_ratio);
+    column.cell.denominators += read_statistics(statistics);
   }
 
   static constexpr int64_t kPlainRepeats = 5;  // the slow form is timed a few times only
