@@ -6,10 +6,11 @@
 
 #include <cmath>
 #include <limits>
+#include <memory>
 
 #include "macgrad/autograd/attention_support.h"
+#include "macgrad/autograd/fused.h"
 #include "macgrad/autograd/ops.h"
-#include "macgrad/autograd/scope.h"
 
 namespace macgrad {
 namespace {
@@ -184,6 +185,12 @@ Variable linear_attention(const Variable& phi_q, const Variable& phi_k, const Va
         "[{}] factor {} cancels in the quotient; use it with Normaliser::none", op, args.factor);
   check(phi_q.size(3) > 0 || args.constant > 0.0,
         "[{}] the kernel is 0: phi_q {} has no feature and the constant is 0", op, phi_q.shape());
+  if (phi_q.dtype() == DType::bfloat16) {
+    const auto wide = [](const Variable& x) { return cast(x, DType::float32); };
+    return cast(
+        linear_attention(wide(phi_q), wide(phi_k), wide(v), log_weight, mask, args, statistics),
+        DType::bfloat16);
+  }
   Variables in{phi_q, phi_k, v};
   if (log_weight.defined()) {
     check(log_weight.shape() == Shape{phi_k.size(0), phi_k.size(1), phi_k.size(2)} &&
@@ -193,9 +200,54 @@ Variable linear_attention(const Variable& phi_q, const Variable& phi_k, const Va
           phi_k.size(1), phi_k.size(2), text(phi_k.device()));
     in.push_back(cast(log_weight, DType::float64));
   }
-  (void)statistics;
-  const Scope scope(op);
-  return composite(in, mask, args)[0];
+  const Tensor key_valid = packed(mask.key_valid);
+  const Tensor query_valid = packed(mask.query_valid);
+  const bool causal = mask.causal;
+  const int64_t B = v.size(0), H = v.size(1), T = phi_q.size(2), dv = v.size(3);
+  const auto weight_of = [](const Tensors& all) {
+    return all.size() > 3 ? all[3].contiguous() : Tensor();
+  };
+  FusedOp fused;
+  fused.name = op;
+  fused.attributes = {{"features", fmt::format("{}", phi_q.size(3))},
+                      {"log_features", args.log_features ? "true" : "false"},
+                      {"causal", causal ? "true" : "false"}};
+  fused.constants = {{key_valid, "linear_attention's key mask"},
+                     {query_valid, "linear_attention's query mask"}};
+  const auto measured = std::make_shared<Tensor>();
+  fused.supports = [=](const Tensors& x) {
+    const Tensor none;
+    return kernels::linear_attention_forward.supports(x[0].device(), x[0], x[1], x[2], weight_of(x),
+                                                      key_valid, query_valid, args, causal, none,
+                                                      none, none, Scratch{});
+  };
+  fused.forward = [=](const Tensors& x) {
+    Tensor out = empty_heads(B, H, T, dv, x[0]);
+    Tensor sums = Tensor::empty({B, H, T, 3}, DType::float64, x[0].device());
+    Tensor stats = Tensor::empty({4}, DType::float64, x[0].device());
+    kernels::linear_attention_forward(unit_stride(x[0]), unit_stride(x[1]), unit_stride(x[2]),
+                                      weight_of(x), key_valid, query_valid, args, causal, out, sums,
+                                      stats, Scratch{});
+    *measured = stats;
+    return FusedOp::Forward{{out}, {sums}};
+  };
+  fused.backward = [=](const Tensors& x, const FusedOp::Forward& result, const Tensors& g,
+                       const std::vector<bool>&) {
+    Tensors d;
+    for (size_t i = 0; i < 3; ++i) d.push_back(empty_heads(B, H, x[i].size(2), x[i].size(3), x[i]));
+    d.push_back(x.size() > 3 ? Tensor::empty(x[3].shape(), DType::float64, x[3].device())
+                             : Tensor());
+    kernels::linear_attention_backward(unit_stride(x[0]), unit_stride(x[1]), unit_stride(x[2]),
+                                       weight_of(x), key_valid, query_valid, result.outputs[0],
+                                       result.saved[0], unit_stride(g[0]), args, causal, d[0], d[1],
+                                       d[2], d[3], Scratch{});
+    d.resize(x.size());
+    return d;
+  };
+  fused.composite = [=](const Variables& x) { return composite(x, mask, args); };
+  const Variable out = apply_fused(fused, in)[0];
+  if (statistics) *statistics = *measured;
+  return out;
 }
 
 }  // namespace macgrad

@@ -7,17 +7,6 @@
 
 namespace macgrad {
 
-/// Result divided by the sum of the weights, or the weighted sum itself.
-enum class Normaliser : uint8_t { quotient, none };
-
-struct LinearAttentionArgs {
-  bool log_features = false;  // phi_q and phi_k hold log φ; -inf is a feature of value 0
-  double constant = 0.0;      // κ >= 0: added to every φ_q·φ_k
-  double floor = 0.0;         // den is floored at floor·Σ_visible w_j; 0: not floored
-  Normaliser normaliser = Normaliser::quotient;
-  double factor = 1.0;  // multiplies the result with Normaliser::none
-};
-
 /// out_i = Σ_j w_j (φ_q(i)·φ_k(j) + κ) v_j / Σ_j w_j (φ_q(i)·φ_k(j) + κ), w_j = exp(ℓ_j), over the
 /// visible keys j: phi_q (B,H,T,M), phi_k (B,H,S,M), v (B,H,S,dv) of one floating dtype ->
 /// (B,H,T,dv). bfloat16 is summed in float32.
@@ -29,15 +18,17 @@ struct LinearAttentionArgs {
 /// 2021), ℓ_j = -Σ_{l<=j} log f_l a forget gate.
 ///
 /// Neither large log-features nor a large range of ℓ overflows or underflows a sum: features are
-/// shifted by their maxima over visible keys, which are constants to the gradient. No denominator
-/// is floored then, and without a causal mask none of the shifted ones is below 1.
+/// shifted by their maxima over visible keys, which are constants to the gradient. Log-features
+/// need no floor: without a causal mask no shifted denominator is below 1.
 ///
 /// Queries without a visible key and invalid queries give 0 with gradients 0; values at hidden
-/// positions are not read, NaN included. A floored denominator has no
-/// gradient but that of the w_j in it. Errors: shapes,
-/// dtypes or devices that do not fit, a negative κ or floor, a floor for log-features, a factor
-/// with Normaliser::quotient. `statistics`, if not null, is set to what read_statistics() reads, on
-/// the operands' device; the composite leaves it alone.
+/// positions, NaN included, change nothing. A floored denominator passes a gradient to ℓ through
+/// the w_j of the floor, and none to features. There is no CUDA kernel: a GPU runs the composite,
+/// which holds T·S numbers per head when causal, and T·S·M of log-features.
+///
+/// Errors: shapes, dtypes or devices that do not fit, a negative κ or floor, a floor for
+/// log-features, a factor with Normaliser::quotient. `statistics`, if not null, is set to what
+/// read_statistics() reads, on the operands' device; the composite leaves it alone.
 Variable linear_attention(const Variable& phi_q, const Variable& phi_k, const Variable& v,
                           const Variable& log_weight, const AttentionMask& mask,
                           const LinearAttentionArgs& args, Tensor* statistics = nullptr);

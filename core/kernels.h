@@ -47,6 +47,18 @@ struct RmfaArgs {
   Tensor layout{};              // (kRmfaLayout) float64 on the operands' device, or absent
 };
 
+/// Result divided by the sum of the weights, or the weighted sum itself.
+enum class Normaliser : uint8_t { quotient, none };
+
+/// Linear attention on given features (autograd/linear_attention.h).
+struct LinearAttentionArgs {
+  bool log_features = false;  // phi_q and phi_k hold log φ; -inf is a feature of value 0
+  double constant = 0.0;      // κ >= 0: added to every φ_q·φ_k
+  double floor = 0.0;         // den is floored at floor·Σ_visible w_j; 0: not floored
+  Normaliser normaliser = Normaliser::quotient;
+  double factor = 1.0;  // multiplies the result with Normaliser::none
+};
+
 /// Signs of random features are independent, rows of fresh Hadamard blocks, or rows of Hadamard
 /// blocks of which those of one degree are shifted against each other, so that no combination of
 /// rows comes twice.
@@ -209,6 +221,25 @@ inline constinit Kernel<void(In, In, In, In, In, In, In, const RmfaArgs&, Out, O
 inline constinit Kernel<void(In, In, In, In, In, In, In, In, In, In, const RmfaArgs&, Out, Out, Out,
                              Scratch)>
     rmfa_backward{"rmfa_backward", {cpu::rmfa_backward, nullptr, cpu::rmfa_backward_scratch}};
+
+/// phi_q (B, H, T, M), phi_k (B, H, S, M), v (B, H, S, dv), out (B, H, T, dv): last stride 1,
+/// others any. log_weight (B, H, S) float64, contiguous, or absent; masks as in
+/// softmax_attention_forward; then the arguments and whether j <= i + S - T is required. sums (B,
+/// H, T, 3) float64: the denominator used, divided by exp(shift); shift; 1, or 2 where it was
+/// floored (all 0: no visible key). stats (4) float64: denominators, floored, recomputed in log
+/// space, and the smallest den/Σ w (of log-features: the smallest shifted den).
+inline constinit Kernel<void(In, In, In, In, In, In, const LinearAttentionArgs&, bool, Out, Out,
+                             Out, Scratch)>
+    linear_attention_forward{"linear_attention_forward",
+                             {cpu::linear_attention_forward, cpu::linear_attention_forward_supports,
+                              cpu::linear_attention_forward_scratch}};
+/// The operands of the forward kernel, its out and sums, grad; writes the gradients of phi_q,
+/// phi_k, v and log_weight (absent without it).
+inline constinit Kernel<void(In, In, In, In, In, In, In, In, In, const LinearAttentionArgs&, bool,
+                             Out, Out, Out, Out, Scratch)>
+    linear_attention_backward{
+        "linear_attention_backward",
+        {cpu::linear_attention_backward, nullptr, cpu::linear_attention_backward_scratch}};
 
 /// Draws of the features of many maps at once, one entry of each list a map. laws: float64 vectors,
 /// how many features each degree 0 … kRmfaLayoutLevels has besides the tail, then the weight of a

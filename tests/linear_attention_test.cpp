@@ -5,6 +5,7 @@
 #include "macgrad/autograd/linear_attention.h"
 
 #include <doctest/doctest.h>
+#include <omp.h>
 
 #include <algorithm>
 #include <cmath>
@@ -263,8 +264,19 @@ void check_against_naive(const Case& c, unsigned seed) {
   INFO(text(c) << " seed " << seed);
   const Data data = make_data(c, seed);
   const Result reference = naive(c, data);
-  check_equal(run(c, data, DType::float64), reference, 1e-12, c.weighted);
+  const Result r = run(c, data, DType::float64);
+  check_equal(r, reference, 1e-12, c.weighted);
   check_equal(run(c, data, DType::float32), reference, 3e-5, c.weighted);
+  CHECK(r.statistics.rows == reference.statistics.rows);
+  CHECK(r.statistics.floored == reference.statistics.floored);
+  if (c.args.log_features) {
+    // The key that has a feature's largest value contributes 1.
+    if (!c.causal && c.args.normaliser == Normaliser::quotient)
+      CHECK(r.statistics.smallest_ratio >= 1.0 - 1e-12);
+  } else if (reference.statistics.smallest_ratio < kInfinity) {
+    CHECK(r.statistics.smallest_ratio ==
+          doctest::Approx(reference.statistics.smallest_ratio).epsilon(1e-10));
+  }
 }
 
 TEST_CASE("linear attention equals the naive sum: lengths, features and log-features") {
@@ -329,7 +341,7 @@ TEST_CASE("linear attention equals the naive sum: options") {
 TEST_CASE("floored denominators pass no gradient to features") {
   for (const bool causal : {false, true}) {
     Case c;
-    c.T = c.S = 40;
+    c.T = c.S = 150;
     c.causal = causal;
     c.weighted = true;
     c.args.floor = 9.5;
@@ -454,26 +466,41 @@ TEST_CASE("worked example: positive features on raw rows") {
   CHECK(error(of_features.value().to_vector<double>(), expected) < 1e-7);
 }
 
-TEST_CASE("log-features of magnitude 1000 and gates of 0.1 stay finite and right") {
+TEST_CASE("log-features of magnitude 1,000 and gates of 0.1 stay finite and right") {
   unsigned seed = 300;
   for (const bool causal : {false, true})
-    for (const bool weighted : {false, true}) {
-      Case c;
-      c.T = c.S = 256;
-      c.M = 16;
-      c.args.log_features = true;
-      c.causal = causal;
-      c.weighted = weighted;
-      c.scale = 40;
-      if (weighted) c.growth = -std::log(0.1);
-      c.key_mask = weighted ? 1 : 0;
-      INFO(text(c));
-      const Data data = make_data(c, seed++);
-      const Result reference = naive(c, data);
-      check_equal(run(c, data, DType::float64), reference, 1e-10, weighted);
-      // The log-features themselves are rounded to 1e-5 in float32.
-      check_equal(run(c, data, DType::float32), reference, 1e-3, weighted);
-    }
+    for (const bool weighted : {false, true})
+      for (const double scale : {40.0, 400.0}) {
+        Case c;
+        c.T = c.S = 256;
+        c.M = 16;
+        c.args.log_features = true;
+        c.causal = causal;
+        c.weighted = weighted;
+        c.scale = scale;
+        if (weighted) c.growth = -std::log(0.1);
+        c.key_mask = weighted ? 1 : 0;
+        INFO(text(c));
+        const Data data = make_data(c, seed++);
+        const Result reference = naive(c, data);
+        const Result r = run(c, data, DType::float64);
+        check_equal(r, reference, 1e-10, weighted);
+        // The log-features themselves are rounded to 1e-5 in float32.
+        check_equal(run(c, data, DType::float32), reference, 1e-3, weighted);
+        const double share =
+            static_cast<double>(r.statistics.recomputed) / static_cast<double>(r.statistics.rows);
+        MESSAGE(text(c), ": share of rows summed again in log space ", share);
+        if (causal)
+          CHECK((share > 0.0 && share < (scale > 40 ? 0.6 : 0.3)));
+        else
+          CHECK(share == 0.0);
+      }
+  // Gates alone move no row out of range: their weights are relative to those a row sees.
+  Case gated;
+  gated.T = gated.S = 256;
+  gated.args.log_features = gated.causal = gated.weighted = true;
+  gated.growth = -std::log(0.1);
+  CHECK(run(gated, make_data(gated, seed++), DType::float64).statistics.recomputed == 0);
   // Signed features with gates that span 590 units of ℓ.
   for (const bool causal : {false, true}) {
     Case c;
@@ -551,6 +578,54 @@ TEST_CASE("a later key changes no earlier row, padding changes nothing") {
     CHECK(error(run(c, padded, DType::float64).out, run(shorter, plain, DType::float64).out) <
           1e-14);
   }
+}
+
+TEST_CASE("linear attention gives the same bits at any number of threads") {
+  const int before = omp_get_max_threads();
+  for (const bool log : {false, true})
+    for (const bool causal : {false, true}) {
+      Case c;
+      c.B = 3;
+      c.T = 200;
+      c.S = 230;
+      c.M = 33;
+      c.args.log_features = log;
+      c.args.constant = 0.5;
+      c.causal = causal;
+      c.weighted = true;
+      c.key_mask = 1;
+      c.scale = log ? 20 : 1;
+      const Data data = make_data(c, 71);
+      omp_set_num_threads(1);
+      const Result one = run(c, data, DType::float32);
+      for (const int threads : {2, 3, 8}) {
+        omp_set_num_threads(threads);
+        const Result many = run(c, data, DType::float32);
+        for (Doubles Result::*member :
+             {&Result::out, &Result::dq, &Result::dk, &Result::dv, &Result::dl})
+          CHECK(many.*member == one.*member);
+        CHECK(many.statistics.recomputed == one.statistics.recomputed);
+        CHECK(many.statistics.smallest_ratio == one.statistics.smallest_ratio);
+      }
+    }
+  omp_set_num_threads(before);
+}
+
+TEST_CASE("linear attention's scratch memory is a state and a block per thread") {
+  const int before = omp_get_max_threads();
+  omp_set_num_threads(2);
+  const Tensor phi = Tensor::empty({1, 64, 4000, 128}), v = Tensor::empty({1, 64, 4000, 64}), none;
+  const LinearAttentionArgs args{.log_features = true};
+  const auto of_operands = static_cast<double>(2 * phi.bytes() + v.bytes());
+  for (const bool causal : {false, true}) {
+    CHECK(static_cast<double>(cpu::linear_attention_forward_scratch(
+              phi, phi, v, none, none, none, args, causal, v, none, none, {})) <
+          0.01 * of_operands);
+    CHECK(static_cast<double>(cpu::linear_attention_backward_scratch(
+              phi, phi, v, none, none, none, v, none, v, args, causal, phi, phi, v, none, {})) <
+          0.02 * of_operands);
+  }
+  omp_set_num_threads(before);
 }
 
 TEST_CASE("log-weights of another floating dtype are converted") {
