@@ -225,9 +225,9 @@ inline constinit Kernel<void(In, In, In, In, In, In, In, In, In, In, const RmfaA
 /// phi_q (B, H, T, M), phi_k (B, H, S, M), v (B, H, S, dv), out (B, H, T, dv): last stride 1,
 /// others any. log_weight (B, H, S) float64, contiguous, or absent; masks as in
 /// softmax_attention_forward; then the arguments and whether j <= i + S - T is required. sums (B,
-/// H, T, 3) float64: the denominator used, divided by exp(shift); shift; 1, or 2 where it was
-/// floored (all 0: no visible key). stats (4) float64: denominators, floored, recomputed in log
-/// space, and the smallest den/Σ w (of log-features: the smallest shifted den).
+/// H, T, 3) float64: the denominator used over exp(shift); shift; 1, 2 where it was floored, 3
+/// where recomputed in log space (0: no visible key). stats (4) float64: denominators, floored,
+/// recomputed, and the smallest den/Σ w (of log-features: the smallest shifted den).
 inline constinit Kernel<void(In, In, In, In, In, In, const LinearAttentionArgs&, bool, Out, Out,
                              Out, Scratch)>
     linear_attention_forward{"linear_attention_forward",

@@ -111,7 +111,7 @@ Result naive(const Case& c, const Data& data) {
     const int64_t b = bh / c.H;
     for (int64_t i = 0; i < c.T; ++i) {
       if (!data.query_valid[size(b * c.T + i)]) continue;
-      const double* q = &data.q[size((bh * c.T + i) * c.M)];
+      const double* q = data.q.data() + (bh * c.T + i) * c.M;
       struct Seen {
         int64_t key;
         double sign, log;       // of K_ij·e^(ℓ_j)
@@ -123,7 +123,7 @@ Result naive(const Case& c, const Data& data) {
         if (!data.key_valid[size(b * c.S + j)] || (c.causal && j > i + c.S - c.T)) continue;
         const double l = c.weighted ? data.l[size(bh * c.S + j)] : 0.0;
         if (l == -kInfinity) continue;
-        const double* k = &data.k[size((bh * c.S + j) * c.M)];
+        const double* k = data.k.data() + (bh * c.S + j) * c.M;
         Seen one{j, 1.0, 0.0, l};
         if (c.args.log_features) {
           double top = c.args.constant > 0 ? std::log(c.args.constant) : -kInfinity, sum = 0;
@@ -175,7 +175,7 @@ Result naive(const Case& c, const Data& data) {
         r.dl[size(at)] += scale * s.a * slope;
         // The floor follows the weights.
         if (floored) r.dl[size(at)] -= scale * dot * c.args.floor * std::exp(s.log_weight - shift);
-        const double* k = &data.k[size(at * c.M)];
+        const double* k = data.k.data() + at * c.M;
         for (int64_t m = 0; m < c.M; ++m) {
           double dq = 0, dk = 0;
           if (c.args.log_features) {

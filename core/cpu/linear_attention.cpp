@@ -24,6 +24,7 @@ class Forward {
       p_.add_keys(b, h, 0, p_.causal ? p_.keys_before(0) : p_.S, ws, state);
       for (int64_t t = 0; t < p_.Tn; t += p_.block) {
         const int64_t n = std::min(p_.block, p_.Tn - t);
+        std::fill_n(ws.again, n, false);
         if (p_.causal)
           scan(b, h, t, n, ws, state);
         else
@@ -77,6 +78,7 @@ class Forward {
   void recompute(int64_t b, int64_t h, int64_t t, int64_t i, const typename Problem<T>::Inner& in,
                  Workspace<T>& ws, const State<T>& state) const {
     ++ws.recomputed;
+    ws.again[i] = true;
     T* y = out_.at(b, h, t + i);
     std::fill_n(y, p_.dv, T(0));
     double den = 0.0;
@@ -110,7 +112,7 @@ class Forward {
       if (quotient) ws.smallest = std::min(ws.smallest, p_.log ? value : value / ws.total[i]);
       sums[0] = floored ? bound : value;
       sums[1] = ws.shift[i];
-      sums[2] = floored ? kFloored : kUsed;
+      sums[2] = floored ? kFloored : ws.again[i] ? kRecomputed : kUsed;
       const auto factor =
           static_cast<T>(quotient ? 1.0 / sums[0] : p_.args.factor * std::exp(ws.shift[i]));
 #pragma omp simd

@@ -91,7 +91,7 @@ class Backward {
       }
       const auto dot = static_cast<double>(sum);
       if (!quotient) continue;
-      if (sums[2] == kUsed)
+      if (sums[2] != kFloored)
         ws.gu[i] = static_cast<T>(-dot * scale);
       else
         ws.gh[i] = -dot * scale * p_.args.floor;
@@ -103,11 +103,9 @@ class Backward {
     const double* sums = sums_ + ((task.b * p_.H + task.h) * p_.Tn + t) * 3;
     return sums[2] != kNone;
   }
-  /// Whether the shift of query i of a causal block hides its terms.
+  /// Whether the forward kernel summed query i of a causal block in log space.
   bool is_lost(const Task& task, int64_t t, int64_t i) const {
-    if (!p_.log || !live(task, t + i)) return false;
-    const double* sums = sums_ + ((task.b * p_.H + task.h) * p_.Tn + t + i) * 3;
-    return sums[0] * std::exp(sums[1] - task.ws.shift[i]) < kSmallest;
+    return sums_[((task.b * p_.H + task.h) * p_.Tn + t + i) * 3 + 2] == kRecomputed;
   }
 
   /// Writes dφ (n, C) as the gradient of a block's features, which are `x` with log-features.

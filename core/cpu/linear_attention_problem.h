@@ -35,8 +35,8 @@ inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
 inline constexpr double kSmallest = 0x1p-60;
 
 /// The third of the numbers that the forward kernel leaves of a query: it has no denominator, one,
-/// or a floored one.
-inline constexpr double kNone = 0.0, kUsed = 1.0, kFloored = 2.0;
+/// a floored one, or one that was summed again in log space.
+inline constexpr double kNone = 0.0, kUsed = 1.0, kFloored = 2.0, kRecomputed = 3.0;
 
 /// Below every log-feature: c of a feature that no key has. Finite, so that differences are
 /// numbers.
@@ -59,6 +59,7 @@ struct Workspace {
   double *l, *top, *shift, *total, *gh;  // (n)
   double *c, *c_next, *inner_c;          // (C)
   double *history, *levels;              // (blocks + 1, C), (blocks + 1): c and level by block
+  bool* again;                           // (n): whether the row was summed again
   double level = -kInfinity;             // largest ℓ of plain features so far
   double floored = 0.0;                  // Σ of what floors pull on their weights
   int64_t rows = 0, unsafe = 0, recomputed = 0;
@@ -78,6 +79,7 @@ struct Workspace {
     cotangents = many(causal ? n * n : 0);
     l = doubles(n), top = doubles(n), shift = doubles(n), total = doubles(n), gh = doubles(n);
     c = doubles(C), c_next = doubles(C), inner_c = doubles(C);
+    again = arena.take<bool>(n);
     history = doubles((blocks + 1) * C), levels = doubles(blocks + 1);
   }
 };
