@@ -2,8 +2,8 @@
 #pragma once
 
 #include "macgrad/autograd/autograd.h"
-#include "macgrad/nn/accumulation.h"
 #include "macgrad/nn/attention_core.h"
+#include "macgrad/nn/captured_draws.h"
 #include "macgrad/nn/decoding.h"
 #include "macgrad/nn/dot_product_kernels.h"
 #include "macgrad/nn/dropout.h"
@@ -20,4 +20,5 @@
 #include "macgrad/nn/positions.h"
 #include "macgrad/nn/schedule.h"
 #include "macgrad/nn/torch_names.h"
+#include "macgrad/nn/training_step.h"
 #include "macgrad/nn/transformer.h"

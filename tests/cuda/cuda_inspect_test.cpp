@@ -78,15 +78,11 @@ TEST_CASE("cuda inspect: steps of a model with hooks are not recorded, and that 
     ++calls;
     return Variable();
   });
-  int64_t replays = 0;
-  trainer.train_epoch(1, [&](const UpdateReport& r) {
-    replays = r.replays;
-    return true;
-  });
+  trainer.train_epoch(1, [](const nn::StepReport&) { return true; });
   CHECK(calls == 5);
-  CHECK(replays == 0);
-  REQUIRE(trainer.refused_replays().size() == 1);
-  CHECK(trainer.refused_replays()[0].find("forward hooks") != std::string::npos);
+  CHECK(trainer.step().replays() == 0);
+  REQUIRE(trainer.step().eager_reasons().size() == 1);
+  CHECK(trainer.step().eager_reasons()[0].find("forward hooks") != std::string::npos);
 }
 
 }  // namespace
