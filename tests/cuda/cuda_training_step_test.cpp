@@ -302,6 +302,7 @@ TEST_CASE("cuda training step: what a replay would not do runs eagerly") {
   CHECK(step.eager_reasons()[0].find("have hooks") != std::string::npos);
   model.b.weight.remove_hook(id);
   CHECK(step(batch).replayed);
+  model.a.weight.set_requires_grad(true);
   int differentiated = 0;
   CHECK_FALSE(step({batch}, 0, [&](const Variable& loss) {
                 ++differentiated;
