@@ -140,7 +140,7 @@ StepReport TrainingStepBase::run(std::vector<MicroBatch> batches, int64_t epoch,
   model_.begin_step(step, epoch);
   Captured* const entry = differentiate ? nullptr : captured_for(batches);
   if (entry && !entry->used.empty()) {
-    // Masters of the optimizer may follow what something else has written to the parameters.
+    // The optimizer may have to take over what something else has written to parameters.
     optimizer_.take_written_parameters();
     if (!entry->graph) {
       capture(*entry, batches, count);
@@ -259,7 +259,7 @@ TrainingStepBase::Captured* TrainingStepBase::captured_for(const std::vector<Mic
     return nullptr;
   }
   if (!state) {
-    // A step unlike those that are captured: it warms nothing up.
+    // This step differs from those that are captured, so it is no warm-up for them.
     left_out_ += !entry->used.empty();
     return nullptr;
   }
@@ -273,7 +273,7 @@ TrainingStepBase::Captured* TrainingStepBase::captured_for(const std::vector<Mic
   return entry->refused ? nullptr : entry.get();
 }
 
-// The shapes are captured again after another eager run, unless that comes to nothing.
+// The shapes are captured again after another eager run; after too many drops they stay eager.
 void TrainingStepBase::drop(Captured& entry, const std::string& reason) {
   const int drops = entry.drops + 1;
   std::vector<int64_t> state = std::move(entry.state);
@@ -297,7 +297,7 @@ void TrainingStepBase::capture(Captured& entry, std::vector<MicroBatch> batches,
   try {
     entry.graph = std::make_unique<StepGraph>(device, [&] {
       model_.queue_captured_draws();
-      // What modules queue there, captured_state() answers for.
+      // What modules queue here is covered by captured_state().
       trace.emplace(device);
       entry.results = run_passes(entry.batches, kLiveStep, entry.count, {});
       if (options_.reduce) {
