@@ -111,6 +111,9 @@ TrainingStepBase::TrainingStepBase(Module& model, Optimizer& optimizer, Training
       options_(std::move(options)),
       parameters_(optimizer.parameters()) {
   require(!parameters_.empty(), "[training step] the optimizer has no parameters");
+  require(options_.process < options_.processes,
+          "[training step] process {} of {}; they are counted from 0", options_.process,
+          options_.processes);
   require(options_.lr != nullptr, "[training step] there is no schedule for the learning rate");
 }
 
@@ -182,7 +185,8 @@ TrainingStepBase::Results TrainingStepBase::run_passes(
   Results results;
   int64_t count = 0;
   for (size_t m = 0; m < batches.size(); ++m) {
-    if (m > 0 || step == kLiveStep) model_.begin_micro_batch(step, static_cast<uint32_t>(m));
+    model_.begin_micro_batch(step,
+                             options_.process + static_cast<uint32_t>(m) * options_.processes);
     const Variable loss = batches[m].loss();
     check(loss.defined() && loss.numel() == 1,
           "[training step] the loss has the shape {}; it must be one number, summed over the batch",

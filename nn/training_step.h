@@ -62,6 +62,10 @@ struct TrainingStepOptions {
   /// Called once per update, between the passes and the optimizer, on captured updates too (of
   /// which the passes alone are then replayed). It may replace gradients and change the sums.
   std::function<void(UpdateSums& sums)> reduce = {};
+  /// Processes that share every update number its micro-batches in turn: the first one of process p
+  /// is micro-batch p, the second one p + processes, and so on.
+  uint32_t process = 0;
+  uint32_t processes = 1;
 };
 
 /// One update.

@@ -204,41 +204,52 @@ TEST_CASE("two processes that add up their sums make the update of one") {
     Variable penalty() override { return mul(sum(mul(this->a.weight, this->a.weight)), 0.01); }
   };
   Penalised whole, left, right;
-  Adam whole_adam(whole), left_adam(left);
-  const TrainingStepOptions options{.lr = constant_schedule(0.01), .clip_norm = 0.7};
-  TrainingStep<Examples> one(
+  Adam whole_adam(whole), left_adam(left), right_adam(right);
+  TrainingStepOptions options{.lr = constant_schedule(0.01), .clip_norm = 0.7};
+  TrainingStep one(
       whole, whole_adam, [&](const Examples& e) { return whole.loss(e); }, options);
-  // The other process runs micro-batch 1 of the same step.
-  double right_loss = 0;
-  TrainingStepOptions reducing = options;
-  reducing.reduce = [&](UpdateSums& sums) {
-    const auto theirs = right.parameters();
-    REQUIRE(sums.parameters.size() == theirs.size());
-    for (size_t i = 0; i < theirs.size(); ++i)
-      for (Parameter* p : sums.parameters)
-        if (p->name() == theirs[i]->name()) p->set_grad(add(p->grad(), theirs[i]->grad()).detach());
-    CHECK(sums.count == 5);
-    sums.count += 9;
-    sums.loss += right_loss;
+  // Process 1 runs first and leaves its sums here; what it makes of them alone does not matter.
+  Tensors gradients;
+  double loss = 0;
+  int64_t count = 0;
+  options.processes = 2;
+  options.process = 1;
+  options.reduce = [&](UpdateSums& sums) {
+    gradients.clear();
+    for (const Parameter* p : sums.parameters) gradients.push_back(p->grad().value().clone());
+    loss = sums.loss;
+    count = sums.count;
   };
-  TrainingStep<Examples> two(
-      left, left_adam, [&](const Examples& e) { return left.loss(e); }, reducing);
-  for (uint32_t n = 1; n <= 3; ++n) {
+  TrainingStep second(
+      right, right_adam, [&](const Examples& e) { return right.loss(e); }, options);
+  options.process = 0;
+  options.reduce = [&](UpdateSums& sums) {
+    REQUIRE(sums.parameters.size() == gradients.size());
+    for (size_t i = 0; i < gradients.size(); ++i) {
+      const Parameter* const p = sums.parameters[i];
+      p->set_grad(add(p->grad(), Variable(gradients[i])).detach());
+    }
+    sums.loss += loss;
+    sums.count += count;
+  };
+  TrainingStep first(
+      left, left_adam, [&](const Examples& e) { return left.loss(e); }, options);
+  for (int n = 1; n <= 3; ++n) {
     right.load_state_dict(left.state_dict());
-    right.begin_step(n, 0);
-    right.begin_micro_batch(n, 1);
-    right.zero_grad();
-    const Variable loss = right.loss(b);
-    backward(loss);
-    backward(mul(right.penalty(), 9.0));
-    right_loss = loss.item();
-    const StepReport expected = one({a, b}), found = two(a);
-    CHECK(found.count == 14);
+    second({b, a});
+    const StepReport found = first({a, b}), expected = one({a, b, b, a});
+    CHECK(found.count == 28);
     CHECK(found.loss == doctest::Approx(expected.loss).epsilon(1e-6));
     CHECK(found.gradient_norm == doctest::Approx(expected.gradient_norm).epsilon(1e-5));
     CHECK(expected.penalty == doctest::Approx(found.penalty).epsilon(1e-6));
     check_same(whole, left, 1e-6);
   }
+  options.process = 2;
+  const auto third = [&] {
+    TrainingStep(
+        left, left_adam, [&](const Examples& e) { return left.loss(e); }, options);
+  };
+  CHECK(contains(error_of(third), "process 2 of 2"));
 }
 
 TEST_CASE("penalties are added to the mean loss, once per update") {
