@@ -1,4 +1,4 @@
-// Token losses, accumulation and schedules.
+// Losses, accumulation and schedules.
 #include <algorithm>
 #include <cmath>
 
@@ -10,6 +10,15 @@
 #include "macgrad/nn/schedule.h"
 
 namespace macgrad::nn {
+
+Variable mse_loss(const Variable& prediction, const Variable& target) {
+  check(prediction.shape() == target.shape() && prediction.dtype() == target.dtype(),
+        "[mse_loss] needs a prediction and a target of one shape and dtype, got {} {} and {} {}; "
+        "reshape or cast one of them",
+        name(prediction.dtype()), prediction.shape(), name(target.dtype()), target.shape());
+  const Variable error = cast(prediction - target, compute_dtype(prediction.dtype()));
+  return mean(error * error);
+}
 
 Variable TokenLoss::mean() const {
   return mul(sum, 1.0 / static_cast<double>(std::max<int64_t>(tokens, 1)));

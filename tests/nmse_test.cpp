@@ -7,7 +7,6 @@
 #include <cmath>
 #include <string_view>
 
-#include "macgrad/core/kernels.h"
 #include "macgrad/experiments/common/csv.h"
 #include "macgrad/experiments/nmse/attention.h"
 #include "macgrad/experiments/nmse/command.h"
@@ -145,9 +144,7 @@ TEST_CASE("optimal is nowhere worse than another draw method") {
 TEST_CASE("exact attention by blocks equals the plain form, gradients too") {
   Generator generator(3);
   const auto normal = [&] {
-    Tensor t = Tensor::empty({2, 2, 9, 4}, DType::float64);
-    kernels::random_normal(t, generator.draw());
-    return Variable(t);
+    return Variable(Tensor::randn({2, 2, 9, 4}, generator, DType::float64));
   };
   const Inputs in{normal(), normal(), normal()};
   const Variable cotangent = normal();

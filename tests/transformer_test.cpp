@@ -341,8 +341,8 @@ TEST_CASE("greedy decoding: a state changes nothing, sentences end, draws are av
                 .eval_log_probs(b.source.slice(0, i, i + 1).contiguous(),
                                 b.source_valid.slice(0, i, i + 1).contiguous(), input, Tensor())
                 .value();
-        const int64_t best = max(Variable(lp.select(0, 0).select(0, lp.size(1) - 1)), 0)
-                                 .second.to_vector<int64_t>()[0];
+        const int64_t best =
+            argmax(lp.select(0, 0).select(0, lp.size(1) - 1), 0).to_vector<int64_t>()[0];
         if (best == kEnd) break;
         prefix.push_back(best);
       }

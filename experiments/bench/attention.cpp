@@ -76,13 +76,10 @@ class AttentionRows {
 
   Inputs make_inputs(int64_t batch, int64_t n) const {
     Inputs in;
-    uint32_t draw = 0;
-    for (Variable* x : {&in.q, &in.k, &in.v, &in.grad}) {
-      const Tensor t = Tensor::empty({batch, sizes_.heads, n, sizes_.head_dim}, precision_.dtype,
-                                     table_.place().device);
-      kernels::random_normal(t, DrawKey{7, 5, draw++, 0});
-      *x = Variable(t);
-    }
+    Generator generator(7, 5);
+    for (Variable* x : {&in.q, &in.k, &in.v, &in.grad})
+      *x = Variable(Tensor::randn({batch, sizes_.heads, n, sizes_.head_dim}, generator,
+                                  precision_.dtype, table_.place().device));
     for (Variable* x : {&in.q, &in.k})
       *x = pre_sbn(*x, Tensor(), SbnStatistics::row, 1e-12, nullptr).detach();
     return in;

@@ -13,7 +13,6 @@
 #include "macgrad/autograd/attention.h"
 #include "macgrad/autograd/engine.h"
 #include "macgrad/autograd/ops.h"
-#include "macgrad/core/kernels.h"
 #include "macgrad/experiments/common/interrupt.h"
 #include "macgrad/experiments/common/machine.h"
 #include "macgrad/experiments/common/output_files.h"
@@ -70,10 +69,8 @@ Data make_data(const BiasSettings& s) {
   const NoGrad off;
   Generator generator(s.common.seed, kDataStream);
   const auto normal = [&] {
-    const Tensor t =
-        Tensor::empty({1, s.heads, s.length, s.dim}, dtype_of(s.common), device_of(s.common));
-    kernels::random_normal(t, generator.draw());
-    return Variable(t);
+    return Variable(Tensor::randn({1, s.heads, s.length, s.dim}, generator, dtype_of(s.common),
+                                  device_of(s.common)));
   };
   Data d;
   d.q = pre_sbn(normal(), Tensor(), SbnStatistics::row, 1e-13, nullptr);

@@ -12,7 +12,6 @@
 #include <map>
 
 #include "macgrad/autograd/ops.h"
-#include "macgrad/core/kernels.h"
 #include "macgrad/experiments/nmse/attention.h"
 
 namespace macgrad::experiments {
@@ -46,9 +45,8 @@ double memory_bytes() {
 }
 
 Variable normal(const NmseSettings& s, int64_t n, Generator& generator) {
-  Tensor t = Tensor::empty({s.batch, s.heads, n, s.dim}, dtype_of(s.common), device_of(s.common));
-  kernels::random_normal(t, generator.draw());
-  return Variable(t);
+  return Variable(Tensor::randn({s.batch, s.heads, n, s.dim}, generator, dtype_of(s.common),
+                                device_of(s.common)));
 }
 
 struct Data {
