@@ -1,6 +1,7 @@
 // Softmax and exact kernelized attention, the logit scale, and the choice of a core.
 #include "macgrad/nn/attention_core.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <limits>
@@ -40,7 +41,29 @@ double parse_denominator_floor(const std::string& text) {
               text);
 }
 
+AttentionSettings paper_attention() {
+  AttentionSettings s;
+  s.kind = AttentionKind::rmfa;
+  s.kernel = dot_product_kernel("exp");
+  s.logit_scale = 1.0;
+  s.draws = DrawMethod::iid;
+  s.features = 128;
+  s.p = 2.0;
+  s.redraw = RedrawPolicy::parse("step");
+  s.ppsbn = true;
+  s.pre_sbn = PreSbnMode::automatic;
+  s.sbn_eps = 1e-13;
+  return s;
+}
+
 // Logit scale: nn/README.md, equation (5).
+
+double resolved_logit_scale(const AttentionSettings& s, int64_t head_dim) {
+  if (s.logit_scale != kAutomaticScale) return s.logit_scale;
+  if (!s.ppsbn && !s.qk_norm && !s.unit_rows_given) return 1.0;
+  const double radius = s.kind == AttentionKind::softmax ? kEverywhere : s.kernel.radius();
+  return std::min(std::sqrt(2.0), 0.5 * radius) * std::sqrt(static_cast<double>(head_dim));
+}
 
 namespace {
 
@@ -160,6 +183,11 @@ std::unique_ptr<AttentionCore> make_attention_core(Module* parent, const std::st
                                                    const AttentionSettings& settings,
                                                    AttentionRole role, int64_t heads,
                                                    int64_t head_dim, ModelRandom& random) {
+  if (settings.logit_scale == kAutomaticScale) {
+    AttentionSettings resolved = settings;
+    resolved.logit_scale = resolved_logit_scale(settings, head_dim);
+    return make_attention_core(parent, name, resolved, role, heads, head_dim, random);
+  }
   if (settings.kind != AttentionKind::softmax) {
     const DotProductKernel& kernel = settings.kernel;
     // The inner core of ppSBN or of the norm comes here with both off and its domain checked.

@@ -27,16 +27,21 @@ inline constexpr double kDenominatorFloor = 1e-3;
 /// (δ = 1e-3), "floor:DELTA" with 0 < DELTA, or "none" (0: as they come); an Error lists them.
 double parse_denominator_floor(const std::string& text);
 
+/// The automatic logit scale: 1, and √(2d) where ppSBN or qk_norm give queries and keys unit norm
+/// (8 for 32 dimensions per head), at most half of the kernel's radius. Logits then reach ±√2; with
+/// a scale of 1 they stay within ±1/√d, and attention is close to a mean.
+inline constexpr double kAutomaticScale = 0.0;
+
 struct AttentionSettings {
   AttentionKind kind = AttentionKind::softmax;
   DotProductKernel kernel = dot_product_kernel("exp");  // exact and rmfa
 
   // Logits are logit_scale·q·k/√d.
-  double logit_scale = 1.0;
+  double logit_scale = kAutomaticScale;
   bool train_logit_scale = false;
 
   // rmfa
-  DrawMethod draws = DrawMethod::iid;
+  DrawMethod draws = DrawMethod::optimal;
   int64_t features = 128;
   double p = 2.0;
   bool draws_per_head = false;
@@ -46,7 +51,7 @@ struct AttentionSettings {
 
   // ppSBN
   bool ppsbn = false;
-  PreSbnMode pre_sbn = PreSbnMode::automatic;
+  PreSbnMode pre_sbn = PreSbnMode::row;
   double sbn_eps = 1e-13;
   bool post_sbn_per_dim = false;  // γ and β a head dimension; else two scalars
   bool qk_norm = false;           // rows of q and k to unit norm, without ppSBN
@@ -54,5 +59,12 @@ struct AttentionSettings {
 
   double dropout = 0.0;  // on the weights of softmax attention
 };
+
+/// The form of the paper (Macformer): RMFA with kernel exp, 128 independent draws per step, τ = 1
+/// and ppSBN with batch statistics and ε = 1e-13. The defaults train better: experiments/multi30k.
+AttentionSettings paper_attention();
+
+/// settings.logit_scale, with kAutomaticScale replaced by what it stands for.
+double resolved_logit_scale(const AttentionSettings& settings, int64_t head_dim);
 
 }  // namespace macgrad::nn

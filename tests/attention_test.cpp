@@ -145,11 +145,10 @@ TEST_CASE("attention: batch statistics leave padding out") {
 TEST_CASE("attention: exact attention of the exp kernel is softmax attention") {
   for (const bool ppsbn : {false, true}) {
     AttentionSettings soft = softmax_settings();
-    AttentionSettings exact = exact_settings();
-    for (AttentionSettings* s : {&soft, &exact}) {
-      s->ppsbn = ppsbn;
-      s->logit_scale = 1.7;
-    }
+    soft.ppsbn = ppsbn;
+    soft.logit_scale = 1.7;
+    AttentionSettings exact = soft;
+    exact.kind = AttentionKind::exact;
     Core a(soft), b(exact);
     const Variable q = leaf(2, 5, 1), k = leaf(2, 7, 2), v = leaf(2, 7, 3);
     for (const bool causal : {false, true}) {
@@ -216,8 +215,54 @@ TEST_CASE("attention: what leaves a kernel's domain is refused when it is made")
   s.train_logit_scale = true;  // below 0.95·2 = 1.9
   CHECK(contains(error_of([&] { Core core(s); }), "start lower"));
   s.train_logit_scale = false;
-  s.logit_scale = 0.0;
+  s.logit_scale = -1.0;
   CHECK_THROWS_AS(Core{s}, Error);
+}
+
+TEST_CASE("the default attention separates keys, and the paper's form is named") {
+  AttentionSettings s;
+  CHECK(resolved_logit_scale(s, 32) == 1.0);
+  for (const bool ppsbn : {true, false}) {
+    s.ppsbn = ppsbn;
+    s.qk_norm = !ppsbn;
+    CHECK(resolved_logit_scale(s, 32) == doctest::Approx(8.0));
+    s.kind = AttentionKind::rmfa;
+    CHECK(resolved_logit_scale(s, 8) == doctest::Approx(4.0));
+    s.kernel = dot_product_kernel("inv");
+    CHECK(resolved_logit_scale(s, 16) == doctest::Approx(2.0));  // radius 1: half of 4
+    s.kind = AttentionKind::softmax;                             // does not read the kernel
+    CHECK(resolved_logit_scale(s, 16) == doctest::Approx(std::sqrt(32.0)));
+    s.kernel = dot_product_kernel("exp");
+  }
+  s.logit_scale = 3.0;
+  CHECK(resolved_logit_scale(s, 32) == 3.0);
+
+  const auto described = [](const AttentionSettings& settings) {
+    ModelRandom random(1);
+    return make_attention_core(nullptr, "core", settings, AttentionRole::self, 2, 32, random)
+        ->describe();
+  };
+  s = {};
+  s.kind = AttentionKind::rmfa;
+  s.ppsbn = true;
+  for (const char* part : {"preSBN row", "draws optimal", "logit scale 8"})
+    CHECK_MESSAGE(contains(described(s), part), described(s));
+  for (const char* part : {"preSBN batch", "rmfa exp, D 128", "draws iid", "redraw step",
+                           "logit scale 1,", "floored at 0.001"})
+    CHECK_MESSAGE(contains(described(paper_attention()), part), described(paper_attention()));
+  CHECK(paper_attention().sbn_eps == 1e-13);
+
+  // Each query equals one of four random keys: the default gives that key most of the weight.
+  const Variable q(Tensor::randn(Shape{1, 1, 4, 32}, 5));
+  const Variable v(
+      Tensor::from_values(std::vector<double>{1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1},
+                          Shape{1, 1, 4, 4}, DType::float32));
+  s.kind = AttentionKind::exact;
+  ModelRandom random(1);
+  const auto core = make_attention_core(nullptr, "core", s, AttentionRole::self, 1, 32, random);
+  core->eval();
+  const Tensor weights = core->forward(q, q, v, {}).value();
+  for (int64_t i = 0; i < 4; ++i) CHECK(weights.at({0, 0, i, i}) > 0.45);  // 0.25 in a mean
 }
 
 TEST_CASE("the trained logit scale starts where told and stays inside the radius") {

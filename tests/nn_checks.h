@@ -77,14 +77,13 @@ inline nn::AttentionSettings softmax_settings() {
   return {};
 }
 inline nn::AttentionSettings exact_settings(bool ppsbn = false) {
-  nn::AttentionSettings s;
+  nn::AttentionSettings s = nn::paper_attention();
   s.kind = nn::AttentionKind::exact;
   s.ppsbn = ppsbn;
   return s;
 }
 inline nn::AttentionSettings rmfa_settings(int64_t features = 32, bool ppsbn = true) {
-  nn::AttentionSettings s;
-  s.kind = nn::AttentionKind::rmfa;
+  nn::AttentionSettings s = nn::paper_attention();
   s.features = features;
   s.ppsbn = ppsbn;
   return s;

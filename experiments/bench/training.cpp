@@ -241,19 +241,14 @@ void bench_recording(BenchTable& table) {
   // A quarter of the batch: more samples of a shorter step, in which looking weighs more.
   ModelSize size = table.place().sizes.models.front();
   size.rows = std::max<int64_t>(1, size.rows / 4);
-  nn::AttentionSettings rmfa;
-  rmfa.kind = nn::AttentionKind::rmfa;
-  rmfa.ppsbn = true;
   recording_rows(table, size, "softmax", {});
-  recording_rows(table, size, "rmfa+ppsbn", rmfa);
+  recording_rows(table, size, "rmfa+ppsbn", nn::paper_attention());
 }
 
 void bench_training(BenchTable& table) {
   nn::AttentionSettings softmax;
   softmax.dropout = 0.1;
-  nn::AttentionSettings rmfa;
-  rmfa.kind = nn::AttentionKind::rmfa;
-  rmfa.ppsbn = true;
+  nn::AttentionSettings rmfa = nn::paper_attention();
   rmfa.features = table.place().sizes.features;
   const std::string rmfa_kind = fmt::format("rmfa+ppsbn D={}", rmfa.features);
   for_each_precision(table.place(), [&](const Precision& precision) {

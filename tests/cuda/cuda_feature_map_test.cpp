@@ -220,9 +220,7 @@ TEST_CASE("cuda feature map: a state of another law or seed gives draws another 
 
 TEST_CASE("cuda feature map: backward after the next draw is refused by name") {
   ModelRandom random(3);
-  AttentionSettings settings;
-  settings.kind = AttentionKind::rmfa;
-  settings.unit_rows_given = true;
+  AttentionSettings settings = paper_attention();
   settings.features = 16;
   RmfaCore core(nullptr, "core", settings, 2, 8, random);
   core.to(kGpu);

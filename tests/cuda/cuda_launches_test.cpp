@@ -91,9 +91,7 @@ TEST_CASE("cuda launches: a training step of 4 + 4 layers stays within its count
   [[maybe_unused]] const OpenMemory open;
   nn::AttentionSettings softmax;
   softmax.dropout = 0.1;
-  nn::AttentionSettings rmfa;
-  rmfa.kind = nn::AttentionKind::rmfa;
-  rmfa.ppsbn = true;
+  nn::AttentionSettings rmfa = nn::paper_attention();
   rmfa.features = 16;
   for (const auto& [attention, calls, launches] :
        {std::tuple{&softmax, 551, 600}, {&rmfa, 625, 806}}) {
