@@ -42,7 +42,10 @@ void drop_idle(std::map<std::string, std::string>& settings) {
   if (attention == "softmax" || attention == "exact")
     drop({"features", "draws", "redraw", "eval_draws", "denominator"});
   if (attention == "rmfa" || attention == "exact") drop({"attention_dropout"});
-  if (settings["ppsbn"] == "false") drop({"presbn"});
+  if (settings["ppsbn"] == "false") {
+    drop({"presbn"});
+    if (settings["logit_scale"] == "0.0") settings["logit_scale"] = "1.0";  // automatic
+  }
 }
 
 PlottedRun read_run(const std::string& folder) {

@@ -41,15 +41,15 @@ struct Multi30kSettings {
   std::string attention = "softmax";
   double attention_dropout = 0.0;
   std::string kernel = "exp";
-  double logit_scale = 1.0;
+  double logit_scale = nn::kAutomaticScale;
   bool train_logit_scale = false;
   int64_t features = 128;
-  std::string draws = "iid";
+  std::string draws = "optimal";
   std::string redraw = "step";
   int64_t eval_draws = 1;
   std::string denominator = "floor";
   bool ppsbn = false;
-  std::string presbn = "auto";
+  std::string presbn = "row";
   double qkv_gain = 1.0;  // on the Xavier values of query, key and value projections
 
   // Training.

@@ -79,7 +79,8 @@ void declare_options(Options& o, Multi30kSettings& s, bool one_model) {
            "Softmax, random Maclaurin features, or the kernel exactly");
   o.number("--attention-dropout", s.attention_dropout, share, "Dropout of softmax weights");
   o.text("--kernel", s.kernel, "Dot-product kernel: " + nn::dot_product_kernel_names(), "NAME");
-  o.number("--logit-scale", s.logit_scale, positive, "tau: logits are tau q.k/sqrt(d)");
+  o.number("--logit-scale", s.logit_scale, not_negative,
+           "tau: logits are tau q.k/sqrt(d); 0: automatic, 1 or sqrt(2d) with --ppsbn");
   o.flag("--train-logit-scale", s.train_logit_scale, "Train tau, from --logit-scale on");
   o.number("--features", s.features, at_least(1), "Random features D");
   o.choice("--draws", s.draws, nn::draw_method_names(), "How features are drawn");
@@ -89,9 +90,8 @@ void declare_options(Options& o, Multi30kSettings& s, bool one_model) {
   o.text("--denominator", s.denominator,
          "Small denominators of RMFA: floor (0.001 a visible key), floor:DELTA, none", "POLICY");
   o.flag("--ppsbn", s.ppsbn, "ppSBN around the attention");
-  o.choice(
-      "--presbn", s.presbn, {"auto", "batch", "row"},
-      "preSBN statistics; auto: batch in the encoder (the paper; row is better), row elsewhere");
+  o.choice("--presbn", s.presbn, {"auto", "batch", "row"},
+           "preSBN statistics; auto: batch in the encoder (the paper's form), row elsewhere");
   o.flag("--share-embeddings,!--separate-embeddings", s.share_embeddings,
          "One embedding table for source, target and output");
   o.number("--qkv-gain", s.qkv_gain, positive,
