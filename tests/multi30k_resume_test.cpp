@@ -323,6 +323,17 @@ TEST_CASE("multi30k: what is no checkpoint of the run is refused by name") {
   CHECK(contains(load(other, crc), "not a checkpoint"));
   CHECK(contains(error_of([&] { checkpoint_settings(other); }), "not a checkpoint"));
 
+  // The format of earlier versions.
+  const std::string old = folder / "old.safetensors";
+  save_safetensors(old, load_safetensors(path).tensors, {{"format", "macgrad multi30k 2"}});
+  for (const std::string& message : {load(old, crc), error_of([&] { checkpoint_settings(old); }),
+                                     error_of([&] { load_model(old, trainer.model()); }),
+                                     error_of([&] { is_training_checkpoint(old); })}) {
+    CHECK(contains(message, old));
+    CHECK(contains(message, "\"macgrad multi30k 2\" of another version of multi30k"));
+    CHECK(contains(message, "train again"));
+  }
+
   std::ifstream whole(path, std::ios::binary);
   const std::string bytes{std::istreambuf_iterator<char>(whole), {}};
   for (const size_t length :
@@ -526,6 +537,13 @@ TEST_CASE("multi30k: presets are defaults, and options beside them win") {
     check_settings(one);
     CHECK(to_json(settings_from_json(to_json(one))) == to_json(one));
   }
+  Multi30kSettings published;
+  apply_preset(published, "paper");
+  CHECK(published.logit_scale == 1.0);
+  CHECK(published.presbn == "auto");
+  CHECK(published.draws == "iid");
+  CHECK(published.features == 128);
+  CHECK(published.redraw == "step");
   CHECK_THROWS_WITH_AS(apply_preset(s, "huge"), doctest::Contains("transformer-tiny"), Error);
   Options options("multi30k");
   declare_options(options, s);
