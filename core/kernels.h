@@ -66,9 +66,10 @@ struct FeatureDrawArgs {
 /// preSBN: statistics over batch and valid positions (batch), given ones (fixed), or a row (row).
 enum class SbnStatistics { batch, fixed, row };
 
-/// Step of AdamArgs in a captured CUDA step: step, lr and grad_scale are then read from device
-/// memory (cuda/step_values.h), and lr and grad_scale of the arguments multiply those.
-inline constexpr int64_t kLiveAdamStep = -1;
+/// Step of AdamArgs and SgdArgs in a captured CUDA step: step, lr, grad_scale and beta1 or momentum
+/// are then read from device memory (cuda/step_values.h), and lr and grad_scale of the arguments
+/// multiply those.
+inline constexpr int64_t kLiveUpdate = -1;
 
 struct AdamArgs {
   double lr = 1e-3;
@@ -78,8 +79,21 @@ struct AdamArgs {
   double weight_decay = 0.0;
   bool decoupled = true;    // AdamW; false adds weight_decay·p to the gradient
   double grad_scale = 1.0;  // multiplies the gradient first (clipping, averaging)
-  int64_t step = 1;         // counted from 1, for the bias correction
+  // Elements of the scaled gradient are then kept within ±clip_value.
+  double clip_value = std::numeric_limits<double>::infinity();
+  int64_t step = 1;  // counted from 1, for the bias correction
   // Updated parameters below it are set to it.
+  double lower_bound = -std::numeric_limits<double>::infinity();
+};
+
+/// As AdamArgs; weight decay is added to the gradient.
+struct SgdArgs {
+  double lr = 1e-3;
+  double momentum = 0.0;
+  double weight_decay = 0.0;
+  double grad_scale = 1.0;
+  double clip_value = std::numeric_limits<double>::infinity();
+  int64_t step = 1;  // only tells a captured step (kLiveUpdate) from another
   double lower_bound = -std::numeric_limits<double>::infinity();
 };
 
@@ -226,6 +240,10 @@ inline constinit Kernel<void(InList, InOutList, InOutList, InOutList,
 /// parameter becomes the master rounded.
 inline constinit Kernel<void(InOutList, InOutList, InList, InOutList, InOutList, const AdamArgs&)>
     adam{"adam", {cpu::adam}};
+/// Lists as those of adam, with one moment: b = momentum·b + gradient, parameter -= lr·b (Sutskever
+/// et al. 2013, in PyTorch's form). Without moments (an empty list) b is the gradient.
+inline constinit Kernel<void(InOutList, InOutList, InList, InOutList, const SgdArgs&)> sgd{
+    "sgd", {cpu::sgd}};
 /// total (1) float64: sum of squares of all elements of all tensors.
 inline constinit Kernel<void(InList, Out)> sum_of_squares{"sum_of_squares", {cpu::sum_of_squares}};
 

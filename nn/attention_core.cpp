@@ -135,6 +135,7 @@ Variable SoftmaxCore::forward(const Variable& q, const Variable& k_in, const Var
   const auto [k, v] = state ? state->append(k_in, v_in) : std::pair(k_in, v_in);
   const double fixed = logit_scale.trained() ? 1.0 : logit_scale.value();
   const bool drops = training() && dropout_ > 0.0;
+  if (drops) check_step_begun();
   return in_scope.result(softmax_attention(logit_scale.trained() ? logit_scale.apply(q) : q, k, v,
                                            mask, fixed / std::sqrt(static_cast<double>(head_dim_)),
                                            drops ? dropout_ : 0.0,

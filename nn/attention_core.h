@@ -68,6 +68,11 @@ class SoftmaxCore : public AttentionCore {
 
   LogitScale logit_scale;
 
+ protected:
+  void on_micro_batch(uint32_t step, uint32_t micro_batch) override {
+    random_->begin_step(step, micro_batch);
+  }
+
  private:
   int64_t head_dim_;
   double dropout_;
@@ -110,6 +115,10 @@ class RmfaCore : public AttentionCore {
 
  protected:
   void on_begin_step(uint32_t step, int64_t epoch) override;
+  // A trained scale is a parameter; the draw that is made for it is the map's.
+  std::optional<std::vector<int64_t>> on_capture(DType, Device) override {
+    return std::vector<int64_t>{};
+  }
 
  private:
   double floor_ = 0.0;  // δ·f(0), 0 without a floor
@@ -128,12 +137,6 @@ RmfaStatistics rmfa_statistics(Module& model);
 
 /// pending_statistics() of every RmfaCore of a model, one after the other.
 Tensors pending_statistics(Module& model);
-/// recorded_part() of every feature map of a model in training, one after the other; nothing when
-/// one has none. Draws that are elsewhere are first put where the model's parameters are.
-std::optional<std::vector<int64_t>> recorded_draws(Module& model);
-/// In a recorded step, before the forward call: each replay begins with the feature draws of its
-/// step, in one kernel, where RandomMaclaurinFeatures::live_draw allows it.
-void record_feature_draws(Module& model);
 
 /// preSBN with its running statistics (Macformer, Algorithm 1, steps 1 and 2).
 class PreSbn : public Module {

@@ -7,6 +7,7 @@
 
 #include "macgrad/core/kernels.h"
 #include "macgrad/core/step_graph.h"
+#include "macgrad/nn/captured_draws.h"
 
 namespace macgrad::nn {
 
@@ -142,14 +143,9 @@ const FeatureDraw& RandomMaclaurinFeatures::current(DType dtype, Device device) 
   // Each replay of the step that is being recorded makes its own.
   if (!StepGraph::recording()) make_draw();
   // A model trained on one draw alone fits that draw, and fails on others.
-  if (training() || redraw_.kind == RedrawPolicy::Kind::never) {
-    if (draw_.omega.dtype() != dtype) {
-      take(draw_features(kernel_, draw_.settings, draw_.plan, draw_.key, dtype), device);
-    } else if (!(draw_.omega.device() == device)) {
-      take(on_cpu(draw_), device);
-    }
-    return draw_;
-  }
+  const bool fixed = redraw_.kind == RedrawPolicy::Kind::never;
+  if (training() && !fixed) check_step_begun();
+  if (training() || fixed) return draw_on(dtype, device);
   if (eval_.empty()) eval_.resize(static_cast<size_t>(eval_draws_));
   FeatureDraw& draw = eval_[static_cast<size_t>(eval_index_)];
   if (!draw.omega.defined() || draw.omega.dtype() != dtype) {
@@ -164,6 +160,34 @@ const FeatureDraw& RandomMaclaurinFeatures::current(DType dtype, Device device) 
     draw.weight = draw.weight.to(device);
   }
   return draw;
+}
+
+const FeatureDraw& RandomMaclaurinFeatures::draw_on(DType dtype, Device device) const {
+  if (draw_.omega.dtype() != dtype) {
+    take(draw_features(kernel_, draw_.settings, draw_.plan, draw_.key, dtype), device);
+  } else if (!(draw_.omega.device() == device)) {
+    take(on_cpu(draw_), device);
+  }
+  return draw_;
+}
+
+std::optional<std::vector<int64_t>> RandomMaclaurinFeatures::on_capture(DType dtype,
+                                                                        Device device) {
+  if (draw_.omega.dtype() != dtype || !(draw_.omega.device() == device)) {
+    make_draw();
+    draw_on(dtype, device);
+  }
+  return recorded_part();
+}
+
+void RandomMaclaurinFeatures::on_captured_step(CapturedDraws& draws) {
+  const auto live = live_draw();
+  if (!live) return;
+  draws.laws.push_back(live->law);
+  draws.omegas.push_back(live->omega);
+  draws.weights.push_back(live->weight);
+  draws.layouts.push_back(live->layout);
+  draws.args.push_back(live->args);
 }
 
 void RandomMaclaurinFeatures::redraw(const FeatureSettings& settings, const FeaturePlan& plan,

@@ -43,11 +43,6 @@ class RandomMaclaurinFeatures : public Module {
   /// eval_draws that the seed fixes (with policy never: the training draw). Its
   /// settings.logit_scale is the τ it stands for.
   const FeatureDraw& current(DType dtype = DType::float32, Device device = kCpu) const;
-  /// In training: puts the training draw of this type on `device`, unless it is there.
-  void move_draw(DType dtype, Device device) const {
-    if (draw_.omega.dtype() != dtype || !(draw_.omega.device() == device) || !put_off_)
-      (void)current(dtype, device);
-  }
   /// The training draw, where and as it was last used.
   const FeatureDraw& training_draw() const {
     make_draw();
@@ -58,7 +53,7 @@ class RandomMaclaurinFeatures : public Module {
   /// drawn anew at once (a host search for `optimal`).
   void set_logit_scale(double scale);
 
-  /// What a recorded step (core/step_graph.h) keeps of the training draw: replays are true while
+  /// What a captured step (core/step_graph.h) keeps of the training draw: replays are true while
   /// this is equal. On a device that records steps, training draws are written to one place in
   /// memory, of the size of draw_bounds, together with their layout; the place, whether there is a
   /// linear block and who draws is all that is kept. Nothing while the draw is larger than that
@@ -78,8 +73,12 @@ class RandomMaclaurinFeatures : public Module {
   void on_eval_draw(int index) override;
   void on_load() override;
   void on_read() override { make_draw(); }
+  // recorded_part(), once the draw is where the step computes.
+  std::optional<std::vector<int64_t>> on_capture(DType dtype, Device device) override;
+  void on_captured_step(CapturedDraws& draws) override;
 
  private:
+  const FeatureDraw& draw_on(DType dtype, Device device) const;
   void redraw(const FeatureSettings& settings, const FeaturePlan& plan, uint32_t number) const;
   // Makes the draw that begin_step put off.
   void make_draw() const;

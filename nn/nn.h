@@ -2,10 +2,10 @@
 #pragma once
 
 #include "macgrad/autograd/autograd.h"
-#include "macgrad/nn/accumulation.h"
 #include "macgrad/nn/allocation.h"
 #include "macgrad/nn/attention_core.h"
 #include "macgrad/nn/attention_settings.h"
+#include "macgrad/nn/captured_draws.h"
 #include "macgrad/nn/decode_state.h"
 #include "macgrad/nn/decoding.h"
 #include "macgrad/nn/dot_product_kernels.h"
@@ -26,4 +26,5 @@
 #include "macgrad/nn/schedule.h"
 #include "macgrad/nn/sequential.h"
 #include "macgrad/nn/torch_names.h"
+#include "macgrad/nn/training_step.h"
 #include "macgrad/nn/transformer.h"

@@ -4,7 +4,6 @@
 #include <cmath>
 #include <limits>
 
-#include "macgrad/core/kernels.h"
 #include "macgrad/nn/attention_core.h"
 
 namespace macgrad::nn {
@@ -108,37 +107,6 @@ Tensors pending_statistics(Module& model) {
     if (const auto* core = dynamic_cast<const RmfaCore*>(m))
       all.insert(all.end(), core->pending_statistics().begin(), core->pending_statistics().end());
   return all;
-}
-
-std::optional<std::vector<int64_t>> recorded_draws(Module& model) {
-  std::vector<int64_t> all;
-  const std::vector<Parameter*> parameters = model.parameters();
-  for (Module* m : model.modules()) {
-    const auto* core = dynamic_cast<const RmfaCore*>(m);
-    if (!core) continue;
-    if (!parameters.empty())
-      core->features.move_draw(parameters[0]->dtype(), parameters[0]->device());
-    const auto part = core->features.recorded_part();
-    if (!part) return std::nullopt;
-    all.insert(all.end(), part->begin(), part->end());
-  }
-  return all;
-}
-
-void record_feature_draws(Module& model) {
-  Tensors laws, omegas, weights, layouts;
-  std::vector<FeatureDrawArgs> args;
-  for (Module* m : model.modules()) {
-    const auto* features = dynamic_cast<const RandomMaclaurinFeatures*>(m);
-    const auto live = features ? features->live_draw() : std::nullopt;
-    if (!live) continue;
-    laws.push_back(live->law);
-    omegas.push_back(live->omega);
-    weights.push_back(live->weight);
-    layouts.push_back(live->layout);
-    args.push_back(live->args);
-  }
-  if (!args.empty()) kernels::draw_features(laws, omegas, weights, layouts, args);
 }
 
 RmfaStatistics rmfa_statistics(Module& model) {

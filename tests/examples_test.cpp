@@ -1,5 +1,5 @@
 // The programs of experiments/examples: each runs and prints figures that a wrong gradient would
-// change; README.md quotes one of them as it is.
+// change; README.md quotes one of them word for word.
 #ifdef MACGRAD_EXAMPLES
 #include <doctest/doctest.h>
 
@@ -81,7 +81,7 @@ const std::map<std::string, std::function<void(const std::string&)>>& checks() {
 
 const fs::path kSource = MACGRAD_SOURCE;
 
-TEST_CASE("every example runs and prints what its gradients make of it") {
+TEST_CASE("every example runs and prints figures that depend on its gradients") {
   std::vector<std::string> found, checked;
   for (const auto& entry : fs::directory_iterator(kSource / "experiments/examples"))
     if (entry.path().extension() == ".cpp") found.push_back(entry.path().stem().string());
@@ -97,7 +97,7 @@ TEST_CASE("every example runs and prints what its gradients make of it") {
   }
 }
 
-TEST_CASE("README.md quotes the example mlp as it is") {
+TEST_CASE("README.md quotes the example mlp word for word") {
   const std::string source = content(kSource / "experiments/examples/mlp.cpp");
   const size_t start = source.find("#include");
   REQUIRE(start != std::string::npos);

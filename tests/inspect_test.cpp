@@ -112,9 +112,9 @@ TEST_CASE("a model step with a whole batch is the training program's, also from 
   for (int64_t epoch = 1; epoch <= 2; ++epoch) {
     bool more = true;
     while (more) {
-      trainer.train_epoch(epoch, [&](const UpdateReport& r) {
-        trained.emplace_back(r.loss, r.norm);
-        return r.update != checkpoint_after;
+      trainer.train_epoch(epoch, [&](const nn::StepReport& r) {
+        trained.emplace_back(r.loss, r.gradient_norm);
+        return r.step != checkpoint_after;
       });
       more = !trainer.epoch_complete();
       if (trainer.updates() == checkpoint_after) save(middle);

@@ -37,7 +37,7 @@ using testing::error_of;
 using testing::OneThread;
 using testing::tiny;
 
-bool go_on(const UpdateReport&) {
+bool go_on(const nn::StepReport&) {
   return true;
 }
 
@@ -238,10 +238,10 @@ TEST_CASE("multi30k: every loss after a resume is that of the straight run") {
   const TranslationData data = load_translation_data(s);
   std::vector<double> straight, resumed;
   const auto keep = [](std::vector<double>& losses, int64_t until) {
-    return [&losses, until](const UpdateReport& r) {
+    return [&losses, until](const nn::StepReport& r) {
       losses.push_back(r.loss);
-      losses.push_back(r.norm);
-      return r.update < until;
+      losses.push_back(r.gradient_norm);
+      return r.step < until;
     };
   };
   const auto train = [](Trainer& trainer, const auto& report, int64_t until) {
@@ -632,7 +632,7 @@ TEST_CASE("multi30k: <pad> gets no gradient from where it stands, and the warm-u
           doctest::Approx(std::sqrt(0.5) * largest(other, "v_proj.weight")));
     CHECK(largest(trainer, "out_proj.weight") == largest(other, "out_proj.weight"));
     double lr = 0;
-    trainer.train_epoch(1, [&](const UpdateReport& r) {
+    trainer.train_epoch(1, [&](const nn::StepReport& r) {
       lr = r.lr;
       return false;
     });

@@ -191,10 +191,10 @@ TEST_CASE("multi30k: training lowers both losses, with softmax and with RMFA and
     const auto valid = ordered_batches(data.valid, s.batch_tokens);
     const double before = *validation_loss(trainer.model(), valid, s.device());
     int64_t reports = 0;
-    const auto report = [&](const UpdateReport& r) {
-      CHECK(r.update == ++reports);
+    const auto report = [&](const nn::StepReport& r) {
+      CHECK(r.step == ++reports);
       CHECK(std::isfinite(r.loss));
-      CHECK(r.norm > 0);
+      CHECK(r.gradient_norm > 0);
       return true;
     };
     const EpochSummary first = trainer.train_epoch(1, report);
@@ -244,7 +244,7 @@ TEST_CASE("multi30k: translations stand in the order of the corpus") {
   const TranslationData data = load_translation_data(s);
   Trainer trainer(s, data);
   for (int64_t epoch = 1; !trainer.finished(); ++epoch)
-    trainer.train_epoch(epoch, [](const UpdateReport&) { return true; });
+    trainer.train_epoch(epoch, [](const nn::StepReport&) { return true; });
   const std::vector<std::string> lines(data.valid_source.begin(), data.valid_source.begin() + 7);
   const auto translated = [&](const std::vector<std::string>& some, int64_t tokens) {
     return translate(trainer.model(), data.codecs(), some, tokens, s.device());
@@ -289,18 +289,18 @@ TEST_CASE("multi30k: accumulated batches make the update of the large batch") {
   Multi30kSettings small = tiny();
   small.accumulate = 1000;
   const TranslationData data = load_translation_data(large);
-  std::vector<UpdateReport> reports;
+  std::vector<nn::StepReport> reports;
   for (const Multi30kSettings& s : {large, small}) {
     Trainer trainer(s, data);
-    const EpochSummary e = trainer.train_epoch(1, [&](const UpdateReport& r) {
+    const EpochSummary e = trainer.train_epoch(1, [&](const nn::StepReport& r) {
       reports.push_back(r);
       return true;
     });
     CHECK(e.updates == 1);
   }
-  CHECK(reports[0].tokens == reports[1].tokens);
+  CHECK(reports[0].count == reports[1].count);
   CHECK(reports[0].loss == doctest::Approx(reports[1].loss).epsilon(1e-5));
-  CHECK(reports[0].norm == doctest::Approx(reports[1].norm).epsilon(1e-4));
+  CHECK(reports[0].gradient_norm == doctest::Approx(reports[1].gradient_norm).epsilon(1e-4));
 }
 
 TEST_CASE("multi30k: stopping, the limit of updates and losses that are not finite") {
@@ -310,20 +310,20 @@ TEST_CASE("multi30k: stopping, the limit of updates and losses that are not fini
   {
     Trainer trainer(s, data);
     const EpochSummary e =
-        trainer.train_epoch(1, [](const UpdateReport& r) { return r.update < 3; });
+        trainer.train_epoch(1, [](const nn::StepReport& r) { return r.step < 3; });
     CHECK(e.stopped);
     CHECK(e.updates == 3);
   }
   s.max_updates = 2;
   {
     Trainer trainer(s, data);
-    CHECK(trainer.train_epoch(1, [](const UpdateReport&) { return true; }).updates == 2);
+    CHECK(trainer.train_epoch(1, [](const nn::StepReport&) { return true; }).updates == 2);
     CHECK(trainer.finished());
   }
   {
     Trainer trainer(s, data);
     trainer.model().parameters().front()->value().fill(std::nan(""));
-    CHECK_THROWS_WITH_AS(trainer.train_epoch(1, [](const UpdateReport&) { return true; }),
+    CHECK_THROWS_WITH_AS(trainer.train_epoch(1, [](const nn::StepReport&) { return true; }),
                          doctest::Contains("update 1 (epoch 1)"), NotFinite);
   }
   s.schedule = "one-cycle";
@@ -343,7 +343,7 @@ TEST_CASE("multi30k: --precision bf16 follows the losses of float32, and its che
     const auto losses = [&](Trainer& trainer) {
       std::vector<double> list;
       for (int64_t epoch = 1; epoch <= s.epochs; ++epoch)
-        trainer.train_epoch(epoch, [&](const UpdateReport& r) {
+        trainer.train_epoch(epoch, [&](const nn::StepReport& r) {
           list.push_back(r.loss);
           return true;
         });

@@ -3,7 +3,7 @@
 #include <limits>
 
 #include "macgrad/core/safetensors.h"
-#include "macgrad/nn/accumulation.h"
+#include "macgrad/nn/loss.h"
 #include "macgrad/nn/optimizer.h"
 #include "macgrad/nn/schedule.h"
 #include "nn_checks.h"

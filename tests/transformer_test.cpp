@@ -6,10 +6,9 @@
 
 #include "macgrad/autograd/derivatives.h"
 #include "macgrad/core/safetensors.h"
-#include "macgrad/nn/accumulation.h"
 #include "macgrad/nn/decoding.h"
-#include "macgrad/nn/optimizer.h"
 #include "macgrad/nn/torch_names.h"
+#include "macgrad/nn/training_step.h"
 #include "toy_transformer.h"
 
 namespace macgrad::nn {
@@ -227,22 +226,19 @@ TEST_CASE("accumulated micro-batches make the large batch's step, with one draw 
     Transformer large(tiny(attention)), micro(tiny(attention));
     for (Transformer* m : {&large, &micro}) m->to(DType::float64);
     const Batch b = make_batch(6, 5, 3);
-    Adam a(decay_groups(large, 0.01)), c(decay_groups(micro, 0.01));
-    for (uint32_t step = 1; step <= 2; ++step) {
-      large.begin_step(step, 0);
-      large.zero_grad();
-      Accumulation one;
-      one.add(loss_of(large, b, 0.1));
-      const double norm = a.step(0.01, {.grad_scale = one.grad_scale(), .clip_norm = 0.5});
-      micro.begin_step(step, 0);
-      micro.zero_grad();
-      Accumulation sum;
-      for (const auto& [start, end] : {std::pair{0, 1}, std::pair{1, 4}, std::pair{4, 6}})
-        sum.add(loss_of(micro, rows(b, start, end), 0.1));
-      CHECK(sum.tokens() == one.tokens());
-      CHECK(sum.loss() == doctest::Approx(one.loss()).epsilon(1e-12));
-      CHECK(c.step(0.01, {.grad_scale = sum.grad_scale(), .clip_norm = 0.5}) ==
-            doctest::Approx(norm).epsilon(1e-10));
+    Adam a(large, 0.01), c(micro, 0.01);
+    const TrainingStepOptions options{.lr = constant_schedule(0.01), .clip_norm = 0.5};
+    const auto loss = [](Transformer& m) {
+      return [&m](const Batch& batch) { return loss_of(m, batch, 0.1).sum; };
+    };
+    TrainingStep<Batch> at_once(large, a, loss(large), options),
+        apart(micro, c, loss(micro), options);
+    for (int step = 1; step <= 2; ++step) {
+      const StepReport one = at_once(b);
+      const StepReport sum = apart({rows(b, 0, 1), rows(b, 1, 4), rows(b, 4, 6)});
+      CHECK(sum.count == one.count);
+      CHECK(sum.loss == doctest::Approx(one.loss).epsilon(1e-12));
+      CHECK(sum.gradient_norm == doctest::Approx(one.gradient_norm).epsilon(1e-10));
     }
     const auto state = micro.state_dict();
     for (const auto& [path, value] : large.state_dict()) {

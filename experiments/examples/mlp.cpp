@@ -13,7 +13,7 @@ int main() {
   model.add<nn::Linear>(32, 1, random);
 
   const Variable x(Tensor::randn(Shape{256, 1}, /*seed=*/2)), y = sin(3.0 * x);
-  nn::Adam adam(nn::decay_groups(model, /*weight_decay=*/0.0));
+  nn::Adam adam(model);
   for (int step = 1; step <= 1000; ++step) {
     const Variable loss = nn::mse_loss(model.forward(x), y);
     model.zero_grad();

@@ -9,12 +9,9 @@ using namespace macgrad;
 
 constexpr int64_t kKeys = 16, kValues = 4, kLength = 1 + kKeys;
 
-struct Batch {
-  Tensor tokens;  // (B, kLength) int64: pair (key, value) is key·kValues + value, then the queries
-  Tensor values;  // (B) int64
-};
-
-Batch make_batch(int64_t size, uint32_t number) {
+// Inputs (B, kLength): pair (key, value) is the token key·kValues + value, queries come after
+// those. Targets (B): values. Both int64.
+nn::Examples make_batch(int64_t size, uint32_t number) {
   DrawReader random({/*seed=*/7, /*stream=*/1, /*draw=*/number, /*step=*/0});
   std::vector<int64_t> tokens, values;
   for (int64_t b = 0; b < size; ++b) {
@@ -47,33 +44,35 @@ struct Classifier : nn::Module {
 };
 
 int main() {
-  nn::LayerSettings s;
-  s.width = 64, s.heads = 2, s.ffn = 128, s.dropout = 0.0, s.norm = nn::NormPlace::pre;
+  nn::LayerSettings s{.width = 64,
+                      .heads = 2,
+                      .ffn = 128,
+                      .dropout = 0.0,
+                      .norm = nn::NormPlace::pre,
+                      .attention = {}};
   s.attention.kind = nn::AttentionKind::rmfa;  // kernel exp; features are drawn anew in each step
   s.attention.ppsbn = true;                    // keeps queries and keys at unit norm
   nn::ModelRandom random(/*seed=*/1);
   Classifier model(s, random);
   fmt::print("{}\n", model.encoder.layers[0]->self_attention.core().describe());
 
-  nn::Adam adam(nn::decay_groups(model, /*weight_decay=*/0.0));
-  for (uint32_t step = 1; step <= 400; ++step) {
-    random.begin_step(step);    // dropout masks
-    model.begin_step(step, 0);  // feature draws
-    const Batch batch = make_batch(64, step);
-    const Variable loss = cross_entropy(model.forward(batch.tokens), batch.values);
-    model.zero_grad();
-    backward(loss);
-    adam.step(/*lr=*/2e-3, {.clip_norm = 1.0});
-    if (step % 100 == 0) {
-      // A denominator estimates a sum of exp(t) > 0 and must stay away from 0: notice how small the
-      // smallest one per key is, and that none had to be floored.
-      const RmfaStatistics seen = nn::rmfa_statistics(model);
-      fmt::print("step {}: loss {:.3f}, smallest denominator {:.2f}, {} floored\n", step,
-                 loss.item(), seen.smallest_ratio, seen.floored);
-    }
+  nn::Adam adam(model);
+  nn::TrainingStep step(model, adam,
+                        [&](const nn::Examples& batch) {
+                          return cross_entropy(model.forward(batch.inputs), batch.targets,
+                                               /*smoothing=*/0.0, kNoIgnore, Reduction::sum);
+                        },
+                        {.lr = nn::constant_schedule(2e-3), .clip_norm = 1.0});
+  for (uint32_t number = 1; number <= 400; ++number) {
+    const nn::StepReport report = step(make_batch(64, number));  // draws new features first
+    if (number % 100 != 0) continue;
+    // A denominator estimates a sum of exp(t) > 0. Notice how close to 0, or below it, the smallest
+    // one per key of a step comes; the few that do are floored.
+    fmt::print("step {}: loss {:.3f}, smallest denominator {:.2f}, {} floored\n", number,
+               report.loss, report.denominators.smallest_ratio, report.denominators.floored);
   }
   const nn::EvalScope evaluation(model);  // feature draws fixed by the seed
-  const Batch test = make_batch(1000, 0);
-  const Tensor correct = equal(argmax(model.forward(test.tokens).value(), 1), test.values);
+  const nn::Examples test = make_batch(1000, 0);
+  const Tensor correct = equal(argmax(model.forward(test.inputs).value(), 1), test.targets);
   fmt::print("accuracy {:.3f}\n", mean(Variable(correct.to(DType::float32))).item());
 }

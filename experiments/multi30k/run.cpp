@@ -28,16 +28,16 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-StepReport step_report(const UpdateReport& r, bool rmfa) {
-  StepReport report{r.update, {{"loss", r.loss}, {"norm", r.norm}, {"lr", r.lr}}, r.tokens};
-  if (r.replays > 0)
+StepReport step_report(const nn::StepReport& r, const nn::TrainingStepBase& step, bool rmfa) {
+  StepReport report{r.step, {{"loss", r.loss}, {"norm", r.gradient_norm}, {"lr", r.lr}}, r.count};
+  if (step.replays() > 0)
     report.fields.emplace_back("replayed",
-                               static_cast<double>(r.replays) / static_cast<double>(r.update));
-  if (r.large_draws > 0)
-    report.fields.emplace_back("large draws", static_cast<double>(r.large_draws));
+                               static_cast<double>(step.replays()) / static_cast<double>(r.step));
+  if (step.left_out() > 0)
+    report.fields.emplace_back("large draws", static_cast<double>(step.left_out()));
   if (rmfa) {
-    report.fields.emplace_back("floored", static_cast<double>(r.rmfa.floored));
-    report.fields.emplace_back("ratio", r.rmfa.smallest_ratio);
+    report.fields.emplace_back("floored", static_cast<double>(r.denominators.floored));
+    report.fields.emplace_back("ratio", r.denominators.smallest_ratio);
   }
   return report;
 }
@@ -158,10 +158,10 @@ class Run {
     last_save_ = Clock::now();
     EpochSummary summary;
     try {
-      summary = trainer_.train_epoch(epoch, [&](const UpdateReport& r) {
-        progress.step(step_report(r, rmfa_));
+      summary = trainer_.train_epoch(epoch, [&](const nn::StepReport& r) {
+        progress.step(step_report(r, trainer_.step(), rmfa_));
         if (r.skipped)
-          progress.note(fmt::format("update {} skipped: its gradients are not finite", r.update));
+          progress.note(fmt::format("update {} skipped: its gradients are not finite", r.step));
         if (guard_.interrupted()) return false;
         if (settings_.checkpoint_minutes > 0 &&
             seconds_since(last_save_) >= 60 * settings_.checkpoint_minutes)
@@ -187,7 +187,7 @@ class Run {
       progress.note(epoch_line(m, summary, rmfa_));
     }
     save_checkpoint();
-    const std::vector<std::string> refused = trainer_.refused_replays();
+    const std::vector<std::string>& refused = trainer_.step().eager_reasons();
     for (; refusals_told_ < refused.size(); ++refusals_told_)
       progress.note("updates of some batch shapes run eagerly: " + refused[refusals_told_]);
   }

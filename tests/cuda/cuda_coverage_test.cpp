@@ -31,6 +31,7 @@ void run_other_slots(DType dtype) {
   const auto zeros = [&] { return Tensor::zeros({5, 13}, dtype, kGpu); };
   kernels::adam(Tensors{zeros()}, Tensors{}, Tensors{y}, Tensors{zeros()}, Tensors{zeros()},
                 AdamArgs{});
+  kernels::sgd(Tensors{zeros()}, Tensors{}, Tensors{y}, Tensors{zeros()}, SgdArgs{});
 }
 
 TEST_CASE("every kernel slot runs on the CUDA device in every dtype it serves") {

@@ -56,15 +56,15 @@ Run train(const Multi30kSettings& s, const AfterUpdate& after = {}) {
   Trainer trainer(s, data);
   Run run;
   for (int64_t epoch = 1; !trainer.finished(); ++epoch)
-    trainer.train_epoch(epoch, [&](const UpdateReport& r) {
+    trainer.train_epoch(epoch, [&](const nn::StepReport& r) {
       run.losses.push_back(r.loss);
-      run.norms.push_back(r.norm);
-      run.replays = r.replays;
-      run.large_draws = r.large_draws;
-      if (after) after(trainer, r.update);
+      run.norms.push_back(r.gradient_norm);
+      if (after) after(trainer, r.step);
       return true;
     });
-  run.refused = trainer.refused_replays();
+  run.replays = trainer.step().replays();
+  run.large_draws = trainer.step().left_out();
+  run.refused = trainer.step().eager_reasons();
   for (const auto& [name, value] : trainer.model().state_dict())
     run.state[name] = value.to(kCpu).clone();
   run.translations =
