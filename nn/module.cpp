@@ -207,9 +207,10 @@ void Module::parameters_updated() {
 void Module::check_step_begun() const {
   if (!updated_) return;
   throw Error(
-      "'{}' is to draw random numbers for a training step that has not begun: an optimizer has "
-      "updated the model since begin_step. Call begin_step(step, epoch) on the model before the "
-      "forward calls of every update, or train with nn::TrainingStep",
+      "'{}' draws random numbers, but no training step has begun since an optimizer updated the "
+      "model: they would repeat those of the step before. Call begin_step(step, epoch) on the "
+      "model "
+      "before the forward calls of every update, or train with nn::TrainingStep",
       path());
 }
 

@@ -20,12 +20,16 @@ namespace {
 
 constexpr int kMostDrops = 2;  // in a row, of what was captured for one list of shapes
 
-// Watches kernel calls: which memory they use, and which they read without having written it, with
-// the first reader. Weak pointers tell memory from other memory that was later put at its address.
+// Watches kernel calls: which memory they use, and which they read without having written it. Weak
+// pointers tell memory from other memory that was later put at its address.
 class StorageTrace : public KernelObserver {
  public:
   using Place = std::weak_ptr<Storage>;
   using Order = std::owner_less<Place>;
+  struct Read {
+    std::string reader;  // the first
+    bool updated;        // only by kernels that also write there, as to a new tensor of sums
+  };
 
   explicit StorageTrace(Device device) : device_(device), outer_(set_kernel_observer(this)) {}
   ~StorageTrace() override { set_kernel_observer(outer_); }
@@ -36,19 +40,25 @@ class StorageTrace : public KernelObserver {
     const auto here = [&](const Tensor* t) {
       return t->defined() && t->storage() && t->device() == device_;
     };
-    for (const Tensor* t : call.inputs)
-      if (here(t) && !written_.contains(t->storage()))
-        read_.try_emplace(t->storage(), *Scope::current() + "/" + call.name);
+    for (const Tensor* t : call.inputs) {
+      if (!here(t) || written_.contains(t->storage())) continue;
+      const bool updated =
+          std::find(call.outputs.begin(), call.outputs.end(), t) != call.outputs.end();
+      auto& read =
+          read_.try_emplace(t->storage(), Read{*Scope::current() + "/" + call.name, updated})
+              .first->second;
+      read.updated = read.updated && updated;
+    }
     for (const Tensor* t : call.outputs)
       if (here(t)) written_.insert(t->storage());
   }
 
   /// Read before anything was written to it.
-  const std::map<Place, std::string, Order>& read() const { return read_; }
+  const std::map<Place, Read, Order>& read() const { return read_; }
   /// Read or written, and still there.
   std::set<Place, Order> used() const {
     std::set<Place, Order> all;
-    for (const auto& [place, reader] : read_)
+    for (const auto& [place, read] : read_)
       if (!place.expired()) all.insert(place);
     for (const Place& place : written_)
       if (!place.expired()) all.insert(place);
@@ -58,7 +68,7 @@ class StorageTrace : public KernelObserver {
  private:
   Device device_;
   KernelObserver* outer_;
-  std::map<Place, std::string, Order> read_;
+  std::map<Place, Read, Order> read_;
   std::set<Place, Order> written_;
 };
 
@@ -130,7 +140,7 @@ StepReport TrainingStepBase::run(std::vector<MicroBatch> batches, int64_t epoch,
   model_.begin_step(step, epoch);
   Captured* const entry = differentiate ? nullptr : captured_for(batches);
   if (entry && !entry->used.empty()) {
-    // Masters of the optimizer may follow what something else has written to the parameters.
+    // The optimizer may have to take over what something else has written to parameters.
     optimizer_.take_written_parameters();
     if (!entry->graph) {
       capture(*entry, batches, count);
@@ -249,7 +259,7 @@ TrainingStepBase::Captured* TrainingStepBase::captured_for(const std::vector<Mic
     return nullptr;
   }
   if (!state) {
-    // A step unlike those that are captured: it warms nothing up.
+    // This step differs from those that are captured, so it is no warm-up for them.
     left_out_ += !entry->used.empty();
     return nullptr;
   }
@@ -263,7 +273,7 @@ TrainingStepBase::Captured* TrainingStepBase::captured_for(const std::vector<Mic
   return entry->refused ? nullptr : entry.get();
 }
 
-// The shapes are captured again after another eager run, unless that comes to nothing.
+// The shapes are captured again after another eager run; after too many drops they stay eager.
 void TrainingStepBase::drop(Captured& entry, const std::string& reason) {
   const int drops = entry.drops + 1;
   std::vector<int64_t> state = std::move(entry.state);
@@ -287,7 +297,7 @@ void TrainingStepBase::capture(Captured& entry, std::vector<MicroBatch> batches,
   try {
     entry.graph = std::make_unique<StepGraph>(device, [&] {
       model_.queue_captured_draws();
-      // What modules queue there, captured_state() answers for.
+      // What modules queue here is covered by captured_state().
       trace.emplace(device);
       entry.results = run_passes(entry.batches, kLiveStep, entry.count, {});
       if (options_.reduce) {
@@ -309,14 +319,15 @@ void TrainingStepBase::capture(Captured& entry, std::vector<MicroBatch> batches,
   for (const MicroBatch& b : entry.batches)
     for (const Tensor* t : b.tensors)
       if (t->defined()) own.insert(t->storage().get());
-  for (const auto& [place, reader] : trace->read()) {
-    if (own.contains(place.lock().get())) continue;
-    if (!entry.used.contains(place)) {
+  for (const auto& [place, read] : trace->read()) {
+    const bool temporary = place.expired() && read.updated;
+    if (temporary || own.contains(place.lock().get())) continue;
+    if (place.expired() || !entry.used.contains(place)) {
       drop(entry,
            fmt::format(
                "{} reads a tensor that the step before did not use: a module replaces its tensors "
                "between steps. Let it write into the same ones, or override Module::on_capture",
-               reader));
+               read.reader));
       return;
     }
     entry.inputs.push_back(place);

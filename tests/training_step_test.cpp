@@ -19,7 +19,7 @@ namespace {
 
 using experiments::Json;
 
-// The tensors of a loss that is one number whatever the batch.
+// A batch of which the loss is a single number.
 struct Given {
   Tensor x;
   std::vector<Tensor*> tensors() { return {&x}; }

@@ -5,11 +5,14 @@
 #include <fmt/format.h>
 
 #include <map>
+#include <optional>
 #include <string>
 
+#include "macgrad/autograd/engine.h"
 #include "macgrad/core/kernel.h"
+#include "macgrad/core/step_graph.h"
 #include "macgrad/nn/loss.h"
-#include "macgrad/nn/training_step.h"
+#include "macgrad/nn/optimizer.h"
 #include "macgrad/nn/transformer.h"
 #include "macgrad/tests/cuda/device.h"
 
@@ -36,13 +39,7 @@ struct Cost {
   std::string by_slot;
 };
 
-struct Ids {
-  Tensor ids, valid;
-  std::vector<Tensor*> tensors() { return {&ids, &valid}; }
-  int64_t count() const { return 8; }
-};
-
-// An update of a model of 4 + 4 layers: slot calls of an eager one, launches of a replay.
+// One update of a model of 4 + 4 layers, captured as nn::TrainingStep does.
 Cost cost_of_step(const nn::AttentionSettings& attention) {
   nn::TransformerSettings settings;
   settings.source_vocabulary = settings.target_vocabulary = 12;
@@ -55,31 +52,37 @@ Cost cost_of_step(const nn::AttentionSettings& attention) {
   nn::Transformer model(settings);
   model.to(kGpu);
   nn::Adam adam(model);
-  nn::TrainingStep<Ids> step(
-      model, adam,
-      [&](const Ids& b) {
-        return nn::token_loss(model.forward(b.ids, b.valid, b.ids, b.valid), b.ids, 0, 0.1, 8).sum;
-      },
-      {.clip_norm = 1.0});
-  const Ids batch{Tensor::full({2, 4}, 5.0, DType::int64, kGpu),
-                  Tensor::full({2, 4}, 1.0, DType::boolean, kGpu)};
-  step(batch);
+  const Tensor ids = Tensor::full({2, 4}, 5.0, DType::int64, kGpu);
+  const Tensor valid = Tensor::full({2, 4}, 1.0, DType::boolean, kGpu);
+  const auto loss = [&] {
+    return nn::token_loss(model.forward(ids, valid, ids, valid), ids, 0, 0.1, 8).sum;
+  };
+  model.begin_step(1, 0);
+  backward(loss());
+  adam.step(1e-3, {.clip_norm = 1.0});
+  adam.zero_grad();
   Cost cost;
+  model.begin_step(2, 0);
+  REQUIRE(model.captured_state());
+  std::optional<StepGraph> graph;
   {
     const SlotCalls calls;
-    CHECK_FALSE(step(batch).replayed);
+    graph.emplace(kGpu, [&] {
+      model.queue_captured_draws();
+      model.begin_micro_batch(kLiveStep, 0);
+      backward(loss());
+      adam.capture_step({.clip_norm = 1.0});
+      adam.zero_grad();
+    });
     for (const auto& [slot, n] : calls.calls()) {
       cost.slot_calls += n;
       cost.by_slot += fmt::format(" {} {}", slot, n);
     }
   }
-  CHECK(step(batch).replayed);
 #ifdef MACGRAD_CUDA_EMULATED
-  // Once more for what the step itself launches: the batch is copied to where the step reads it.
   const uint64_t before = emulation::launches();
-  const auto copies = static_cast<int64_t>(Ids(batch).tensors().size());
-  CHECK(step(batch).replayed);
-  cost.launches = static_cast<int64_t>(emulation::launches() - before) - copies;
+  graph->replay({.step = 2, .update = 2, .lr = 1e-3});
+  cost.launches = static_cast<int64_t>(emulation::launches() - before);
 #endif
   return cost;
 }
