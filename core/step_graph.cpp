@@ -82,8 +82,8 @@ void StepGraph::replay(const ReplayValues& values) const {
   functions_of(device_).launch(graph_, values, device_);
 }
 
-void clip_recorded_gradients(const Tensor& total, double clip_norm) {
-  functions_of(total.device()).clip(total, clip_norm);
+void clip_recorded_gradients(const Tensor& total, double clip_norm, const Tensor& loss) {
+  functions_of(total.device()).clip(total, clip_norm, loss);
 }
 
 void detail::throw_live_key() {

@@ -32,7 +32,7 @@ struct GraphFunctions {
   void (*launch)(void* graph, const ReplayValues& values, Device device) = nullptr;
   void (*destroy)(void* graph) = nullptr;
   // Queued between sum_of_squares and the optimizer's kernel; see clip_recorded_gradients.
-  void (*clip)(const Tensor& total, double clip_norm) = nullptr;
+  void (*clip)(const Tensor& total, double clip_norm, const Tensor& loss) = nullptr;
   double (*gradient_norm)(Device device) = nullptr;  // of the last replay; waits
 };
 void set_graph_functions(DeviceType type, const GraphFunctions& functions);
@@ -59,9 +59,11 @@ class StepGraph {
 
 /// In a recorded step, from total (1) float64, the sum of squares of the gradients: scales them by
 /// ReplayValues::grad_scale, shrinks that so that their norm is at most clip_norm (0: any), and
-/// makes optimizer kernels change nothing where the norm is not finite.
-void clip_recorded_gradients(const Tensor& total, double clip_norm);
-/// The norm of the scaled gradients before clipping, of the last replay. Waits for it.
+/// makes optimizer kernels change nothing where the norm is not finite, or the loss (one floating
+/// number, or undefined).
+void clip_recorded_gradients(const Tensor& total, double clip_norm, const Tensor& loss);
+/// The norm of the scaled gradients before clipping, of the last replay; NaN where its loss was not
+/// finite. Waits for it.
 double recorded_gradient_norm(Device device);
 
 }  // namespace macgrad

@@ -235,11 +235,18 @@ __global__ void add_partials(const double* partial, int64_t n, double* total) {
   if (threadIdx.x == 0) *total = sum;
 }
 
-__global__ void clip_step(const double* total, double clip_norm, StepValues* live) {
-  const double norm = math::sqrt(*total) * live->grad_scale;
+// Not x - x: fused with a product that makes x, it leaves the product's rounding error.
+__device__ inline bool is_finite(double x) {
+  return math::fabs(x) <= std::numeric_limits<double>::max();
+}
+
+template <class T>
+__global__ void clip_step(const double* total, double clip_norm, const T* loss, StepValues* live) {
+  double norm = math::sqrt(*total) * live->grad_scale;
+  if (loss && !is_finite(static_cast<double>(load(loss))))
+    norm = std::numeric_limits<double>::quiet_NaN();
   live->gradient_norm = norm;
-  // Infinite or NaN. Not norm - norm: fused with the product above that leaves its rounding error.
-  live->skip = !(norm <= std::numeric_limits<double>::max());
+  live->skip = !is_finite(norm);
   if (clip_norm > 0.0 && norm > clip_norm) live->grad_scale *= clip_norm / norm;
 }
 
@@ -375,9 +382,12 @@ void sum_of_squares(InList tensors, Out total) {
          partials.data<double>(), blocks, total->data<double>());
 }
 
-void clip_live_gradients(const Tensor& total, double clip_norm) {
-  launch(clip_step, {1, 1}, total.data<double>(), clip_norm,
-         const_cast<StepValues*>(live_step_values()));
+void clip_live_gradients(const Tensor& total, double clip_norm, const Tensor& loss) {
+  dispatch_floating(loss.defined() ? loss.dtype() : DType::float64, "clip", [&]<class T>() {
+    launch(clip_step<T>, {1, 1}, total.data<double>(), clip_norm,
+           loss.defined() ? static_cast<const T*>(loss.data<T>()) : nullptr,
+           const_cast<StepValues*>(live_step_values()));
+  });
 }
 
 }  // namespace macgrad::cuda

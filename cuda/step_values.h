@@ -30,10 +30,11 @@ void set_step_values(const StepValues& values);
 
 /// On the device, from total (1) float64, the sum of squares of all gradients (the slot
 /// sum_of_squares): writes gradient_norm = grad_scale·sqrt(total); shrinks grad_scale by
-/// clip_norm/norm where that is below 1 (clip_norm 0: never); sets skip where the norm is not
-/// finite, else clears it. To be queued between sum_of_squares and the optimizer's kernel, once per
-/// step.
-void clip_live_gradients(const Tensor& total, double clip_norm);
+/// clip_norm/norm where that is below 1 (clip_norm 0: never); sets skip where the norm or `loss`
+/// (one floating number, or undefined) is not finite, else clears it. A loss that is not finite
+/// makes gradient_norm NaN. To be queued between sum_of_squares and the optimizer's kernel, once
+/// per step.
+void clip_live_gradients(const Tensor& total, double clip_norm, const Tensor& loss = {});
 
 /// What a random kernel gets next to its key: nullptr unless the key's step is live. Throws for
 /// another key while capturing: each replay would repeat its draw.

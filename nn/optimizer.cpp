@@ -123,10 +123,10 @@ double Optimizer::step(double lr, const StepOptions& options) {
   return norm;
 }
 
-void Optimizer::capture_step(const StepOptions& options) {
+void Optimizer::capture_step(const StepOptions& options, const Tensor& loss) {
   const Tensor total = squared_norm(parameters());
   if (!total.defined()) return;
-  clip_recorded_gradients(total, options.clip_norm);
+  clip_recorded_gradients(total, options.clip_norm, loss);
   update_groups({.lr = 1.0,
                  .momentum = 0.0,
                  .weight_decay = 0.0,
@@ -136,7 +136,7 @@ void Optimizer::capture_step(const StepOptions& options) {
                  .step = kLiveUpdate});
 }
 
-void Optimizer::count_replay(double norm) {
+void Optimizer::count_update(double norm) {
   ++(std::isfinite(norm) ? steps_ : skipped_);
   updated();
 }

@@ -52,14 +52,16 @@ class Optimizer {
 
   /// step() while a training step is captured (core/step_graph.h): learning rate, gradient scale,
   /// momentum and the number of the update are read from the ReplayValues of each replay; clipping
-  /// is that of the options. Counts nothing.
-  void capture_step(const StepOptions& options);
+  /// is that of the options. A replay whose `loss` (one number) is not finite changes nothing.
+  /// Counts nothing.
+  void capture_step(const StepOptions& options, const Tensor& loss);
   /// Masters of bfloat16 parameters that something else has written to (Module::load_state_dict,
   /// say) take the values written. step() calls it; to be called before a captured step is
   /// replayed.
   void take_written_parameters();
-  /// After a replay whose gradients had this norm: counts its update, or that it was skipped.
-  void count_replay(double norm);
+  /// Counts an update that step() has not made: of a replay whose gradients had this norm, or, when
+  /// it is not finite, one that was skipped.
+  void count_update(double norm);
 
   /// All parameters, group by group.
   std::vector<Parameter*> parameters() const;

@@ -218,6 +218,8 @@ void TrainingStepBase::finish(StepReport& report, double loss, int64_t count) {
     options.grad_scale = 1.0 / divisor;
     if (options_.momentum) options.momentum = options_.momentum(report.step);
     report.gradient_norm = optimizer_.step(report.lr, options);
+  } else {
+    optimizer_.count_update(report.gradient_norm);
   }
   report.skipped = !std::isfinite(report.gradient_norm);
 }
@@ -303,7 +305,10 @@ void TrainingStepBase::capture(Captured& entry, std::vector<MicroBatch> batches,
       if (options_.reduce) {
         for (const Parameter* p : parameters_) entry.gradients.push_back(p->grad().value());
       } else {
-        optimizer_.capture_step(clipping());
+        Variable sum(entry.results.losses[0]);
+        for (size_t m = 1; m < entry.results.losses.size(); ++m)
+          sum = add(sum, Variable(entry.results.losses[m]));
+        optimizer_.capture_step(clipping(), sum.value());
       }
       optimizer_.zero_grad();
     });
@@ -365,7 +370,7 @@ void TrainingStepBase::replay(Captured& entry, const std::vector<MicroBatch>& ba
     report.loss = loss / static_cast<double>(std::max<int64_t>(count, 1));
     report.gradient_norm = recorded_gradient_norm(parameters_[0]->device());
     report.skipped = !std::isfinite(report.gradient_norm);
-    optimizer_.count_replay(report.gradient_norm);
+    optimizer_.count_update(report.gradient_norm);
   }
   report.denominators = read_all(entry.statistics);
   report.replayed = true;

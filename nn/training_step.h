@@ -162,7 +162,7 @@ class TrainingStepBase {
 /// eager step before did not use, and it is replayed only while these tensors exist. The loss is
 /// not called by replays; what it computes on the host must follow from the shapes.
 ///
-/// An update whose gradient norm, or eagerly whose loss, is not finite changes nothing.
+/// An update whose loss or gradient norm is not finite changes nothing.
 template <BatchOfTensors Batch>
 class TrainingStep : public TrainingStepBase {
  public:

@@ -281,6 +281,7 @@ TEST_CASE("an update that is not finite changes nothing and is reported") {
     CHECK(point.p.value().item() == 1.0);
   }
   CHECK(adam.steps() == 0);
+  CHECK(adam.skipped() == 2);
   const StepReport report = step(Given{Tensor::from_vector(std::vector<double>{1.0})});
   CHECK_FALSE(report.skipped);
   CHECK(report.step == 3);

@@ -70,8 +70,9 @@ Cost cost_of_step(const nn::AttentionSettings& attention) {
     graph.emplace(kGpu, [&] {
       model.queue_captured_draws();
       model.begin_micro_batch(kLiveStep, 0);
-      backward(loss());
-      adam.capture_step({.clip_norm = 1.0});
+      const Variable sum = loss();
+      backward(sum);
+      adam.capture_step({.clip_norm = 1.0}, sum.value());
       adam.zero_grad();
     });
     for (const auto& [slot, n] : calls.calls()) {

@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <limits>
 
 #include "macgrad/autograd/engine.h"
 #include "macgrad/autograd/ops.h"
@@ -272,6 +273,44 @@ TEST_CASE("cuda training step: what an update may contain is captured bit for bi
             CHECK_MESSAGE(difference(value.to(kCpu), state.at(name)) == 0, name);
         }
       }
+}
+
+// A loss with a term that has no gradient.
+struct Offset {
+  Examples examples;
+  Tensor offset;
+  std::vector<Tensor*> tensors() { return {&examples.inputs, &examples.targets, &offset}; }
+  int64_t count() const { return examples.count(); }
+};
+
+TEST_CASE("cuda training step: a replay whose loss is not finite changes nothing") {
+  const Threads one(1);
+  for (const bool capture : {false, true}) {
+    CAPTURE(capture);
+    Mlp model;
+    nn::Adam adam(model);
+    nn::TrainingStep step(
+        model, adam,
+        [&](const Offset& b) { return add(model.loss(b.examples), Variable(b.offset)); },
+        {.capture = capture});
+    const auto update = [&](double offset) {
+      const Offset batch{examples(4, 1), Tensor::full({}, offset, DType::float32, kGpu)};
+      return step({batch, batch});
+    };
+    update(0.0);
+    CHECK(update(0.0).replayed == capture);
+    const Tensor before = model.a.weight.value().to(kCpu);
+    const nn::StepReport report = update(std::numeric_limits<double>::infinity());
+    CHECK(report.replayed == capture);
+    CHECK(report.skipped);
+    CHECK(std::isinf(report.loss));
+    CHECK(std::isnan(report.gradient_norm));
+    CHECK(difference(model.a.weight.value().to(kCpu), before) == 0);
+    CHECK(adam.steps() == 2);
+    CHECK(adam.skipped() == 1);
+    CHECK_FALSE(update(0.0).skipped);
+    CHECK(difference(model.a.weight.value().to(kCpu), before) > 0);
+  }
 }
 
 TEST_CASE("cuda training step: what a replay would not do runs eagerly") {
