@@ -6,47 +6,12 @@
 #include <limits>
 #include <memory>
 
+#include "macgrad/autograd/attention_support.h"
 #include "macgrad/autograd/fused.h"
-#include "macgrad/autograd/op_support.h"
 #include "macgrad/core/step_graph.h"
 
 namespace macgrad {
 namespace {
-
-void check_qkv(const char* op, const Variable& q, const Variable& k, const Variable& v,
-               const AttentionMask& mask) {
-  check_defined(op, q, "query");
-  check_defined(op, k, "key");
-  check_defined(op, v, "value");
-  check(q.rank() == 4 && k.rank() == 4 && v.rank() == 4,
-        "[{}] needs q (B,H,T,d), k (B,H,S,d), v (B,H,S,dv); got {}, {}, {}", op, q.shape(),
-        k.shape(), v.shape());
-  check(q.size(0) == k.size(0) && q.size(1) == k.size(1) && q.size(3) == k.size(3) &&
-            k.size(0) == v.size(0) && k.size(1) == v.size(1) && k.size(2) == v.size(2),
-        "[{}] shapes do not fit: q {}, k {}, v {}", op, q.shape(), k.shape(), v.shape());
-  check_same_kind(op, q.value(), k.value());
-  check_same_kind(op, q.value(), v.value());
-  const auto check_mask = [&](const Tensor& m, int64_t length, const char* role) {
-    if (!m.defined()) return;
-    check(m.dtype() == DType::boolean && m.shape() == Shape{q.size(0), length},
-          "[{}] {} must be bool ({}, {}), is {} {}", op, role, q.size(0), length, name(m.dtype()),
-          m.shape());
-  };
-  check_mask(mask.key_valid, k.size(2), "key_valid");
-  check_mask(mask.query_valid, q.size(2), "query_valid");
-}
-
-Tensor packed(const Tensor& mask) {
-  return mask.defined() ? mask.contiguous() : mask;
-}
-
-Tensor and_(const Tensor& a, const Tensor& b) {
-  Tensor y =
-      Tensor::empty(broadcast_shapes(a.shape(), b.shape(), "and"), DType::boolean, a.device());
-  kernels::where(a.expand(y.shape()), b.expand(y.shape()),
-                 Tensor::zeros({}, DType::boolean, a.device()).expand(y.shape()), y);
-  return y;
-}
 
 struct Visibility {
   Tensor shown;   // (B|1, 1, T, S) bool, undefined: everything
@@ -67,11 +32,8 @@ Visibility visibility(const AttentionMask& mask, const Variable& q, const Variab
   return v;
 }
 
-Variable hide(const Variable& x, const Tensor& hidden, double value) {
-  return hidden.defined() ? masked_fill(x, hidden, value) : x;
-}
+}  // namespace
 
-// (1, 1, T, S): j <= i + S - T. Counted on the device: a recorded step may not copy to it.
 Tensor not_ahead(int64_t T, int64_t S, Device device) {
   const auto counted = [&](int64_t n) {
     return cumsum(Variable(Tensor::full({n}, 1.0, DType::float32, device)), 0);
@@ -79,8 +41,6 @@ Tensor not_ahead(int64_t T, int64_t S, Device device) {
   const Variable last = counted(T) + static_cast<double>(S - T);
   return less_equal(counted(S).value().view({1, 1, 1, S}), last.value().view({1, 1, T, 1}));
 }
-
-}  // namespace
 
 Variable without_invalid(const Variable& x, const Tensor& valid) {
   return valid.defined() ? where(valid.unsqueeze(1).unsqueeze(3), x, 0.0) : x;
@@ -259,10 +219,18 @@ Variables rmfa_composite(const Variables& in, const AttentionMask& mask, const T
 
 }  // namespace
 
-RmfaStatistics read_statistics(const Tensor& statistics) {
-  if (!statistics.defined()) return {0, std::numeric_limits<double>::infinity()};
+DenominatorStatistics& DenominatorStatistics::operator+=(const DenominatorStatistics& other) {
+  rows += other.rows;
+  floored += other.floored;
+  recomputed += other.recomputed;
+  smallest_ratio = std::min(smallest_ratio, other.smallest_ratio);
+  return *this;
+}
+
+DenominatorStatistics read_statistics(const Tensor& statistics) {
+  if (!statistics.defined()) return {};
   const auto s = statistics.to_vector<double>();
-  return {static_cast<int64_t>(s[0]), s[1]};
+  return {static_cast<int64_t>(s[0]), static_cast<int64_t>(s[1]), static_cast<int64_t>(s[2]), s[3]};
 }
 
 Variable rmfa(const Variable& q, const Variable& k, const Variable& v, const AttentionMask& mask,
@@ -323,7 +291,7 @@ Variable rmfa(const Variable& q, const Variable& k, const Variable& v, const Att
   op.forward = [=](const Tensors& in) {
     Tensor out = empty_heads(B, H, T, dv, in[0]);
     Tensor den = Tensor::empty({B, H, T}, compute_dtype(in[0].dtype()), in[0].device());
-    Tensor stats = Tensor::empty({2}, DType::float64, in[0].device());
+    Tensor stats = Tensor::empty({4}, DType::float64, in[0].device());
     kernels::rmfa_forward(unit_stride(in[0]), unit_stride(in[1]), unit_stride(in[2]), key_valid,
                           query_valid, omega, weight, args, out, den, stats, Scratch{});
     *measured = stats;

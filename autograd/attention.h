@@ -3,6 +3,8 @@
 // features with a projection. Definitions: nn/README.md.
 #pragma once
 
+#include <limits>
+
 #include "macgrad/autograd/variable.h"
 #include "macgrad/core/kernels.h"
 
@@ -28,13 +30,20 @@ Variable softmax_attention(const Variable& q, const Variable& k, const Variable&
                            const AttentionMask& mask, double scale, double dropout = 0.0,
                            const DrawKey& key = {});
 
-/// Denominators of one RMFA call.
-struct RmfaStatistics {
-  int64_t floored = 0;        // rows whose denominator was floored (without a floor: den <= 0)
-  double smallest_ratio = 0;  // min over rows of den / visible keys
+/// Denominators of calls of rmfa() and linear_attention(); empty by default.
+struct DenominatorStatistics {
+  int64_t rows = 0;        // queries with a visible key
+  int64_t floored = 0;     // rows whose denominator was floored (without a floor: den <= 0)
+  int64_t recomputed = 0;  // rows of linear_attention() that were summed again in log space
+  /// Smallest den / Σ w_j over the visible keys (without weights: their number); for log-features
+  /// the smallest shifted denominator.
+  double smallest_ratio = std::numeric_limits<double>::infinity();
+
+  DenominatorStatistics& operator+=(const DenominatorStatistics& other);
 };
-/// Reads what rmfa() wrote; an undefined tensor (the composite ran) has seen nothing.
-RmfaStatistics read_statistics(const Tensor& statistics);
+/// Reads what rmfa() or linear_attention() wrote; empty for an undefined tensor (the composite
+/// ran).
+DenominatorStatistics read_statistics(const Tensor& statistics);
 /// Random Maclaurin feature attention: q, k, v, mask as above; omega (d, P) or (H, d, P), weight
 /// (M), both constant, contiguous and perhaps wider (RmfaArgs). The composite cannot be recorded
 /// for draws to come (args.layout): an Error then. The kernel leaves its statistics in a tensor on

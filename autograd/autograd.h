@@ -7,6 +7,8 @@
 #include "macgrad/autograd/fused.h"
 #include "macgrad/autograd/gradcheck.h"
 #include "macgrad/autograd/graph_record.h"
+#include "macgrad/autograd/linear_attention.h"
+#include "macgrad/autograd/node.h"
 #include "macgrad/autograd/ops.h"
 #include "macgrad/autograd/scope.h"
 #include "macgrad/autograd/variable.h"

@@ -7,15 +7,12 @@
 
 #include "macgrad/autograd/engine.h"
 #include "macgrad/autograd/ops.h"
-#include "macgrad/core/kernels.h"
 
 namespace macgrad {
 namespace {
 
 Variable random_like(const Variable& v, Generator& generator) {
-  Tensor t = Tensor::empty(v.shape(), v.dtype(), v.device());
-  kernels::random_normal(t, generator.draw());
-  return Variable(t);
+  return Variable(Tensor::randn(v.shape(), generator, v.dtype(), v.device()));
 }
 
 // Puts an element back, also when the function throws on the moved one.

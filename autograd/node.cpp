@@ -194,6 +194,10 @@ Variable record(const char* op, const Variables& inputs, const Tensor& output, R
                 keep_outputs)[0];
 }
 
+bool RecordTool::active() {
+  return record_tool != nullptr;
+}
+
 RecordTool::Watch::Watch(RecordTool& tool) : outer_(std::exchange(record_tool, &tool)) {}
 RecordTool::Watch::~Watch() {
   record_tool = outer_;

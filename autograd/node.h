@@ -134,6 +134,9 @@ class RecordTool {
   virtual void recorded(const std::shared_ptr<Node>& /*node*/, const Variables& /*inputs*/,
                         const Tensors& /*outputs*/) {}
 
+  /// Whether a tool watches this thread.
+  static bool active();
+
   class Watch {
    public:
     explicit Watch(RecordTool& tool);

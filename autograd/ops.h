@@ -129,6 +129,9 @@ Variable var(const Variable& x, std::vector<int> dims = {}, double correction = 
 /// Values and int64 indices of the extremum along `dim` (the first of equals gets the gradient).
 std::pair<Variable, Tensor> max(const Variable& x, int dim, bool keepdim = false);
 std::pair<Variable, Tensor> min(const Variable& x, int dim, bool keepdim = false);
+/// The int64 indices alone, of the largest elements (the first of equals). [argmax] is an Error
+/// for a dimension that x does not have, [max] for an empty one.
+Tensor argmax(const Tensor& x, int dim, bool keepdim = false);
 /// Product along `dim`; right at zeros to any order.
 Variable prod(const Variable& x, int dim, bool keepdim = false);
 /// y[k] = x[0] + … + x[k] along `dim`, x's shape; reverse: x[k] + … + x[last].

@@ -111,6 +111,9 @@ std::pair<Variable, Tensor> max(const Variable& x, int dim, bool keepdim) {
 std::pair<Variable, Tensor> min(const Variable& x, int dim, bool keepdim) {
   return extremum(kernels::min, x, dim, keepdim);
 }
+Tensor argmax(const Tensor& x, int dim, bool keepdim) {
+  return max(Variable(x), checked_dim("argmax", dim, x.shape()), keepdim).second;
+}
 
 Variable prod(const Variable& x, int dim, bool keepdim) {
   // A tree of products: no division, so zeros are right at every order of derivative.

@@ -61,18 +61,20 @@ MACGRAD_HD inline double uniform_from_bits(uint32_t high, uint32_t low) {
   return static_cast<double>(((static_cast<uint64_t>(high) << 32) | low) >> 11) * 0x1p-53;
 }
 
-/// Hands out keys. Holds no numbers: copying it or its three integers is saving its state.
+/// Issues draw keys. Stateless apart from a few integers, so copying it saves its state.
 class Generator {
  public:
+  /// stream < 2^16.
   explicit Generator(uint64_t seed = 0, uint32_t stream = 0) : seed_(seed), stream_(stream) {}
 
-  /// Starts `step`; draws are counted from 0 again.
-  void begin_step(uint32_t step) {
+  /// Starts `step`, or one of its micro-batches (below 2^16); draws are counted from 0 again.
+  void begin_step(uint32_t step, uint32_t micro_batch = 0) {
     step_ = step;
+    micro_batch_ = micro_batch;
     next_draw_ = 0;
   }
-  /// Key of the next draw.
-  DrawKey draw() { return {seed_, stream_, next_draw_++, step_}; }
+  /// Key of the next draw: of the micro-batch's stream, which is the generator's for micro-batch 0.
+  DrawKey draw() { return {seed_, stream_ | micro_batch_ << 16, next_draw_++, step_}; }
 
   uint64_t seed() const { return seed_; }
   uint32_t stream() const { return stream_; }
@@ -82,22 +84,35 @@ class Generator {
   uint64_t seed_;
   uint32_t stream_;
   uint32_t step_ = 0;
+  uint32_t micro_batch_ = 0;
   uint32_t next_draw_ = 0;
 };
+
+namespace detail {
+[[noreturn]] void throw_live_key();
+}  // namespace detail
 
 /// Reads the numbers of one draw one after the other, from number `first` on.
 class DrawReader {
  public:
-  MACGRAD_HD explicit DrawReader(const DrawKey& key, uint64_t first = 0)
-      : key_(key), next_(first) {}
-  MACGRAD_HD uint32_t bits() { return random_bits(key_, next_++); }
+  /// On the host the key must not be live: an Error.
+  MACGRAD_HD explicit DrawReader(const DrawKey& key, uint64_t first = 0) : key_(key), next_(first) {
+#ifndef __CUDA_ARCH__
+    if (key.step == kLiveStep) detail::throw_live_key();
+#endif
+  }
+  MACGRAD_HD uint32_t bits() {
+    return random_bits(key_, next_++);
+  }
   /// Uniform in [0, 1), 53 bits.
   MACGRAD_HD double uniform() {
     const uint32_t high = bits();
     return uniform_from_bits(high, bits());
   }
   /// -1 or +1.
-  MACGRAD_HD double sign() { return (bits() >> 31) ? 1.0 : -1.0; }
+  MACGRAD_HD double sign() {
+    return (bits() >> 31) ? 1.0 : -1.0;
+  }
   /// Uniform integer in [0, n), without modulo bias.
   MACGRAD_HD uint64_t below(uint64_t n) {
     // Rejects the incomplete last interval of 2^64.

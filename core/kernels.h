@@ -47,6 +47,18 @@ struct RmfaArgs {
   Tensor layout{};              // (kRmfaLayout) float64 on the operands' device, or absent
 };
 
+/// Result divided by the sum of the weights, or the weighted sum itself.
+enum class Normaliser : uint8_t { quotient, none };
+
+/// Linear attention on given features (autograd/linear_attention.h).
+struct LinearAttentionArgs {
+  bool log_features = false;  // phi_q and phi_k hold log φ; -inf is a feature of value 0
+  double constant = 0.0;      // κ >= 0: added to every φ_q·φ_k
+  double floor = 0.0;         // den is floored at floor·Σ_visible w_j; 0: not floored
+  Normaliser normaliser = Normaliser::quotient;
+  double factor = 1.0;  // multiplies the result with Normaliser::none
+};
+
 /// Signs of random features are independent, rows of fresh Hadamard blocks, or rows of Hadamard
 /// blocks of which those of one degree are shifted against each other, so that no combination of
 /// rows comes twice.
@@ -66,9 +78,10 @@ struct FeatureDrawArgs {
 /// preSBN: statistics over batch and valid positions (batch), given ones (fixed), or a row (row).
 enum class SbnStatistics { batch, fixed, row };
 
-/// Step of AdamArgs in a captured CUDA step: step, lr and grad_scale are then read from device
-/// memory (cuda/step_values.h), and lr and grad_scale of the arguments multiply those.
-inline constexpr int64_t kLiveAdamStep = -1;
+/// Step of AdamArgs and SgdArgs in a captured CUDA step: step, lr, grad_scale and beta1 or momentum
+/// are then read from device memory (cuda/step_values.h), and lr and grad_scale of the arguments
+/// multiply those.
+inline constexpr int64_t kLiveUpdate = -1;
 
 struct AdamArgs {
   double lr = 1e-3;
@@ -78,8 +91,21 @@ struct AdamArgs {
   double weight_decay = 0.0;
   bool decoupled = true;    // AdamW; false adds weight_decay·p to the gradient
   double grad_scale = 1.0;  // multiplies the gradient first (clipping, averaging)
-  int64_t step = 1;         // counted from 1, for the bias correction
+  // Elements of the scaled gradient are then kept within ±clip_value.
+  double clip_value = std::numeric_limits<double>::infinity();
+  int64_t step = 1;  // counted from 1, for the bias correction
   // Updated parameters below it are set to it.
+  double lower_bound = -std::numeric_limits<double>::infinity();
+};
+
+/// As AdamArgs; weight decay is added to the gradient.
+struct SgdArgs {
+  double lr = 1e-3;
+  double momentum = 0.0;
+  double weight_decay = 0.0;
+  double grad_scale = 1.0;
+  double clip_value = std::numeric_limits<double>::infinity();
+  int64_t step = 1;  // only tells a captured step (kLiveUpdate) from another
   double lower_bound = -std::numeric_limits<double>::infinity();
 };
 
@@ -201,14 +227,33 @@ inline constinit Kernel<void(In, In, In, In, In, In, In, In, const SoftmaxAttent
 
 /// Operands as in softmax_attention_forward. omega (d, P), or (H, d, P) for draws a head; weight
 /// (M); both may be wider, for larger draws to come: what lies beyond P and M is not read. den
-/// (B, H, T) of compute_dtype: denominators before flooring. stats (2) float64: denominators
-/// floored (without a floor: <= 0), and the smallest den/(visible keys).
+/// (B, H, T) of compute_dtype: denominators before flooring. stats (4) float64: denominators, of
+/// them floored (without a floor: <= 0), 0, and the smallest den/(visible keys).
 inline constinit Kernel<void(In, In, In, In, In, In, In, const RmfaArgs&, Out, Out, Out, Scratch)>
     rmfa_forward{"rmfa_forward",
                  {cpu::rmfa_forward, cpu::rmfa_forward_supports, cpu::rmfa_forward_scratch}};
 inline constinit Kernel<void(In, In, In, In, In, In, In, In, In, In, const RmfaArgs&, Out, Out, Out,
                              Scratch)>
     rmfa_backward{"rmfa_backward", {cpu::rmfa_backward, nullptr, cpu::rmfa_backward_scratch}};
+
+/// phi_q (B, H, T, M), phi_k (B, H, S, M), v (B, H, S, dv), out (B, H, T, dv): last stride 1,
+/// others any. log_weight (B, H, S) float64, contiguous, or absent; masks as in
+/// softmax_attention_forward; then the arguments and whether j <= i + S - T is required. sums (B,
+/// H, T, 3) float64: the denominator used over exp(shift); shift; 1, 2 where it was floored, 3
+/// where recomputed in log space (0: no visible key). stats (4) float64: denominators, floored,
+/// recomputed, and the smallest den/Σ w (of log-features: the smallest shifted den).
+inline constinit Kernel<void(In, In, In, In, In, In, const LinearAttentionArgs&, bool, Out, Out,
+                             Out, Scratch)>
+    linear_attention_forward{"linear_attention_forward",
+                             {cpu::linear_attention_forward, cpu::linear_attention_forward_supports,
+                              cpu::linear_attention_forward_scratch}};
+/// The operands of the forward kernel, its out and sums, grad; writes the gradients of phi_q,
+/// phi_k, v and log_weight (absent without it).
+inline constinit Kernel<void(In, In, In, In, In, In, In, In, In, const LinearAttentionArgs&, bool,
+                             Out, Out, Out, Out, Scratch)>
+    linear_attention_backward{
+        "linear_attention_backward",
+        {cpu::linear_attention_backward, nullptr, cpu::linear_attention_backward_scratch}};
 
 /// Draws of the features of many maps at once, one entry of each list a map. laws: float64 vectors,
 /// how many features each degree 0 … kRmfaLayoutLevels has besides the tail, then the weight of a
@@ -226,6 +271,10 @@ inline constinit Kernel<void(InList, InOutList, InOutList, InOutList,
 /// parameter becomes the master rounded.
 inline constinit Kernel<void(InOutList, InOutList, InList, InOutList, InOutList, const AdamArgs&)>
     adam{"adam", {cpu::adam}};
+/// Lists as those of adam, with one moment: b = momentum·b + gradient, parameter -= lr·b (Sutskever
+/// et al. 2013, in PyTorch's form). Without moments (an empty list) b is the gradient.
+inline constinit Kernel<void(InOutList, InOutList, InList, InOutList, const SgdArgs&)> sgd{
+    "sgd", {cpu::sgd}};
 /// total (1) float64: sum of squares of all elements of all tensors.
 inline constinit Kernel<void(InList, Out)> sum_of_squares{"sum_of_squares", {cpu::sum_of_squares}};
 

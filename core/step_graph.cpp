@@ -4,6 +4,7 @@
 #include <array>
 
 #include "macgrad/core/allocator.h"
+#include "macgrad/core/generator.h"
 
 namespace macgrad {
 namespace {
@@ -81,8 +82,14 @@ void StepGraph::replay(const ReplayValues& values) const {
   functions_of(device_).launch(graph_, values, device_);
 }
 
-void clip_recorded_gradients(const Tensor& total, double clip_norm) {
-  functions_of(total.device()).clip(total, clip_norm);
+void clip_recorded_gradients(const Tensor& total, double clip_norm, const Tensor& loss) {
+  functions_of(total.device()).clip(total, clip_norm, loss);
+}
+
+void detail::throw_live_key() {
+  throw Error(
+      "random numbers of a captured step were read on the host; replays would repeat them: draw "
+      "them with kernels::random_uniform or another slot, or train without captured steps");
 }
 
 double recorded_gradient_norm(Device device) {

@@ -15,13 +15,14 @@
 
 namespace macgrad {
 
-/// Values of one replay. Kernels see them through kLiveStep (core/generator.h) and kLiveAdamStep
+/// Values of one replay. Kernels see them through kLiveStep (core/generator.h) and kLiveUpdate
 /// (core/kernels.h).
 struct ReplayValues {
   uint32_t step = 0;        // of random draws
-  int64_t adam_step = 1;    // counted from 1, for the bias correction
-  double lr = 0.0;          // multiplies AdamArgs::lr
-  double grad_scale = 1.0;  // multiplies AdamArgs::grad_scale
+  int64_t update = 1;       // AdamArgs::step: counted from 1, for the bias correction
+  double lr = 0.0;          // multiplies that of the arguments
+  double grad_scale = 1.0;  // multiplies that of the arguments
+  double momentum = 0.9;    // AdamArgs::beta1 or SgdArgs::momentum
 };
 
 /// What a backend brings. Functions throw Error.
@@ -30,8 +31,8 @@ struct GraphFunctions {
   void* (*end)(Device device) = nullptr;   // ends it; the recorded step, or an Error
   void (*launch)(void* graph, const ReplayValues& values, Device device) = nullptr;
   void (*destroy)(void* graph) = nullptr;
-  // Queued between sum_of_squares and adam; see clip_recorded_gradients.
-  void (*clip)(const Tensor& total, double clip_norm) = nullptr;
+  // Queued between sum_of_squares and the optimizer's kernel; see clip_recorded_gradients.
+  void (*clip)(const Tensor& total, double clip_norm, const Tensor& loss) = nullptr;
   double (*gradient_norm)(Device device) = nullptr;  // of the last replay; waits
 };
 void set_graph_functions(DeviceType type, const GraphFunctions& functions);
@@ -58,9 +59,11 @@ class StepGraph {
 
 /// In a recorded step, from total (1) float64, the sum of squares of the gradients: scales them by
 /// ReplayValues::grad_scale, shrinks that so that their norm is at most clip_norm (0: any), and
-/// makes adam change nothing where the norm is not finite.
-void clip_recorded_gradients(const Tensor& total, double clip_norm);
-/// The norm of the scaled gradients before clipping, of the last replay. Waits for it.
+/// makes optimizer kernels change nothing where the norm is not finite, or the loss (one floating
+/// number, or undefined).
+void clip_recorded_gradients(const Tensor& total, double clip_norm, const Tensor& loss);
+/// The norm of the scaled gradients before clipping, of the last replay; NaN where its loss was not
+/// finite. Waits for it.
 double recorded_gradient_norm(Device device);
 
 }  // namespace macgrad

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "macgrad/core/generator.h"
 #include "macgrad/core/kernels.h"
 
 namespace macgrad {
@@ -51,6 +52,28 @@ Tensor Tensor::arange(int64_t n, DType dtype, Device device) {
   std::vector<int64_t> values(static_cast<size_t>(n));
   for (int64_t i = 0; i < n; ++i) values[static_cast<size_t>(i)] = i;
   return from_vector(values, {n}, device).to(dtype);
+}
+
+Tensor Tensor::rand(const Shape& shape, Generator& generator, DType dtype, Device device) {
+  Tensor t = empty(shape, dtype, device);
+  kernels::random_uniform(t, generator.draw());
+  return t;
+}
+
+Tensor Tensor::rand(const Shape& shape, uint64_t seed, DType dtype, Device device) {
+  Generator generator(seed);
+  return rand(shape, generator, dtype, device);
+}
+
+Tensor Tensor::randn(const Shape& shape, Generator& generator, DType dtype, Device device) {
+  Tensor t = empty(shape, dtype, device);
+  kernels::random_normal(t, generator.draw());
+  return t;
+}
+
+Tensor Tensor::randn(const Shape& shape, uint64_t seed, DType dtype, Device device) {
+  Generator generator(seed);
+  return randn(shape, generator, dtype, device);
 }
 
 template <class T>

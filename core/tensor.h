@@ -15,6 +15,8 @@
 
 namespace macgrad {
 
+class Generator;
+
 /// One block of memory and a version that every in-place write raises, so that a tape which saved
 /// an older version can tell.
 class Storage {
@@ -52,6 +54,18 @@ class Tensor {
   static Tensor scalar(double value, DType dtype = DType::float32, Device device = kCpu);
   /// 0, 1, …, n-1.
   static Tensor arange(int64_t n, DType dtype = DType::int64, Device device = kCpu);
+  /// Uniform in [0, 1) (rand) and normal with mean 0 and variance 1 (randn), of a floating dtype.
+  /// The key is the generator's next draw, or the first draw of Generator(seed): equal seeds give
+  /// equal values on every device and at any thread count (core/generator.h). An Error for other
+  /// dtypes.
+  static Tensor rand(const Shape& shape, Generator& generator, DType dtype = DType::float32,
+                     Device device = kCpu);
+  static Tensor rand(const Shape& shape, uint64_t seed, DType dtype = DType::float32,
+                     Device device = kCpu);
+  static Tensor randn(const Shape& shape, Generator& generator, DType dtype = DType::float32,
+                      Device device = kCpu);
+  static Tensor randn(const Shape& shape, uint64_t seed, DType dtype = DType::float32,
+                      Device device = kCpu);
   /// Copies values.size() == shape.numel() elements; dtype follows T.
   template <class T>
   static Tensor from_vector(const std::vector<T>& values, const Shape& shape, Device device = kCpu);

@@ -64,7 +64,7 @@ void draw(InList laws, InOutList omegas, InOutList weights, InOutList layouts,
     table.maps[blocks++] = feature_draw_operands<T>(laws.list[i], omegas.list[i], weights.list[i],
                                                     layouts.list[i], args[i]);
     shared = std::max(shared, shared_bytes(args[i]));
-    live |= args[i].key.step == kLiveStep;
+    live |= live_for(args[i].key) != nullptr;
     if (blocks == DrawTable<T>::kCapacity) run();
   }
   run();

@@ -32,9 +32,10 @@ void* end_recording(Device) {
 void launch_recorded(void* step, const ReplayValues& values, Device) {
   StepValues now;
   now.step = values.step;
-  now.adam_step = values.adam_step;
+  now.update = values.update;
   now.lr = values.lr;
   now.grad_scale = values.grad_scale;
+  now.momentum = values.momentum;
   set_step_values(now);
   CUDA_CHECK(cudaGraphLaunch(static_cast<cudaGraphExec_t>(step), stream()));
 }

@@ -1,14 +1,14 @@
-// Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter 2019) and the sum of squares over all tensors
-// of a list in one launch a dtype (tensor_table.cuh; lists of more than some hundred tensors take
-// another launch). Sums go in float64 in a fixed order: over the threads of a block, then over the
-// blocks. Traffic of Adam: 4 reads and 3 writes an element, 16 bytes at a time; of a bfloat16
-// parameter with a float32 master 14 bytes read and as many written.
+// Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter 2019), SGD and the sum of squares over all
+// tensors of a list in one launch a dtype (tensor_table.cuh; lists of more than some hundred
+// tensors take another launch). Sums go in float64 in a fixed order: over the threads of a block,
+// then over the blocks. Traffic of Adam: 4 reads and 3 writes an element, 16 bytes at a time; of a
+// bfloat16 parameter with a float32 master 14 bytes read and as many written.
 #include <array>
 #include <limits>
 #include <type_traits>
 #include <vector>
 
-#include "macgrad/core/adam_lists.h"
+#include "macgrad/core/optimizer_lists.h"
 #include "macgrad/cuda/backend.h"
 #include "macgrad/cuda/device_code.cuh"
 #include "macgrad/cuda/launch.h"
@@ -30,38 +30,40 @@ template <class T>
 constexpr int64_t square_chunk = int64_t{kThreads} * kSquarePacks* kPacked<T>;
 
 // kParam is there where it is not the master itself.
-enum AdamOperand { kMaster, kGrad, kFirst, kSecond, kParam };
+enum AdamOperand { kMaster, kGrad, kFirst, kSecond, kParam, kSgdParam = kSecond };
 template <class P, class W>
 constexpr int adam_operands = std::is_same_v<P, W> ? kParam : kParam + 1;
 
 // What every element needs, from AdamArgs and the step.
 template <class C>
 struct AdamRates {
-  C keep1, take1, keep2, take2, shrink, decay, grad_scale, rate, root, eps, lower;
+  C keep1, take1, keep2, take2, shrink, decay, grad_scale, limit, rate, root, eps, lower;
   int skip;
 };
 
 // Always on the device, so that eager and replayed steps give the same bits.
 template <class C>
 __device__ AdamRates<C> adam_rates(const AdamArgs& args, const StepValues* live) {
-  double lr = args.lr, grad_scale = args.grad_scale;
+  double lr = args.lr, grad_scale = args.grad_scale, beta1 = args.beta1;
   auto step = static_cast<double>(args.step);
   int skip = 0;
   if (live) {
     lr *= live->lr;
     grad_scale *= live->grad_scale;
-    step = static_cast<double>(live->adam_step);
+    beta1 = live->momentum;
+    step = static_cast<double>(live->update);
     skip = live->skip != 0;
   }
-  const double correction1 = 1.0 - math::pow(args.beta1, step);
+  const double correction1 = 1.0 - math::pow(beta1, step);
   const double correction2 = 1.0 - math::pow(args.beta2, step);
-  return {static_cast<C>(args.beta1),
-          static_cast<C>(1.0 - args.beta1),
+  return {static_cast<C>(beta1),
+          static_cast<C>(1.0 - beta1),
           static_cast<C>(args.beta2),
           static_cast<C>(1.0 - args.beta2),
           static_cast<C>(args.decoupled ? 1.0 - lr * args.weight_decay : 1.0),
           static_cast<C>(args.decoupled ? 0.0 : args.weight_decay),
           static_cast<C>(grad_scale),
+          static_cast<C>(args.clip_value),
           static_cast<C>(lr / correction1),
           static_cast<C>(1.0 / math::sqrt(correction2)),
           static_cast<C>(args.eps),
@@ -76,7 +78,7 @@ __device__ inline compute_t<W> adam_element(W& master, P g, W& m, W& v,
                                             const AdamRates<compute_t<W>>& a) {
   using C = compute_t<W>;
   const C old = static_cast<C>(master);
-  const C grad = math::fma(a.decay, old, static_cast<C>(g) * a.grad_scale);
+  const C grad = math::fma(a.decay, old, clipped(static_cast<C>(g) * a.grad_scale, a.limit));
   const C first = math::fma(a.keep1, static_cast<C>(m), a.take1 * grad);
   const C second = math::fma(a.keep2, static_cast<C>(v), a.take2 * grad * grad);
   m = static_cast<W>(first);
@@ -152,6 +154,46 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+template <class P, class W>
+constexpr int sgd_operands = std::is_same_v<P, W> ? kSgdParam : kSgdParam + 1;
+
+// As adam_chunks, with one moment, or none where its address is null. The kernel waits for memory
+// alone, so elements are loaded one by one: neighbouring threads read neighbouring elements.
+template <class P, class W, int bytes>
+__global__ void __launch_bounds__(kThreads)
+    sgd_chunks(const MACGRAD_GRID_CONSTANT TensorTable<sgd_operands<P, W>, bytes> table,
+               SgdArgs args, const StepValues* live) {
+  using C = compute_t<W>;
+  constexpr bool rounds = !std::is_same_v<P, W>;
+  if (live) {
+    if (live->skip) return;
+    args.lr *= live->lr;
+    args.grad_scale *= live->grad_scale;
+    args.momentum = live->momentum;
+  }
+  const C momentum = static_cast<C>(args.momentum), decay = static_cast<C>(args.weight_decay);
+  const C grad_scale = static_cast<C>(args.grad_scale), limit = static_cast<C>(args.clip_value);
+  const C lr = static_cast<C>(args.lr), lower = static_cast<C>(args.lower_bound);
+  const int entry = table.find(blockIdx.x);
+  const int64_t begin = (blockIdx.x - table.first[entry]) * adam_chunk<W>;
+  const int64_t end = std::min(begin + adam_chunk<W>, table.size[entry]);
+  W* const w = static_cast<W*>(table.at[kMaster][entry]);
+  const P* const g = static_cast<const P*>(table.at[kGrad][entry]);
+  W* const m = static_cast<W*>(table.at[kFirst][entry]);
+  for (int64_t i = begin + static_cast<int64_t>(threadIdx.x); i < end; i += kThreads) {
+    const C old = static_cast<C>(w[i]);
+    C move = math::fma(decay, old, clipped(static_cast<C>(g[i]) * grad_scale, limit));
+    if (m) {
+      move = math::fma(momentum, static_cast<C>(m[i]), move);
+      m[i] = static_cast<W>(move);
+    }
+    C next = math::fma(-lr, move, old);
+    next = next < lower ? lower : next;  // NaN stays NaN
+    w[i] = static_cast<W>(next);
+    if constexpr (rounds) static_cast<P*>(table.at[kSgdParam][entry])[i] = static_cast<P>(next);
+  }
+}
+
 template <class T, int bytes>
 __global__ void square_chunks(const MACGRAD_GRID_CONSTANT TensorTable<1, bytes> table,
                               double* partial) {
@@ -193,11 +235,18 @@ __global__ void add_partials(const double* partial, int64_t n, double* total) {
   if (threadIdx.x == 0) *total = sum;
 }
 
-__global__ void clip_step(const double* total, double clip_norm, StepValues* live) {
-  const double norm = math::sqrt(*total) * live->grad_scale;
+// Not x - x: fused with a product that makes x, it leaves the product's rounding error.
+__device__ inline bool is_finite(double x) {
+  return math::fabs(x) <= std::numeric_limits<double>::max();
+}
+
+template <class T>
+__global__ void clip_step(const double* total, double clip_norm, const T* loss, StepValues* live) {
+  double norm = math::sqrt(*total) * live->grad_scale;
+  if (loss && !is_finite(static_cast<double>(load(loss))))
+    norm = std::numeric_limits<double>::quiet_NaN();
   live->gradient_norm = norm;
-  // Infinite or NaN. Not norm - norm: fused with the product above that leaves its rounding error.
-  live->skip = !(norm <= std::numeric_limits<double>::max());
+  live->skip = !is_finite(norm);
   if (clip_norm > 0.0 && norm > clip_norm) live->grad_scale *= clip_norm / norm;
 }
 
@@ -245,12 +294,34 @@ void adam_of(InOutList params, InOutList masters, InList grads, InOutList first,
     if constexpr (operands > kParam) e.at[kParam] = params.list[i].raw();
     entries.push_back(e);
   }
-  const StepValues* live = args.step == kLiveAdamStep ? live_step_values() : nullptr;
+  const StepValues* live = args.step == kLiveUpdate ? live_step_values() : nullptr;
   for_tables<operands>(entries, adam_chunk<W>,
                        [&]<int bytes>(const TensorTable<operands, bytes>& table, uint32_t blocks) {
                          launch(adam_chunks<P, W, bytes>,
                                 {blocks, kThreads, sizeof(AdamRates<compute_t<W>>)}, table, args,
                                 live);
+                       });
+}
+
+template <class P, class W>
+void sgd_of(InOutList params, InOutList masters, InList grads, InOutList moments,
+            const SgdArgs& args) {
+  constexpr int operands = sgd_operands<P, W>;
+  std::vector<Entry<operands>> entries;
+  for (size_t i = 0; i < params.list.size(); ++i) {
+    const int64_t n = params.list[i].numel();
+    if (n == 0 || params.list[i].dtype() != dtype_of<P>()) continue;
+    Entry<operands> e{{}, n};
+    e.at[kMaster] = masters.list[i].raw();
+    e.at[kGrad] = grads.list[i].raw();
+    e.at[kFirst] = moments.list.empty() ? nullptr : moments.list[i].raw();
+    if constexpr (operands > kSgdParam) e.at[kSgdParam] = params.list[i].raw();
+    entries.push_back(e);
+  }
+  const StepValues* live = args.step == kLiveUpdate ? live_step_values() : nullptr;
+  for_tables<operands>(entries, adam_chunk<W>,
+                       [&]<int bytes>(const TensorTable<operands, bytes>& table, uint32_t blocks) {
+                         launch(sgd_chunks<P, W, bytes>, {blocks, kThreads}, table, args, live);
                        });
 }
 
@@ -276,12 +347,21 @@ void square_of(std::span<const Tensor> tensors, double*& partial) {
 
 void adam(InOutList params, InOutList masters, InList grads, InOutList first, InOutList second,
           const AdamArgs& args) {
-  check_adam_lists(params, masters, grads, first, second);
+  check_optimizer_lists("adam", params, masters, grads, {first, second});
   if (!masters.list.empty())
     return adam_of<bfloat16, float>(params, masters, grads, first, second, args);
   adam_of<float, float>(params, params, grads, first, second, args);
   adam_of<double, double>(params, params, grads, first, second, args);
   adam_of<bfloat16, bfloat16>(params, params, grads, first, second, args);
+}
+
+void sgd(InOutList params, InOutList masters, InList grads, InOutList moments,
+         const SgdArgs& args) {
+  check_optimizer_lists("sgd", params, masters, grads, {moments});
+  if (!masters.list.empty()) return sgd_of<bfloat16, float>(params, masters, grads, moments, args);
+  sgd_of<float, float>(params, params, grads, moments, args);
+  sgd_of<double, double>(params, params, grads, moments, args);
+  sgd_of<bfloat16, bfloat16>(params, params, grads, moments, args);
 }
 
 void sum_of_squares(InList tensors, Out total) {
@@ -302,9 +382,12 @@ void sum_of_squares(InList tensors, Out total) {
          partials.data<double>(), blocks, total->data<double>());
 }
 
-void clip_live_gradients(const Tensor& total, double clip_norm) {
-  launch(clip_step, {1, 1}, total.data<double>(), clip_norm,
-         const_cast<StepValues*>(live_step_values()));
+void clip_live_gradients(const Tensor& total, double clip_norm, const Tensor& loss) {
+  dispatch_floating(loss.defined() ? loss.dtype() : DType::float64, "clip", [&]<class T>() {
+    launch(clip_step<T>, {1, 1}, total.data<double>(), clip_norm,
+           loss.defined() ? static_cast<const T*>(loss.data<T>()) : nullptr,
+           const_cast<StepValues*>(live_step_values()));
+  });
 }
 
 }  // namespace macgrad::cuda

@@ -91,6 +91,7 @@ int register_cuda_kernels() {
   MACGRAD_FILL(post_sbn_backward)
   MACGRAD_FILL(draw_features)
   MACGRAD_FILL(adam)
+  MACGRAD_FILL(sgd)
   MACGRAD_FILL(sum_of_squares)
 #undef MACGRAD_FILL
   fill_slot(kernels::softmax_attention_forward, cuda::softmax_attention_forward,

@@ -15,13 +15,15 @@ namespace macgrad::cuda {
 namespace rmfa {
 namespace {
 
-/// Denominators that were floored, and the smallest one over its number of keys.
+/// Denominators, how many were floored, and the smallest one over its number of keys.
 struct Seen {
+  double rows = 0.0;
   double unsafe = 0.0;
   double smallest = INFINITY;
 
-  __device__ void add(double count, double ratio) {
-    unsafe += count;
+  __device__ void add(double count, double floored, double ratio) {
+    rows += count;
+    unsafe += floored;
     if (ratio < smallest) smallest = ratio;
   }
 };
@@ -33,7 +35,7 @@ template <class E>
 struct Result {
   Rows<E> out;
   float* den = nullptr;    // (B, H, T)
-  double* seen = nullptr;  // a pair a block
+  double* seen = nullptr;  // three numbers per block
 };
 
 /// Half of a row's sum Σ_m a_m b_m over 64 elements; the halves sit in neighbouring lanes.
@@ -158,7 +160,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
         value = den + layout.constant * memory.totals[map.dv];
         const float bound = static_cast<float>(p.floor * count);
         const bool unsafe = p.floor > 0.0 ? value < bound : value <= 0.0f;
-        seen.add(unsafe ? 1.0 : 0.0, static_cast<double>(value) / count);
+        seen.add(1.0, unsafe ? 1.0 : 0.0, static_cast<double>(value) / count);
         memory.inverse[r] = 1.0f / (p.floor > 0.0 && unsafe ? bound : value);
       }
       if (r < n) result.den[int64_t{head} * p.Tn + t + r] = value;
@@ -171,11 +173,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     __syncthreads();
     store_rows<W>(result.out.at(b, h, t), result.out.token, map.dv, n, memory.x, memory.live);
   }
+  const double rows = block_sum<kThreads>(seen.rows, memory.reduce);
   const double unsafe = block_sum<kThreads>(seen.unsafe, memory.reduce);
   const double smallest = block_reduce<kThreads>(seen.smallest, memory.reduce, SmallestRatio{});
   if (tid == 0) {
-    result.seen[2 * blockIdx.x] = unsafe;
-    result.seen[2 * blockIdx.x + 1] = smallest;
+    result.seen[3 * blockIdx.x] = rows;
+    result.seen[3 * blockIdx.x + 1] = unsafe;
+    result.seen[3 * blockIdx.x + 2] = smallest;
   }
 }
 
@@ -186,12 +190,15 @@ __global__ void __launch_bounds__(kJoinThreads)
   double* scratch = shared_memory<double>();
   Seen mine;
   for (int64_t i = threadIdx.x; i < blocks; i += kJoinThreads)
-    mine.add(seen[2 * i], seen[2 * i + 1]);
+    mine.add(seen[3 * i], seen[3 * i + 1], seen[3 * i + 2]);
+  const double rows = block_sum<kJoinThreads>(mine.rows, scratch);
   const double unsafe = block_sum<kJoinThreads>(mine.unsafe, scratch);
   const double smallest = block_reduce<kJoinThreads>(mine.smallest, scratch, SmallestRatio{});
   if (threadIdx.x == 0) {
-    stats[0] = unsafe;
-    stats[1] = smallest;
+    stats[0] = rows;
+    stats[1] = unsafe;
+    stats[2] = 0.0;
+    stats[3] = smallest;
   }
 }
 

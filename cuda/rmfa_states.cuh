@@ -125,7 +125,7 @@ struct Memory {
   int* counts = nullptr;
   float* key_states = nullptr;
   float* query_states = nullptr;  // backward
-  double* seen = nullptr;         // forward: a pair of statistics a block
+  double* seen = nullptr;         // forward: three statistics per block
   size_t bytes = 0;
 
   Memory(void* base, const Map& map, const Cut& cut, int64_t B, int64_t H, int64_t Tn, bool masked,
@@ -138,7 +138,7 @@ struct Memory {
     if (backward) {
       query_states = arena.take<float>(cut.queries.count() * B * H * map.state_size());
     } else {
-      seen = arena.take<double>(2 * B * H * (causal ? cut.segments : tiles_of(Tn)));
+      seen = arena.take<double>(3 * B * H * (causal ? cut.segments : tiles_of(Tn)));
     }
     bytes = arena.bytes();
   }

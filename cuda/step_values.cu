@@ -28,6 +28,15 @@ const StepValues* live_step_values() {
   return live_values();
 }
 
+const StepValues* live_for(const DrawKey& key) {
+  if (key.step == kLiveStep) return live_step_values();
+  require(!capturing(),
+          "a captured step draws random numbers for step {} alone (stream {:#x}); replays would "
+          "repeat them: take the step from Module::on_micro_batch, or train without captured steps",
+          key.step, key.stream);
+  return nullptr;
+}
+
 void set_step_values(const StepValues& values) {
   require(!capturing(), "step values are set outside of a captured step, or it would keep them");
   launch(write_step_values, {1, 1}, live_values(), values);

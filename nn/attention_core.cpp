@@ -1,6 +1,7 @@
 // Softmax and exact kernelized attention, the logit scale, and the choice of a core.
 #include "macgrad/nn/attention_core.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <limits>
@@ -9,13 +10,6 @@
 #include "macgrad/nn/init.h"
 
 namespace macgrad::nn {
-
-AttentionKind parse_attention(const std::string& name) {
-  if (name == "softmax") return AttentionKind::softmax;
-  if (name == "exact") return AttentionKind::exact;
-  if (name == "rmfa") return AttentionKind::rmfa;
-  throw Error("attention '{}' is unknown; use softmax, exact or rmfa", name);
-}
 
 PreSbnMode parse_pre_sbn(const std::string& name) {
   if (name == "auto") return PreSbnMode::automatic;
@@ -40,108 +34,135 @@ double parse_denominator_floor(const std::string& text) {
               text);
 }
 
-// Logit scale: nn/README.md, equation (5).
-
-namespace {
-
-double start_of_theta(double initial, double limit) {
-  if (std::isinf(limit)) return std::log(initial);
-  return std::log(initial / (limit - initial));
+AttentionSettings paper_attention() {
+  AttentionSettings s;
+  s.kind = attention_kind("rmfa");
+  s.kernel = dot_product_kernel("exp");
+  s.logit_scale = 1.0;
+  s.draws = DrawMethod::iid;
+  s.features = 128;
+  s.p = 2.0;
+  s.redraw = RedrawPolicy::parse("step");
+  s.ppsbn = true;
+  s.pre_sbn = PreSbnMode::automatic;
+  s.sbn_eps = 1e-13;
+  return s;
 }
 
-}  // namespace
-
-LogitScale::LogitScale(Module* parent, std::string name, double initial, bool trained,
-                       double radius, int64_t head_dim)
-    : Module(parent, std::move(name)), fixed_(initial), limit_(max_logit_scale(radius, head_dim)) {
-  require(initial > 0.0 && std::isfinite(initial), "[logit_scale] is {} and must be positive",
-          initial);
-  if (!trained) return;
-  require(initial < limit_,
-          "[logit_scale] starts at {}, but training keeps it below 0.95·radius·√head_dim = {:.4g}; "
-          "start lower",
-          initial, limit_);
-  theta.emplace(this, "theta", Tensor::full(Shape{1}, start_of_theta(initial, limit_)),
-                ParameterOptions{false, {}});
-}
-
-double LogitScale::value() const {
-  if (!theta) return fixed_;
-  const double t = theta->value().item();
-  return std::isinf(limit_) ? std::exp(t) : limit_ / (1.0 + std::exp(-t));
-}
-
-Variable LogitScale::apply(const Variable& x, double relative_to,
-                           const Tensor& live_relative_to) const {
-  if (!theta) return fixed_ == relative_to ? x : mul(x, fixed_ / relative_to);
-  const auto in_scope = scope();
-  // One rounding to x's dtype: τ and what it is divided by are close.
-  const Variable wide = cast(*theta, compute_dtype(theta->dtype()));
-  const Variable tau = std::isinf(limit_) ? exp(wide) : mul(sigmoid(wide), limit_);
-  const Variable factor = live_relative_to.defined()
-                              ? div(tau, Variable(live_relative_to.to(tau.dtype())))
-                              : mul(tau, 1.0 / relative_to);
-  return in_scope.result(mul(x, cast(factor, x.dtype())));
+double resolved_logit_scale(const AttentionSettings& s, int64_t head_dim) {
+  if (s.logit_scale != kAutomaticScale) return s.logit_scale;
+  if (!s.ppsbn && !s.qk_norm && !s.unit_rows_given) return 1.0;
+  const double radius = s.reads("kernel") ? s.kernel.radius() : kEverywhere;
+  return std::min(std::sqrt(2.0), 0.5 * radius) * std::sqrt(static_cast<double>(head_dim));
 }
 
 namespace {
 
-std::string describe_scale(const LogitScale& scale) {
-  return fmt::format("logit scale {:.4g}{}", scale.value(), scale.trained() ? " (trained)" : "");
+// x (B,H,N,d) with one more column, (B,H,N,d+1), in float64: a weight rounded to float32 would be
+// off by 4e-3 after 65,536 gates.
+Variable with_column(const Variable& x, const Variable& column) {
+  return concat({cast(x, DType::float64), cast(unsqueeze(column, 3), DType::float64)}, 3);
+}
+
+Variable with_ones(const Variable& x) {
+  return with_column(x, Variable(Tensor::full(Shape{x.size(0), x.size(1), x.size(2)}, 1.0,
+                                              x.dtype(), x.device())));
 }
 
 }  // namespace
+
+Tensor valid_new_keys(const AttentionInputs& in, const DecodeState* state) {
+  const Tensor& valid = in.mask.key_valid;
+  if (!state || !valid.defined()) return valid;
+  const int64_t end = valid.size(1);
+  return valid.slice(1, end - in.k.size(2), end).contiguous();
+}
 
 // Softmax.
 
 SoftmaxCore::SoftmaxCore(Module* parent, std::string name, const AttentionSettings& settings,
-                         int64_t head_dim, ModelRandom& random)
+                         const AttentionSite& site)
     : AttentionCore(parent, std::move(name)),
-      logit_scale(this, "logit_scale", settings.logit_scale, settings.train_logit_scale,
-                  kEverywhere, head_dim),
-      head_dim_(head_dim),
+      logit_scale(this, "logit_scale", resolved_logit_scale(settings, site.head_dim),
+                  settings.train_logit_scale, kEverywhere, site.head_dim),
+      head_dim_(site.head_dim),
       dropout_(settings.dropout),
-      random_(&random) {
+      random_(site.random) {
   require(dropout_ >= 0.0 && dropout_ < 1.0, "[attention] dropout is {} and must be in [0, 1)",
           dropout_);
 }
 
-Variable SoftmaxCore::forward(const Variable& q, const Variable& k_in, const Variable& v_in,
-                              const Mask& mask, DecodeState* state) {
+Variable SoftmaxCore::forward(const AttentionInputs& in, DecodeState* state) {
   const auto in_scope = scope();
-  const auto [k, v] = state ? state->append(k_in, v_in) : std::pair(k_in, v_in);
-  const double fixed = logit_scale.trained() ? 1.0 : logit_scale.value();
+  Variable q = logit_scale.trained() ? logit_scale.apply(in.q) : in.q, k = in.k, v = in.v;
+  double scale = logit_scale.trained() ? 1.0 : logit_scale.value();
+  scale /= std::sqrt(static_cast<double>(head_dim_));
+  if (in.log_weight.defined()) {
+    k = with_column(k, in.log_weight);
+    v = cast(v, DType::float64);
+  }
+  const auto [all_k, all_v] = state ? state->append(k, v) : std::pair(k, v);
+  if (all_k.size(3) > q.size(3)) {  // τ·q·k/√d + ℓ as one product of d + 1 columns
+    q = with_ones(mul(q, scale));
+    scale = 1.0;
+  }
   const bool drops = training() && dropout_ > 0.0;
-  return in_scope.result(softmax_attention(logit_scale.trained() ? logit_scale.apply(q) : q, k, v,
-                                           mask, fixed / std::sqrt(static_cast<double>(head_dim_)),
-                                           drops ? dropout_ : 0.0,
-                                           drops ? random_->dropout().draw() : DrawKey{}));
+  if (drops) check_step_begun();
+  const Variable out = softmax_attention(q, all_k, all_v, in.mask, scale, drops ? dropout_ : 0.0,
+                                         drops ? random_->dropout().draw() : DrawKey{});
+  return in_scope.result(cast(out, in.q.dtype()));
 }
 
 std::string SoftmaxCore::describe() const {
-  return "softmax, " + describe_scale(logit_scale);
+  return "softmax, " + logit_scale.describe();
 }
 
 // Exact kernelized attention.
 
 ExactKernelCore::ExactKernelCore(Module* parent, std::string name,
-                                 const AttentionSettings& settings, int64_t head_dim)
+                                 const AttentionSettings& settings, const AttentionSite& site)
     : AttentionCore(parent, std::move(name)),
-      logit_scale(this, "logit_scale", settings.logit_scale, settings.train_logit_scale,
-                  settings.kernel.radius(), head_dim),
+      logit_scale(this, "logit_scale", resolved_logit_scale(settings, site.head_dim),
+                  settings.train_logit_scale, settings.kernel.radius(), site.head_dim),
       kernel_(settings.kernel),
-      head_dim_(head_dim) {}
+      head_dim_(site.head_dim) {}
 
-Variable ExactKernelCore::forward(const Variable& q_in, const Variable& k_in, const Variable& v_in,
-                                  const Mask& mask, DecodeState* state) {
+// A key weight is one more column of the keys, so that a decoding state keeps it with them.
+Variable ExactKernelCore::forward(const AttentionInputs& in, DecodeState* state) {
   const auto in_scope = scope();
-  const auto [all_k, all_v] = state ? state->append(k_in, v_in) : std::pair(k_in, v_in);
-  const Variable q = without_invalid(q_in, mask.query_valid);
-  const Variable k = without_invalid(all_k, mask.key_valid);
+  const Mask& mask = in.mask;
+  const bool softmax = kernel_.has_factor() && is_exponential(kernel_);
+  Variable keys = in.k, values = in.v;
+  if (keys.defined() && (kernel_.has_factor() || in.log_weight.defined())) {
+    keys = without_invalid(keys, valid_new_keys(in, state));
+    Variable log_weight = in.log_weight;
+    if (kernel_.has_factor())
+      log_weight = sum_of_weights(
+          log_weight, kernel_.log_factor(cast(logit_scale.apply_root(keys), DType::float64)));
+    keys = with_column(softmax ? logit_scale.apply_root(keys) : keys, log_weight);
+    if (softmax) values = cast(values, DType::float64);
+  }
+  const auto [all_keys, all_v] = state ? state->append(keys, values) : std::pair(keys, values);
+  const Variable q = without_invalid(in.q, mask.query_valid);
+  if (softmax) {
+    const Variable x = with_ones(logit_scale.apply_root(q));
+    return in_scope.result(cast(softmax_attention(x, all_keys, all_v, mask, 1.0), in.q.dtype()));
+  }
+  const bool weighted = all_keys.size(3) > head_dim_;
+  const Variable k_and_weight = without_invalid(all_keys, mask.key_valid);
   const Variable v = without_invalid(all_v, mask.key_valid);
+  const Variable k =
+      weighted ? cast(slice(k_and_weight, 3, 0, head_dim_), q.dtype()) : k_and_weight;
   const double root = std::sqrt(static_cast<double>(head_dim_));
-  Variable weights = kernel_(matmul(logit_scale.apply(q, root), transpose(k, 2, 3)));
-  Tensor shown = visible(mask, q.size(2), k.size(2), q.device());
+  Variable weights = kernel_.function()(matmul(logit_scale.apply(q, root), transpose(k, 2, 3)));
+  const Tensor shown = visible(mask, q.size(2), k.size(2), q.device());
+  if (weighted) {
+    Variable log_weight = transpose(slice(k_and_weight, 3, head_dim_, head_dim_ + 1), 2, 3);
+    if (shown.defined())
+      log_weight = where(shown, log_weight, std::numeric_limits<float>::lowest());
+    const Variable shifted = sub(log_weight, max(log_weight, 3, true).first.detach());
+    weights = mul(weights, cast(exp(shifted), weights.dtype()));
+  }
   if (!shown.defined()) return in_scope.result(div(matmul(weights, v), sum(weights, {3}, true)));
   weights = where(shown, weights, 0.0);
   const Tensor any =
@@ -151,40 +172,26 @@ Variable ExactKernelCore::forward(const Variable& q_in, const Variable& k_in, co
 }
 
 std::string ExactKernelCore::describe() const {
-  return fmt::format("exact {}, {}", kernel_.name(), describe_scale(logit_scale));
+  return fmt::format("exact {}, {}", kernel_.name(), logit_scale.describe());
 }
 
 // The choice.
 
 std::unique_ptr<AttentionCore> make_attention_core(Module* parent, const std::string& name,
                                                    const AttentionSettings& settings,
-                                                   AttentionRole role, int64_t heads,
-                                                   int64_t head_dim, ModelRandom& random) {
-  if (settings.kind != AttentionKind::softmax) {
-    const DotProductKernel& kernel = settings.kernel;
+                                                   const AttentionSite& site) {
+  if (settings.reads("kernel") && !std::isinf(settings.kernel.radius())) {
     // The inner core of ppSBN or of the norm comes here with both off and its domain checked.
-    const bool unit = settings.ppsbn || settings.qk_norm || settings.unit_rows_given;
-    if (!std::isinf(kernel.radius())) {
-      require(unit,
-              "[attention] the series of kernel {} converges for |t| < {} only, so q and k need "
-              "unit norm: switch ppSBN or the q-k norm on",
-              kernel.name(), kernel.radius());
-      check_domain(kernel, settings.logit_scale, head_dim);
-    }
+    require(settings.ppsbn || settings.qk_norm || settings.unit_rows_given,
+            "[attention] the series of kernel {} converges for |t| < {} only, so q and k need "
+            "unit norm: switch ppSBN or the q-k norm on",
+            settings.kernel.name(), settings.kernel.radius());
+    check_domain(settings.kernel.function(), resolved_logit_scale(settings, site.head_dim),
+                 site.head_dim);
   }
-  if (settings.ppsbn)
-    return std::make_unique<PpSbn>(parent, name, settings, role, heads, head_dim, random);
-  if (settings.qk_norm)
-    return std::make_unique<QkNorm>(parent, name, settings, role, heads, head_dim, random);
-  switch (settings.kind) {
-    case AttentionKind::softmax:
-      return std::make_unique<SoftmaxCore>(parent, name, settings, head_dim, random);
-    case AttentionKind::exact:
-      return std::make_unique<ExactKernelCore>(parent, name, settings, head_dim);
-    case AttentionKind::rmfa:
-      return std::make_unique<RmfaCore>(parent, name, settings, heads, head_dim, random);
-  }
-  throw Error("attention tag {} is unknown", static_cast<int>(settings.kind));
+  if (settings.ppsbn) return std::make_unique<PpSbn>(parent, name, settings, site);
+  if (settings.qk_norm) return std::make_unique<QkNorm>(parent, name, settings, site);
+  return settings.kind.make(parent, name, settings, site);
 }
 
 }  // namespace macgrad::nn

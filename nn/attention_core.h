@@ -1,7 +1,8 @@
 // AttentionCore: attention between given q, k and v, without projections. Softmax attention, exact
-// kernelized attention (any dot-product kernel, quadratic, the oracle), RMFA (Macformer, linear),
-// and ppSBN around any of them. Definitions: nn/README.md. Shape letters: B batch, H heads, T
-// queries, S keys, d head dimension.
+// kernelized attention (any pair kernel, quadratic, the oracle), linear attention with any feature
+// map (RMFA is one of them), and ppSBN around any of these. The kinds that settings can name are
+// the table in nn/attention_kinds.cpp. Definitions: nn/README.md. Shape letters: B batch, H heads,
+// T queries, S keys, d head dimension.
 //
 // Every core attends with logits t = τ·q·k/√d, τ the logit scale (1 unless set or trained).
 #pragma once
@@ -12,61 +13,52 @@
 #include "macgrad/autograd/attention.h"
 #include "macgrad/nn/attention_settings.h"
 #include "macgrad/nn/decode_state.h"
-#include "macgrad/nn/feature_map.h"
+#include "macgrad/nn/logit_scale.h"
 #include "macgrad/nn/module.h"
 
 namespace macgrad::nn {
 
 using Mask = AttentionMask;
 
-/// The factor τ on logits: fixed, or trained as τ = 0.95·R·√d·sigmoid(θ) for kernels of finite
-/// radius R and τ = exp(θ) for the others.
-class LogitScale : public Module {
- public:
-  /// Throws an Error when `initial` does not keep |τ·q·k/√d| inside the radius.
-  LogitScale(Module* parent, std::string name, double initial, bool trained, double radius,
-             int64_t head_dim);
-  /// τ now. For a trained one this reads θ back.
-  double value() const;
-  bool trained() const { return theta.has_value(); }
-  /// x·τ/relative_to; x itself when nothing changes. A trained τ is divided by what
-  /// `live_relative_to`, (1) on x's device, has at the time, where it is given: a recorded step
-  /// meets other values there.
-  Variable apply(const Variable& x, double relative_to = 1.0,
-                 const Tensor& live_relative_to = {}) const;
-
-  std::optional<Parameter> theta;  // (1)
-
- private:
-  double fixed_;
-  double limit_;  // 0.95·R·√d, infinite for an infinite radius
+/// Queries, keys and values of one attention. Any strides with the last 1.
+struct AttentionInputs {
+  Variable q, k, v;  // (B,H,T,d), (B,H,S,d), (B,H,S,dv)
+  Mask mask = {};
+  /// ℓ (B,H,S) float64: the weight of key j is multiplied by exp(ℓ_j), finite; hide keys with the
+  /// mask. Undefined: 0. With a state, all keys have ℓ or none has.
+  Variable log_weight = {};
 };
+
+/// Which of the keys in `in` are valid, (B,n) bool or undefined: with a state, the mask's last n.
+Tensor valid_new_keys(const AttentionInputs& in, const DecodeState* state);
 
 class AttentionCore : public Module {
  public:
   using Module::Module;
-  /// q (B,H,T,d), k (B,H,S,d), v (B,H,S,dv), any strides with the last 1 -> (B,H,T,dv). Rows of
-  /// invalid queries and rows without a visible key are 0, with gradients 0.
+  /// -> (B,H,T,dv). Rows of invalid queries and rows without a visible key are 0, with gradients 0.
   ///
-  /// With a state (evaluation without recording) k and v hold the new places alone and join it, and
-  /// q attends to all it has seen; undefined k and v bring nothing new. mask.key_valid then covers
-  /// every place so far. Equals the whole at once to rounding.
-  virtual Variable forward(const Variable& q, const Variable& k, const Variable& v,
-                           const Mask& mask, DecodeState* state = nullptr) = 0;
+  /// With a state (evaluation without recording) k, v and log_weight hold the new positions alone
+  /// and join it, and q attends to all it has seen; undefined k and v add no keys. mask.key_valid
+  /// then covers every position so far. Equals the whole at once to rounding.
+  virtual Variable forward(const AttentionInputs& in, DecodeState* state = nullptr) = 0;
   /// One line for start tables: method, kernel, features, scale, policies.
   virtual std::string describe() const = 0;
 };
 
-/// softmax(τ·q·kᵀ/√d)·v, with dropout on the weights in training.
+/// softmax(τ·q·kᵀ/√d + ℓ)·v, with dropout on the weights in training.
 class SoftmaxCore : public AttentionCore {
  public:
-  SoftmaxCore(Module* parent, std::string name, const AttentionSettings& settings, int64_t head_dim,
-              ModelRandom& random);
-  Variable forward(const Variable& q, const Variable& k, const Variable& v, const Mask& mask,
-                   DecodeState* state = nullptr) override;
+  SoftmaxCore(Module* parent, std::string name, const AttentionSettings& settings,
+              const AttentionSite& site);
+  Variable forward(const AttentionInputs& in, DecodeState* state = nullptr) override;
   std::string describe() const override;
 
   LogitScale logit_scale;
+
+ protected:
+  void on_micro_batch(uint32_t step, uint32_t micro_batch) override {
+    random_->begin_step(step, micro_batch);
+  }
 
  private:
   int64_t head_dim_;
@@ -74,66 +66,63 @@ class SoftmaxCore : public AttentionCore {
   ModelRandom* random_;
 };
 
-/// Σ_j f(t_ij)·v_j / Σ_j f(t_ij) over visible keys, in O(T·S) memory.
+/// Σ_j w_j K_ij v_j / Σ_j w_j K_ij over visible keys for any pair kernel K; in O(T·S) memory,
+/// except for kernels r(x)·r(y)·exp(x·y) with a factor r, which run as softmax attention.
 class ExactKernelCore : public AttentionCore {
  public:
   ExactKernelCore(Module* parent, std::string name, const AttentionSettings& settings,
-                  int64_t head_dim);
-  Variable forward(const Variable& q, const Variable& k, const Variable& v, const Mask& mask,
-                   DecodeState* state = nullptr) override;
+                  const AttentionSite& site);
+  Variable forward(const AttentionInputs& in, DecodeState* state = nullptr) override;
   std::string describe() const override;
 
   LogitScale logit_scale;
 
  private:
-  DotProductKernel kernel_;
+  PairKernel kernel_;
   int64_t head_dim_;
 };
 
-/// Random Maclaurin feature attention: phi(q)·Σ phi(k) vᵀ / phi(q)·Σ phi(k).
-class RmfaCore : public AttentionCore {
+/// Linear attention with a feature map: φ(q)·Σ w φ(k) vᵀ / φ(q)·Σ w φ(k), in O((T + S)·D·d) time.
+class LinearAttentionCore : public AttentionCore {
  public:
-  RmfaCore(Module* parent, std::string name, const AttentionSettings& settings, int64_t heads,
-           int64_t head_dim, ModelRandom& random);
-  Variable forward(const Variable& q, const Variable& k, const Variable& v, const Mask& mask,
-                   DecodeState* state = nullptr) override;
+  LinearAttentionCore(Module* parent, std::string name, const AttentionSettings& settings,
+                      const AttentionSite& site);
+  Variable forward(const AttentionInputs& in, DecodeState* state = nullptr) override;
   std::string describe() const override;
 
-  /// Of all forward calls without a state since the last begin_step: floored rows (with policy
-  /// none: denominators <= 0) and the smallest denominator per visible key.
-  RmfaStatistics statistics() const;
-  /// Those that nobody has read yet, one a call, where q was.
+  FeatureMap& map() { return *map_; }
+  const FeatureMap& map() const { return *map_; }
+
+  /// Of all forward calls without a state since the last begin_step: floored rows (with no floor:
+  /// denominators <= 0) and the smallest denominator per visible key.
+  DenominatorStatistics statistics() const;
+  /// Those that nobody has read yet, one per call, where q was.
   const Tensors& pending_statistics() const { return pending_; }
 
   LogitScale logit_scale;
-  RandomMaclaurinFeatures features;
 
  protected:
   void on_begin_step(uint32_t step, int64_t epoch) override;
+  // A trained scale is a parameter; the draw that is made for it is the map's.
+  std::optional<std::vector<int64_t>> on_capture(DType, Device) override {
+    return std::vector<int64_t>{};
+  }
 
  private:
-  double floor_ = 0.0;  // δ·f(0), 0 without a floor
-  bool no_floor_at_zero_ = false;
   void settle() const;
-  /// forward with a state (nn/rmfa_decode.cpp).
-  Variable decode(const Variable& q, const Variable& k, const Variable& v, const Mask& mask,
-                  DecodeState& state, const FeatureDraw& draw, const RmfaArgs& args);
+  Variable decode(const AttentionInputs& in, DecodeState& state);
 
+  double delta_;  // δ of equation (18)
+  std::unique_ptr<FeatureMap> map_;
   mutable Tensors pending_;
-  mutable RmfaStatistics settled_;
+  mutable DenominatorStatistics settled_;
 };
 
-/// Sum over all RmfaCores of a model: floored rows added, the smallest ratio of all.
-RmfaStatistics rmfa_statistics(Module& model);
+/// The sum over all LinearAttentionCores of a model.
+DenominatorStatistics denominator_statistics(Module& model);
 
-/// pending_statistics() of every RmfaCore of a model, one after the other.
+/// pending_statistics() of every LinearAttentionCore of a model, one after the other.
 Tensors pending_statistics(Module& model);
-/// recorded_part() of every feature map of a model in training, one after the other; nothing when
-/// one has none. Draws that are elsewhere are first put where the model's parameters are.
-std::optional<std::vector<int64_t>> recorded_draws(Module& model);
-/// In a recorded step, before the forward call: each replay begins with the feature draws of its
-/// step, in one kernel, where RandomMaclaurinFeatures::live_draw allows it.
-void record_feature_draws(Module& model);
 
 /// preSBN with its running statistics (Macformer, Algorithm 1, steps 1 and 2).
 class PreSbn : public Module {
@@ -177,10 +166,9 @@ class OwnStatisticsScope {
 class PpSbn : public AttentionCore {
  public:
   /// The inner core is made by make_attention_core with ppsbn off.
-  PpSbn(Module* parent, std::string name, const AttentionSettings& settings, AttentionRole role,
-        int64_t heads, int64_t head_dim, ModelRandom& random);
-  Variable forward(const Variable& q, const Variable& k, const Variable& v, const Mask& mask,
-                   DecodeState* state = nullptr) override;
+  PpSbn(Module* parent, std::string name, const AttentionSettings& settings,
+        const AttentionSite& site);
+  Variable forward(const AttentionInputs& in, DecodeState* state = nullptr) override;
   std::string describe() const override;
   AttentionCore& inner() { return *inner_; }
 
@@ -204,10 +192,9 @@ Variable unit_rows(const Variable& x);
 /// q and k through unit_rows before the inner core (settings.qk_norm without ppSBN).
 class QkNorm : public AttentionCore {
  public:
-  QkNorm(Module* parent, std::string name, const AttentionSettings& settings, AttentionRole role,
-         int64_t heads, int64_t head_dim, ModelRandom& random);
-  Variable forward(const Variable& q, const Variable& k, const Variable& v, const Mask& mask,
-                   DecodeState* state = nullptr) override;
+  QkNorm(Module* parent, std::string name, const AttentionSettings& settings,
+         const AttentionSite& site);
+  Variable forward(const AttentionInputs& in, DecodeState* state = nullptr) override;
   std::string describe() const override;
 
  private:
@@ -218,7 +205,6 @@ class QkNorm : public AttentionCore {
 /// domain: a finite radius without ppSBN or qk_norm, or a logit scale beyond the radius.
 std::unique_ptr<AttentionCore> make_attention_core(Module* parent, const std::string& name,
                                                    const AttentionSettings& settings,
-                                                   AttentionRole role, int64_t heads,
-                                                   int64_t head_dim, ModelRandom& random);
+                                                   const AttentionSite& site);
 
 }  // namespace macgrad::nn

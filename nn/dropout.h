@@ -14,6 +14,11 @@ class Dropout : public Module {
   Variable forward(const Variable& x) const;
   double p() const { return p_; }
 
+ protected:
+  void on_micro_batch(uint32_t step, uint32_t micro_batch) override {
+    random_->begin_step(step, micro_batch);
+  }
+
  private:
   double p_;
   ModelRandom* random_;

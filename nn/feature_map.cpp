@@ -1,53 +1,36 @@
-// When a feature map draws, and what it keeps of a draw.
+// When random feature maps draw, and linear attention with any map.
 #include "macgrad/nn/feature_map.h"
 
 #include <charconv>
-#include <cmath>
-#include <utility>
-
-#include "macgrad/core/kernels.h"
-#include "macgrad/core/step_graph.h"
 
 namespace macgrad::nn {
 
-namespace {
-
-constexpr double kScaleTolerance = 0.05;
-
-// The last dimension made `width` long with zeros.
-Tensor widened(const Tensor& t, int64_t width) {
-  const int last = t.rank() - 1;
-  Shape shape = t.shape();
-  shape[last] = width;
-  const Tensor wide = Tensor::zeros(shape, t.dtype());
-  wide.slice(last, 0, t.size(last)).copy_from(t);
-  return wide;
-}
-
-// Without what was widened, and without a place.
-FeatureDraw on_cpu(const FeatureDraw& draw) {
-  const auto exact = [](const Tensor& t, int64_t n) {
-    return t.slice(t.rank() - 1, 0, n).contiguous().to(kCpu);
+Variable FeatureMap::attend(const Variable& q, const Variable& k, const Variable& v,
+                            const Variable& log_weight, const AttentionMask& mask, double delta,
+                            Tensor* statistics) {
+  // NaN at padding must not reach the gradient of the map.
+  const auto mapped = [&](const Variable& x, Side side, const Tensor& valid) {
+    MappedRows rows = map(without_invalid(x, valid), side, valid);
+    if (!rows.features.defined())
+      rows.features = Variable(Tensor::zeros(x.shape().with(3, 0), x.dtype(), x.device()));
+    return rows;
   };
-  FeatureDraw result = draw;
-  result.omega = exact(draw.omega, draw.projections());
-  result.weight = exact(draw.weight, draw.levels.empty() ? 0 : draw.levels[0]);
-  result.layout = Tensor();
-  return result;
+  const MappedRows mapped_q = mapped(q, Side::query, mask.query_valid);
+  const MappedRows mapped_k = mapped(k, Side::key, mask.key_valid);
+  LinearAttentionArgs args;
+  args.log_features = log_features();
+  args.constant = mapped_k.constant;
+  args.floor = delta * value_at_zero();
+  args.normaliser = normaliser();
+  args.factor = factor();
+  return linear_attention(mapped_q.features, mapped_k.features, v,
+                          sum_of_weights(mapped_k.log_weight, log_weight), mask, args, statistics);
 }
 
-Tensor layout_of(const FeatureDraw& draw) {
-  std::vector<double> layout{draw.constant, draw.linear, draw.settings.logit_scale};
-  layout.insert(layout.end(), draw.levels.begin(), draw.levels.end());
-  layout.resize(static_cast<size_t>(kRmfaLayout), 0.0);
-  return Tensor::from_vector(layout);
+Variable sum_of_weights(const Variable& a, const Variable& b) {
+  if (!a.defined() || !b.defined()) return a.defined() ? a : b;
+  return add(cast(a, DType::float64), cast(b, DType::float64));
 }
-
-Tensor to_tensor(const FeatureDraw& draw) {
-  return Tensor::from_vector(to_record(draw));
-}
-
-}  // namespace
 
 RedrawPolicy RedrawPolicy::parse(const std::string& text) {
   if (text == "step") return {Kind::step, 1};
@@ -91,19 +74,13 @@ int64_t RedrawPolicy::draw_number(int64_t step, int64_t epoch) const {
   return 0;
 }
 
-RandomMaclaurinFeatures::RandomMaclaurinFeatures(Module* parent, std::string name,
-                                                 DotProductKernel kernel,
-                                                 const FeatureSettings& settings,
-                                                 RedrawPolicy redraw, int eval_draws,
-                                                 ModelRandom& random)
-    : Module(parent, std::move(name)),
-      kernel_(std::move(kernel)),
+RandomFeatures::RandomFeatures(Module* parent, std::string name, const LogitScale* scale,
+                               RedrawPolicy redraw, int eval_draws, ModelRandom& random)
+    : FeatureMap(parent, std::move(name), scale),
       redraw_(redraw),
       eval_draws_(eval_draws),
-      next_scale_(settings.logit_scale),
-      draw_(draw_features(kernel_, settings,
-                          DrawKey{random.seed(), random.next_feature_stream(), 0, 0})),
-      record_(this, "draw", to_tensor(draw_)) {
+      seed_(random.seed()),
+      stream_(random.next_feature_stream()) {
   require(eval_draws >= 1, "[features] eval_draws is {} and must be at least 1", eval_draws);
   require(eval_draws == 1 || redraw_.kind != RedrawPolicy::Kind::never,
           "[features] {} evaluation draws with redraw policy never: there is one draw for all; "
@@ -111,149 +88,20 @@ RandomMaclaurinFeatures::RandomMaclaurinFeatures(Module* parent, std::string nam
           eval_draws);
 }
 
-void RandomMaclaurinFeatures::take(FeatureDraw draw, Device device) const {
-  draw_ = std::move(draw);
-  const DrawBounds bounds = draw_bounds(kernel_, draw_.plan);
-  if (!StepGraph::available(device) || draw_.projections() > bounds.projections ||
-      draw_.weight.numel() > bounds.features || std::ssize(draw_.levels) > kRmfaLayoutLevels) {
-    draw_.omega = draw_.omega.to(device);
-    draw_.weight = draw_.weight.to(device);
-    return;
-  }
-  const Tensor omega = widened(draw_.omega, bounds.projections);
-  const Tensor weight = widened(draw_.weight, bounds.features);
-  const Tensor layout = layout_of(draw_);
-  if (!place_.omega.defined() || !(place_.bounds == bounds) ||
-      place_.omega.dtype() != omega.dtype() || !(place_.omega.device() == device)) {
-    place_ = {place_.number + 1, bounds,
-              omega.to(device),  weight.to(device),
-              layout.to(device), feature_law(kernel_, draw_.settings, draw_.plan).to(device)};
-  } else {
-    place_.omega.copy_from(omega);
-    place_.weight.copy_from(weight);
-    place_.layout.copy_from(layout);
-  }
-  draw_.omega = place_.omega;
-  draw_.weight = place_.weight;
-  draw_.layout = place_.layout;
+std::string RandomFeatures::describe_draws() const {
+  return fmt::format("redraw {}, {} evaluation draw{}", redraw_.text(), eval_draws_,
+                     eval_draws_ > 1 ? "s" : "");
 }
 
-const FeatureDraw& RandomMaclaurinFeatures::current(DType dtype, Device device) const {
-  // Each replay of the step that is being recorded makes its own.
-  if (!StepGraph::recording()) make_draw();
-  // A model trained on one draw alone fits that draw, and fails on others.
-  if (training() || redraw_.kind == RedrawPolicy::Kind::never) {
-    if (draw_.omega.dtype() != dtype) {
-      take(draw_features(kernel_, draw_.settings, draw_.plan, draw_.key, dtype), device);
-    } else if (!(draw_.omega.device() == device)) {
-      take(on_cpu(draw_), device);
-    }
-    return draw_;
-  }
-  if (eval_.empty()) eval_.resize(static_cast<size_t>(eval_draws_));
-  FeatureDraw& draw = eval_[static_cast<size_t>(eval_index_)];
-  if (!draw.omega.defined() || draw.omega.dtype() != dtype) {
-    // Draw 0 of every step is training's; evaluation has draws 1 … eval_draws of step 0.
-    DrawKey key = draw_.key;
-    key.step = 0;
-    key.draw = static_cast<uint32_t>(eval_index_) + 1;
-    draw = draw_features(kernel_, draw_.settings, draw_.plan, key, dtype);
-  }
-  if (!(draw.omega.device() == device)) {
-    draw.omega = draw.omega.to(device);
-    draw.weight = draw.weight.to(device);
-  }
-  return draw;
-}
-
-void RandomMaclaurinFeatures::redraw(const FeatureSettings& settings, const FeaturePlan& plan,
-                                     uint32_t number) const {
-  put_off_.reset();
-  if (settings.logit_scale != draw_.settings.logit_scale) eval_.clear();
-  DrawKey key = draw_.key;
-  key.step = number;
-  const DType dtype = draw_.omega.dtype();
-  const Device device = draw_.omega.device();
-  take(draw_features(kernel_, settings, plan, key, dtype), device);
-  record_.set(to_tensor(draw_));
-}
-
-std::optional<std::vector<int64_t>> RandomMaclaurinFeatures::recorded_part() const {
-  if (!draw_.layout.defined()) return std::nullopt;
-  return std::vector<int64_t>{place_.number, draw_.linear > 0.0, drawn_in_replays()};
-}
-
-// The law is that of the plan and scale for which the place was made.
-bool RandomMaclaurinFeatures::drawn_in_replays() const {
-  return redraw_.kind == RedrawPolicy::Kind::step && !scale_changes_ && draw_.layout.defined();
-}
-
-std::optional<RandomMaclaurinFeatures::LiveDraw> RandomMaclaurinFeatures::live_draw() const {
-  if (!drawn_in_replays()) return std::nullopt;
-  DrawKey key = draw_.key;
-  key.step = kLiveStep;
-  return LiveDraw{place_.law, place_.omega, place_.weight, place_.layout,
-                  feature_draw_args(kernel_, draw_.settings, draw_.plan, key)};
-}
-
-void RandomMaclaurinFeatures::make_draw() const {
-  if (put_off_) redraw(draw_.settings, FeaturePlan(draw_.plan), *put_off_);
-}
-
-void RandomMaclaurinFeatures::set_logit_scale(double scale) {
-  make_draw();
-  scale_changes_ = true;
-  next_scale_ = scale;
-  if (std::abs(scale / draw_.plan.logit_scale - 1.0) <= kScaleTolerance) return;
-  FeatureSettings settings = draw_.settings;
-  settings.logit_scale = scale;
-  redraw(settings, feature_plan(kernel_, settings), draw_.key.step);
-}
-
-void RandomMaclaurinFeatures::on_begin_step(uint32_t step, int64_t epoch) {
+void RandomFeatures::on_begin_step(uint32_t step, int64_t epoch) {
   const auto number = static_cast<uint32_t>(redraw_.draw_number(step, epoch));
-  if (number == put_off_.value_or(draw_.key.step)) return;
-  if (drawn_in_replays()) {
-    DrawKey key = draw_.key;
-    key.step = number;
-    if (draw_fits(kernel_, draw_.plan, place_.bounds, key)) {
-      put_off_ = number;
-      // A replay writes there unseen: a backward pass of an earlier step must not read it.
-      for (const Tensor& t : {place_.omega, place_.weight, place_.layout}) detail::bump(t);
-      return;
-    }
-  }
-  FeatureSettings settings = draw_.settings;
-  settings.logit_scale = next_scale_;
-  redraw(settings, FeaturePlan(draw_.plan), number);
+  if (number != training_number()) redraw(number);
 }
 
-void RandomMaclaurinFeatures::on_eval_draw(int index) {
+void RandomFeatures::on_eval_draw(int index) {
   require(index >= 0 && index < eval_draws_,
-          "[features] evaluation draw {} was asked for, but there are {}", index, eval_draws_);
+          "[features] evaluation draw {} was requested, but there are {}", index, eval_draws_);
   eval_index_ = index;
-}
-
-void RandomMaclaurinFeatures::on_load() {
-  const Device device = draw_.omega.device();
-  FeatureDraw loaded =
-      from_record(kernel_, record_.value().to_vector<int64_t>(), draw_.omega.dtype());
-  const FeatureSettings &theirs = loaded.settings, &own = draw_.settings;
-  require(
-      theirs.head_dim == own.head_dim && theirs.heads == own.heads &&
-          theirs.features == own.features,
-      "[features] the draw is of {} features of {} dimensions for {} heads, the model has {} of "
-      "{} for {}",
-      theirs.features, theirs.head_dim, theirs.heads, own.features, own.head_dim, own.heads);
-  put_off_.reset();
-  // Draws of another law or stream, which the steps recorded so far would not make.
-  if (!(loaded.plan == draw_.plan) || loaded.key.seed != draw_.key.seed ||
-      loaded.key.stream != draw_.key.stream ||
-      loaded.settings.logit_scale != draw_.settings.logit_scale)
-    place_.omega = Tensor();
-  take(std::move(loaded), device);
-  next_scale_ = draw_.settings.logit_scale;
-  eval_.clear();
 }
 
 }  // namespace macgrad::nn

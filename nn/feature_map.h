@@ -1,17 +1,83 @@
-// RandomMaclaurinFeatures: a feature map phi with E[phi(q)·phi(k)] = f(τ·q·k/√d) (nn/README.md). It
-// owns the draw: when it is renewed in training, which draws evaluation uses, and its fixed-size
-// state. The draws themselves are made by nn/maclaurin_draw.h.
+// FeatureMap: φ with E[φ_q(x)·φ_k(y)] = K(x, y), the part of linear attention that varies
+// (nn/README.md). A map is one file and one row of the table in nn/feature_maps.cpp. Shape letters:
+// B batch, H heads, N rows, d head dimension, M columns of φ.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
-#include <vector>
 
-#include "macgrad/nn/dot_product_kernels.h"
-#include "macgrad/nn/maclaurin_draw.h"
+#include "macgrad/autograd/linear_attention.h"
+#include "macgrad/nn/logit_scale.h"
 #include "macgrad/nn/module.h"
+#include "macgrad/nn/pair_kernel.h"
 
 namespace macgrad::nn {
+
+enum class Side { query, key };
+
+struct MappedRows {
+  Variable features;    // (B,H,N,M): φ, or log φ of maps with log_features(); undefined: M = 0
+  Variable log_weight;  // (B,H,N): logarithm of a factor of each row; undefined: 1
+  double constant = 0;  // κ, added to every φ_q·φ_k; the same on both sides
+};
+
+class FeatureMap : public Module {
+ public:
+  /// `scale` is the logit scale of the attention and must outlive the map.
+  FeatureMap(Module* parent, std::string name, const LogitScale* scale)
+      : Module(parent, std::move(name)), scale_(scale) {}
+
+  /// M. The columns of some draws of a random map may be fewer.
+  virtual int64_t columns() const = 0;
+  /// φ of rows x (B,H,N,d), as attention gets them: the map applies the logit scale itself. Invalid
+  /// rows, false in valid (B,N), are 0; valid is undefined when all rows count.
+  virtual MappedRows map(const Variable& x, Side side, const Tensor& valid) = 0;
+  /// Whether map() treats each row by itself. A map that does not, for instance one with landmarks
+  /// among the rows, has no causal form and no decoding.
+  virtual bool row_by_row() const { return true; }
+  /// Whether map() returns log φ, which linear attention stabilises exactly. Only for φ >= 0.
+  virtual bool log_features() const { return false; }
+  /// What φ_q·φ_k + κ estimates at x·y = 0, by which the floor of denominators is measured; 0 for
+  /// maps that need no floor.
+  virtual double value_at_zero() const { return 0.0; }
+  /// Whether the result is divided by the sum of the weights, and otherwise its factor.
+  virtual Normaliser normaliser() const { return Normaliser::quotient; }
+  virtual double factor() const { return 1.0; }
+  /// K; empty for maps that estimate no kernel.
+  virtual std::optional<PairKernel> kernel() const { return std::nullopt; }
+  /// Whether the mean over draws is K exactly.
+  virtual bool unbiased() const { return kernel().has_value(); }
+  /// Variance over draws of the estimate of K(x, y) for scaled rows with |x|², |y|² and x·y; empty
+  /// where no closed form is known.
+  virtual std::optional<double> predicted_variance(double /*squared_x*/, double /*squared_y*/,
+                                                   double /*dot*/) const {
+    return std::nullopt;
+  }
+  /// Makes the draw in force for operands of this type, if it is not made yet; map() does the same.
+  virtual void prepare(DType, Device) const {}
+  /// For start tables: the map, its columns, its draws.
+  virtual std::string describe() const = 0;
+
+  /// Linear attention with this map: q (B,H,T,d), k (B,H,S,d), v (B,H,S,dv), log_weight (B,H,S)
+  /// float64 or undefined -> (B,H,T,dv).
+  /// Denominators are floored at delta·value_at_zero() per visible key (0: not floored);
+  /// `statistics` as in linear_attention(). The default runs linear_attention() on map().
+  virtual Variable attend(const Variable& q, const Variable& k, const Variable& v,
+                          const Variable& log_weight, const AttentionMask& mask, double delta,
+                          Tensor* statistics);
+
+ protected:
+  /// x·√τ/d^¼.
+  Variable scaled(const Variable& x) const { return scale_->apply_root(x); }
+  const LogitScale* scale() const { return scale_; }
+
+ private:
+  const LogitScale* scale_;
+};
+
+/// The sum of two logarithms of weights, either of which may be undefined (0), in float64.
+Variable sum_of_weights(const Variable& a, const Variable& b);
 
 /// When training draws anew: every step (Macformer), every epoch, every K steps, or never.
 struct RedrawPolicy {
@@ -26,87 +92,57 @@ struct RedrawPolicy {
   int64_t draw_number(int64_t step, int64_t epoch) const;
 };
 
-class RandomMaclaurinFeatures : public Module {
+/// What all random maps share: when a draw is renewed in training, which draws evaluation uses, and
+/// their keys. Not thread-safe: draws are made lazily.
+class RandomFeatures : public FeatureMap {
  public:
-  /// settings.logit_scale is the scale of the first draw, which is made at once (number 0). Throws
-  /// as feature_plan does. A map serves one thread at a time: draws are made when they are asked
-  /// for.
-  RandomMaclaurinFeatures(Module* parent, std::string name, DotProductKernel kernel,
-                          const FeatureSettings& settings, RedrawPolicy redraw, int eval_draws,
-                          ModelRandom& random);
-
-  const DotProductKernel& kernel() const { return kernel_; }
   const RedrawPolicy& redraw_policy() const { return redraw_; }
   int eval_draws() const { return eval_draws_; }
 
-  /// The draw in force: in training the policy's, in evaluation mode the chosen one of the
-  /// eval_draws that the seed fixes (with policy never: the training draw). Its
-  /// settings.logit_scale is the τ it stands for.
-  const FeatureDraw& current(DType dtype = DType::float32, Device device = kCpu) const;
-  /// In training: puts the training draw of this type on `device`, unless it is there.
-  void move_draw(DType dtype, Device device) const {
-    if (draw_.omega.dtype() != dtype || !(draw_.omega.device() == device) || !put_off_)
-      (void)current(dtype, device);
-  }
-  /// The training draw, where and as it was last used.
-  const FeatureDraw& training_draw() const {
-    make_draw();
-    return draw_;
-  }
-  /// Tells the τ of the step about to begin, before begin_step: the next draw is made for it. When
-  /// it is more than 5 % from the one that the columns were allocated for, they are allocated and
-  /// drawn anew at once (a host search for `optimal`).
-  void set_logit_scale(double scale);
-
-  /// What a recorded step (core/step_graph.h) keeps of the training draw: replays are true while
-  /// this is equal. On a device that records steps, training draws are written to one place in
-  /// memory, of the size of draw_bounds, together with their layout; the place, whether there is a
-  /// linear block and who draws is all that is kept. Nothing while the draw is larger than that
-  /// place, or not on such a device: then it lies by itself and must not be recorded.
-  std::optional<std::vector<int64_t>> recorded_part() const;
-  /// The operands of kernels::draw_features that renew the draw in its place at each replay, whose
-  /// step its key reads (kLiveStep). Nothing where begin_step itself draws: another policy than
-  /// `step`, a trained scale, no place.
-  struct LiveDraw {
-    Tensor law, omega, weight, layout;
-    FeatureDrawArgs args;
-  };
-  std::optional<LiveDraw> live_draw() const;
-
  protected:
+  /// Throws an Error unless eval_draws >= 1, and = 1 with policy `never`.
+  RandomFeatures(Module* parent, std::string name, const LogitScale* scale, RedrawPolicy redraw,
+                 int eval_draws, ModelRandom& random);
+
+  /// Whether forward passes now use the training draw: in training, and with policy `never`, since
+  /// a model trained on a single draw fits that draw and fails on others.
+  bool uses_training_draw() const {
+    return training() || redraw_.kind == RedrawPolicy::Kind::never;
+  }
+  /// An Error when an optimizer has updated the model since begin_step: a forward call in training
+  /// would repeat a draw that the policy renews.
+  void check_drawn_for_step() const {
+    if (training() && redraw_.kind != RedrawPolicy::Kind::never) check_step_begun();
+  }
+  /// The key of training draw `number`.
+  DrawKey training_key(uint32_t number) const { return {seed_, stream_, 0, number}; }
+  /// The key of evaluation draw 0 … eval_draws - 1, which no step of training uses.
+  DrawKey evaluation_key(int index) const {
+    return {seed_, stream_, static_cast<uint32_t>(index) + 1, 0};
+  }
+  /// Continues with the seed and stream of a loaded draw.
+  void follow(const DrawKey& loaded) {
+    seed_ = loaded.seed;
+    stream_ = loaded.stream;
+  }
+  int eval_index() const { return eval_index_; }
+  /// ", redraw step, 2 evaluation draws".
+  std::string describe_draws() const;
+
+  /// Number of the training draw that is in force or due.
+  virtual uint32_t training_number() const = 0;
+  /// Makes draw `number` the training draw; called when the policy wants another one.
+  virtual void redraw(uint32_t number) = 0;
+
   void on_begin_step(uint32_t step, int64_t epoch) override;
   void on_eval_draw(int index) override;
-  void on_load() override;
-  void on_read() override { make_draw(); }
 
  private:
-  void redraw(const FeatureSettings& settings, const FeaturePlan& plan, uint32_t number) const;
-  // Makes the draw that begin_step put off.
-  void make_draw() const;
-  bool drawn_in_replays() const;
-  // Makes `draw`, exact and on the CPU, the training draw on `device`.
-  void take(FeatureDraw draw, Device device) const;
-
-  // Where training draws lie on a device that records steps.
-  struct Place {
-    int64_t number = 0;  // counts the places there have been
-    DrawBounds bounds;
-    Tensor omega, weight, layout;
-    Tensor law;  // of kernels::draw_features
-  };
-
-  DotProductKernel kernel_;
   RedrawPolicy redraw_;
   int eval_draws_;
   int eval_index_ = 0;
-  double next_scale_;
-  bool scale_changes_ = false;
-  mutable FeatureDraw draw_;  // of training
-  // The draw of a step that may be a replay, which makes it itself: made here when it is asked for.
-  mutable std::optional<uint32_t> put_off_;
-  mutable Place place_;
-  mutable std::vector<FeatureDraw> eval_;  // each made when first asked for
-  Buffer record_;  // int64 (kRecordHeader + D): the training draw, of the same shape whatever it is
+  uint64_t seed_;
+  uint32_t stream_;
 };
 
 }  // namespace macgrad::nn

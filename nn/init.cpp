@@ -4,20 +4,15 @@
 #include <cmath>
 
 #include "macgrad/autograd/ops.h"
-#include "macgrad/core/kernels.h"
 
 namespace macgrad::nn {
 
 Tensor uniform(const Shape& shape, Generator& random, double low, double high) {
-  const Tensor t = Tensor::empty(shape);
-  kernels::random_uniform(t, random.draw());
-  return add(mul(Variable(t), high - low), low).value();
+  return add(mul(Variable(Tensor::rand(shape, random)), high - low), low).value();
 }
 
 Tensor normal(const Shape& shape, Generator& random, double deviation) {
-  const Tensor t = Tensor::empty(shape);
-  kernels::random_normal(t, random.draw());
-  return mul(Variable(t), deviation).value();
+  return mul(Variable(Tensor::randn(shape, random)), deviation).value();
 }
 
 Tensor xavier_uniform(const Shape& shape, Generator& random, double gain) {

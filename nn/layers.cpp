@@ -59,6 +59,7 @@ Dropout::Dropout(Module* parent, std::string name, double p, ModelRandom& random
 Variable Dropout::forward(const Variable& x) const {
   const auto in_scope = scope();
   if (!training() || p_ == 0.0) return in_scope.result(x);
+  check_step_begun();
   return in_scope.result(macgrad::dropout(x, p_, random_->dropout().draw()));
 }
 

@@ -1,9 +1,14 @@
-// Losses of token sequences.
+// Losses: mean squared error, and cross entropy of token sequences.
 #pragma once
 
 #include "macgrad/autograd/variable.h"
 
 namespace macgrad::nn {
+
+/// Mean of (prediction - target)² over all elements, 0-dimensional; float32 for bfloat16. The two
+/// must have the same shape and dtype: an Error otherwise, because a broadcast (N, 1) against (N)
+/// would compare every prediction with every target.
+Variable mse_loss(const Variable& prediction, const Variable& target);
 
 /// The summed loss of a batch (float32 for bfloat16 logits) and the number of tokens in it;
 /// sum/tokens is the loss a token.

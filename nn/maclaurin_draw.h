@@ -30,8 +30,8 @@ struct FeatureDraw {
   double linear = 0.0;           // weight of the exact q·k (0: none)
   Tensor omega;                  // (d, P), or (H, d, P) with settings.heads > 1; entries ±1
   Tensor weight;                 // (M)
-  // Where steps are recorded (nn/feature_map.h): RmfaArgs::layout, and the two above wider than P
-  // and M, with zeros beyond. Undefined elsewhere.
+  // Where steps are recorded (nn/maclaurin_features.h): RmfaArgs::layout, and the two above wider
+  // than P and M, with zeros beyond. Undefined elsewhere.
   Tensor layout;
 
   /// Projections, sum of levels.

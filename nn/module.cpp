@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <set>
 
+#include "macgrad/nn/captured_draws.h"
+
 namespace macgrad::nn {
 
 namespace {
@@ -17,7 +19,9 @@ std::string join(const std::string& a, const std::string& b) {
 
 Parameter::Parameter(Module* parent, const std::string& name, Tensor value,
                      ParameterOptions options)
-    : Variable(std::move(value), true, join(parent->path(), name)), options_(options) {
+    : Variable(std::move(value), true, join(parent->path(), name)),
+      module_(parent),
+      options_(options) {
   parent->check_name(name);
   parent->parameters_.push_back(this);
   parent->parameter_names_.push_back(name);
@@ -59,6 +63,12 @@ std::vector<Module*> Module::modules() {
     all.insert(all.end(), below.begin(), below.end());
   }
   return all;
+}
+
+Module& Module::root() {
+  Module* top = this;
+  while (top->parent_) top = top->parent_;
+  return *top;
 }
 
 void Module::train(bool on) {
@@ -176,7 +186,66 @@ void Module::to(DType dtype) {
 }
 
 void Module::begin_step(uint32_t step, int64_t epoch) {
-  for (Module* m : modules()) m->on_begin_step(step, epoch);
+  for (Module* m : modules()) {
+    m->updated_ = false;
+    m->on_begin_step(step, epoch);
+  }
+  begin_micro_batch(step, 0);
+}
+
+void Module::begin_micro_batch(uint32_t step, uint32_t micro_batch) {
+  require(micro_batch <= 0xffff, "[begin_micro_batch] micro-batch {}; a step has at most {}",
+          micro_batch, 1 << 16);
+  for (Module* m : modules()) m->on_micro_batch(step, micro_batch);
+}
+
+void Module::parameters_updated() {
+  updated_ = true;
+  for (Module* child : children_) child->parameters_updated();
+}
+
+void Module::check_step_begun() const {
+  if (!updated_) return;
+  throw Error(
+      "'{}' draws random numbers, but no training step has begun since an optimizer updated the "
+      "model: they would repeat those of the step before. Call begin_step(step, epoch) on the "
+      "model "
+      "before the forward calls of every update, or train with nn::TrainingStep",
+      path());
+}
+
+void Module::on_begin_step(uint32_t, int64_t) {
+  begins_steps_ = false;
+}
+
+std::optional<std::vector<int64_t>> Module::on_capture(DType, Device) {
+  if (begins_steps_)
+    throw Error(
+        "'{}' overrides on_begin_step but not on_capture, which has to tell what a captured step "
+        "keeps of it",
+        path());
+  return std::vector<int64_t>{};
+}
+
+std::optional<std::vector<int64_t>> Module::captured_state() {
+  std::vector<int64_t> all;
+  const std::vector<Parameter*> trained = parameters();
+  const DType dtype = trained.empty() ? DType::float32 : trained[0]->dtype();
+  const Device device = trained.empty() ? kCpu : trained[0]->device();
+  for (const Parameter* p : trained) all.push_back(p->requires_grad());
+  for (Module* m : modules()) {
+    const auto part = m->on_capture(dtype, device);
+    if (!part) return std::nullopt;
+    all.push_back(m->training());
+    all.insert(all.end(), part->begin(), part->end());
+  }
+  return all;
+}
+
+void Module::queue_captured_draws() {
+  CapturedDraws draws;
+  for (Module* m : modules()) m->on_captured_step(draws);
+  draws.queue();
 }
 
 int Module::add_forward_hook(ForwardHook hook) {

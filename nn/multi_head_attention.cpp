@@ -24,8 +24,8 @@ MultiHeadAttention::MultiHeadAttention(Module* parent, std::string name, int64_t
       v_proj(this, "v_proj", width, width, random),
       out_proj(this, "out_proj", width, width, random),
       heads_(heads),
-      core_(make_attention_core(this, "core", settings, role, heads, head_width(width, heads),
-                                random)) {}
+      core_(make_attention_core(this, "core", settings,
+                                {role, heads, head_width(width, heads), &random})) {}
 
 Variable MultiHeadAttention::forward(const Variable& query, const Variable& memory,
                                      const Mask& mask, DecodeState* state) {
@@ -41,7 +41,7 @@ Variable MultiHeadAttention::forward(const Variable& query, const Variable& memo
     v = split_heads(v_proj.forward(memory)).named("v");
   }
   const Variable q = split_heads(q_proj.forward(query)).named("q");
-  const Variable out = core_->forward(q, k, v, mask, state);
+  const Variable out = core_->forward({q, k, v, mask, {}}, state);
   return in_scope.result(out_proj.forward(reshape(transpose(out, 1, 2), query.shape())));
 }
 

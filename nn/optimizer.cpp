@@ -1,6 +1,7 @@
-// Adam and AdamW on the adam and sum_of_squares kernels.
+// Optimizers on the adam, sgd and sum_of_squares kernels.
 #include "macgrad/nn/optimizer.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -25,6 +26,11 @@ double lower_bound(const Parameter& parameter) {
   return parameter.options().lower_bound.value_or(-std::numeric_limits<double>::infinity());
 }
 
+// For a kernel; 0 in StepOptions means no limit.
+double limit_of(const StepOptions& options) {
+  return options.clip_value > 0.0 ? options.clip_value : std::numeric_limits<double>::infinity();
+}
+
 // (1) float64; undefined when nothing has a gradient.
 Tensor squared_norm(const std::vector<Parameter*>& parameters) {
   Tensors gradients;
@@ -43,34 +49,41 @@ double gradient_norm(const std::vector<Parameter*>& parameters) {
   return total.defined() ? std::sqrt(total.item()) : 0.0;
 }
 
-Adam::Adam(std::vector<ParameterGroup> groups, AdamSettings settings) : settings_(settings) {
+Optimizer::Optimizer(std::vector<ParameterGroup> groups, std::vector<std::string> moments,
+                     double momentum)
+    : moments_(std::move(moments)), momentum_(momentum) {
+  std::set<Module*> seen;
   for (const ParameterGroup& g : groups) {
     Group group{{}, {}, g.weight_decay, g.lr_scale};
     for (Parameter* p : g.parameters) {
       const bool low = p->dtype() == DType::bfloat16;
       const DType kept = compute_dtype(p->dtype());
-      const auto zeros = [&] { return Tensor::zeros(p->shape(), kept, p->device()); };
-      group.slots.push_back({p, zeros(), zeros(), low ? p->value().to(kept) : Tensor(), {}, 0});
-      if (low) group.slots.back().remember();
+      Slot slot{p, {}, low ? p->value().to(kept) : Tensor(), {}, 0};
+      for (size_t i = 0; i < moments_.size(); ++i)
+        slot.moments.push_back(Tensor::zeros(p->shape(), kept, p->device()));
+      if (low) slot.remember();
+      group.slots.push_back(std::move(slot));
       group.bounds.insert(lower_bound(*p));
+      Module* const root = &p->module().root();
+      if (seen.insert(root).second) roots_.push_back(root);
     }
     groups_.push_back(std::move(group));
   }
 }
 
-std::vector<Parameter*> Adam::all() const {
-  std::vector<Parameter*> parameters;
+std::vector<Parameter*> Optimizer::parameters() const {
+  std::vector<Parameter*> all;
   for (const Group& g : groups_)
-    for (const Slot& s : g.slots) parameters.push_back(s.parameter);
-  return parameters;
+    for (const Slot& s : g.slots) all.push_back(s.parameter);
+  return all;
 }
 
-void Adam::Slot::remember() {
+void Optimizer::Slot::remember() {
   storage = parameter->value().storage();
   version = parameter->value().version();
 }
 
-void Adam::take_written_parameters() {
+void Optimizer::take_written_parameters() {
   for (Group& g : groups_) {
     for (Slot& s : g.slots) {
       const Tensor& value = s.parameter->value();
@@ -86,9 +99,13 @@ void Adam::take_written_parameters() {
   }
 }
 
-double Adam::step(double lr, const StepOptions& options) {
+double Optimizer::step(double lr, const StepOptions& options) {
+  require(!options.momentum || !moments_.empty(),
+          "[step] a momentum of {} for an optimizer without one; make it with a momentum above 0",
+          options.momentum.value_or(0.0));
   take_written_parameters();
-  const double norm = gradient_norm(all()) * options.grad_scale;
+  const double norm = gradient_norm(parameters()) * options.grad_scale;
+  updated();
   if (!std::isfinite(norm)) {
     ++skipped_;
     return norm;
@@ -96,71 +113,79 @@ double Adam::step(double lr, const StepOptions& options) {
   double scale = options.grad_scale;
   if (options.clip_norm > 0.0 && norm > options.clip_norm) scale *= options.clip_norm / norm;
   ++steps_;
-  AdamArgs args;
-  args.lr = lr;
-  args.grad_scale = scale;
-  args.step = steps_;
-  update(args);
+  update_groups({.lr = lr,
+                 .momentum = options.momentum.value_or(momentum_),
+                 .weight_decay = 0.0,
+                 .grad_scale = scale,
+                 .clip_value = limit_of(options),
+                 .lower_bound = 0.0,
+                 .step = steps_});
   return norm;
 }
 
-void Adam::record_step(double clip_norm) {
-  const Tensor total = squared_norm(all());
-  if (!total.defined()) return;
-  clip_recorded_gradients(total, clip_norm);
-  AdamArgs args;
-  args.lr = 1.0;
-  args.step = kLiveAdamStep;
-  update(args);
+void Optimizer::capture_step(const StepOptions& options, const Tensor& loss) {
+  const Tensor total = squared_norm(parameters());
+  check(total.defined(), "[capture_step] no parameter of the optimizer has a {}", "gradient");
+  clip_recorded_gradients(total, options.clip_norm, loss);
+  update_groups({.lr = 1.0,
+                 .momentum = 0.0,
+                 .weight_decay = 0.0,
+                 .grad_scale = 1.0,
+                 .clip_value = limit_of(options),
+                 .lower_bound = 0.0,
+                 .step = kLiveUpdate});
 }
 
-void Adam::count_replay(double norm) {
+void Optimizer::count_update(double norm) {
   ++(std::isfinite(norm) ? steps_ : skipped_);
+  updated();
 }
 
-void Adam::update(AdamArgs args) {
+void Optimizer::updated() {
+  for (Module* root : roots_) root->parameters_updated();
+}
+
+void Optimizer::update_groups(UpdateArgs args) {
   const double lr = args.lr;
   for (Group& g : groups_) {
     args.lr = lr * g.lr_scale;
-    args.beta1 = settings_.beta1;
-    args.beta2 = settings_.beta2;
-    args.eps = settings_.eps;
     args.weight_decay = g.weight_decay;
-    args.decoupled = settings_.decoupled;
     for (const double bound : g.bounds) {
       args.lower_bound = bound;
-      for (const bool masters : {false, true}) update(g, masters, args);
+      for (const bool masters : {false, true})
+        if (const Lists lists = lists_of(g, masters, bound); !lists.values.empty())
+          update(lists, args);
     }
     for (Slot& s : g.slots)
       if (s.master.defined()) s.remember();
   }
 }
 
-void Adam::update(const Group& group, bool masters, const AdamArgs& args) {
-  Tensors values, kept, gradients, first, second;
+Optimizer::Lists Optimizer::lists_of(const Group& group, bool masters, double bound) const {
+  Lists lists;
+  lists.moments.resize(moments_.size());
   for (const Slot& s : group.slots) {
     if (s.master.defined() != masters || !s.parameter->grad().defined() ||
-        lower_bound(*s.parameter) != args.lower_bound)
+        lower_bound(*s.parameter) != bound)
       continue;
-    values.push_back(s.parameter->value());
-    if (masters) kept.push_back(s.master);
-    gradients.push_back(s.parameter->grad().value().contiguous());
-    first.push_back(s.first);
-    second.push_back(s.second);
+    lists.values.push_back(s.parameter->value());
+    if (masters) lists.masters.push_back(s.master);
+    lists.gradients.push_back(s.parameter->grad().value().contiguous());
+    for (size_t i = 0; i < s.moments.size(); ++i) lists.moments[i].push_back(s.moments[i]);
   }
-  if (!values.empty()) kernels::adam(values, kept, gradients, first, second, args);
+  return lists;
 }
 
-void Adam::zero_grad() {
-  for (const Parameter* p : all()) p->zero_grad();
+void Optimizer::zero_grad() {
+  for (const Parameter* p : parameters()) p->zero_grad();
 }
 
-std::map<std::string, Tensor> Adam::state_dict() const {
+std::map<std::string, Tensor> Optimizer::state_dict() const {
   std::map<std::string, Tensor> state;
   for (const Group& g : groups_) {
     for (const Slot& s : g.slots) {
-      state[s.parameter->name() + "/first"] = s.first;
-      state[s.parameter->name() + "/second"] = s.second;
+      for (size_t i = 0; i < moments_.size(); ++i)
+        state[s.parameter->name() + "/" + moments_[i]] = s.moments[i];
       if (s.master.defined()) state[s.parameter->name() + "/master"] = s.master;
     }
   }
@@ -168,7 +193,7 @@ std::map<std::string, Tensor> Adam::state_dict() const {
   return state;
 }
 
-void Adam::load_state_dict(const std::map<std::string, Tensor>& state) {
+void Optimizer::load_state_dict(const std::map<std::string, Tensor>& state) {
   const std::map<std::string, Tensor> own = state_dict();
   std::string problems;
   for (const auto& [name, value] : own) {
@@ -199,6 +224,48 @@ void Adam::load_state_dict(const std::map<std::string, Tensor>& state) {
     }
   }
   steps_ = static_cast<int64_t>(state.at("steps").item());
+}
+
+Adam::Adam(std::vector<ParameterGroup> groups, AdamSettings settings)
+    : Optimizer(std::move(groups), {"first", "second"}, settings.beta1), settings_(settings) {}
+
+Adam::Adam(Module& model, double weight_decay, AdamSettings settings)
+    : Adam(decay_groups(model, weight_decay), settings) {}
+
+void Adam::update(const Lists& lists, const UpdateArgs& u) const {
+  AdamArgs args;
+  args.lr = u.lr;
+  args.beta1 = u.momentum;
+  args.beta2 = settings_.beta2;
+  args.eps = settings_.eps;
+  args.weight_decay = u.weight_decay;
+  args.decoupled = settings_.decoupled;
+  args.grad_scale = u.grad_scale;
+  args.clip_value = u.clip_value;
+  args.step = u.step;
+  args.lower_bound = u.lower_bound;
+  kernels::adam(lists.values, lists.masters, lists.gradients, lists.moments[0], lists.moments[1],
+                args);
+}
+
+SGD::SGD(std::vector<ParameterGroup> groups, double momentum)
+    : Optimizer(std::move(groups),
+                momentum > 0.0 ? std::vector<std::string>{"momentum"} : std::vector<std::string>{},
+                momentum) {}
+
+SGD::SGD(Module& model, double momentum, double weight_decay)
+    : SGD(decay_groups(model, weight_decay), momentum) {}
+
+void SGD::update(const Lists& lists, const UpdateArgs& u) const {
+  const SgdArgs args{.lr = u.lr,
+                     .momentum = u.momentum,
+                     .weight_decay = u.weight_decay,
+                     .grad_scale = u.grad_scale,
+                     .clip_value = u.clip_value,
+                     .step = u.step,
+                     .lower_bound = u.lower_bound};
+  kernels::sgd(lists.values, lists.masters, lists.gradients,
+               lists.moments.empty() ? Tensors{} : lists.moments[0], args);
 }
 
 }  // namespace macgrad::nn

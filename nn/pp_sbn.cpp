@@ -21,13 +21,6 @@ bool uses_batch(PreSbnMode mode, AttentionRole role) {
          (mode == PreSbnMode::automatic && role == AttentionRole::self);
 }
 
-/// Which of the keys at hand are valid: with a state, the mask's last ones.
-Tensor valid_keys(const Mask& mask, const Variable& k, const DecodeState* state) {
-  if (!state || !mask.key_valid.defined()) return mask.key_valid;
-  const int64_t end = mask.key_valid.size(1);
-  return mask.key_valid.slice(1, end - k.size(2), end).contiguous();
-}
-
 }  // namespace
 
 PreSbn::PreSbn(Module* parent, std::string name, bool batch_statistics, int64_t heads,
@@ -68,33 +61,31 @@ OwnStatisticsScope::~OwnStatisticsScope() {
 }
 
 PpSbn::PpSbn(Module* parent, std::string name, const AttentionSettings& settings,
-             AttentionRole role, int64_t heads, int64_t head_dim, ModelRandom& random)
+             const AttentionSite& site)
     : AttentionCore(parent, std::move(name)),
-      batch_(uses_batch(settings.pre_sbn, role)),
-      role_(role),
-      query_norm(this, "query_norm", batch_, heads, head_dim, settings.sbn_eps),
-      key_norm(this, "key_norm", batch_, heads, head_dim, settings.sbn_eps),
-      gamma(this, "gamma", Tensor::full(Shape{settings.post_sbn_per_dim ? head_dim : 1}, 1.0),
+      batch_(uses_batch(settings.pre_sbn, site.role)),
+      role_(site.role),
+      query_norm(this, "query_norm", batch_, site.heads, site.head_dim, settings.sbn_eps),
+      key_norm(this, "key_norm", batch_, site.heads, site.head_dim, settings.sbn_eps),
+      gamma(this, "gamma", Tensor::full(Shape{settings.post_sbn_per_dim ? site.head_dim : 1}, 1.0),
             {false, {}}),
-      beta(this, "beta", Tensor::full(Shape{settings.post_sbn_per_dim ? head_dim : 1}, 1.0),
+      beta(this, "beta", Tensor::full(Shape{settings.post_sbn_per_dim ? site.head_dim : 1}, 1.0),
            {false, 0.1}),
-      inner_(make_attention_core(this, "inner", inner_settings(settings), role, heads, head_dim,
-                                 random)) {}
+      inner_(make_attention_core(this, "inner", inner_settings(settings), site)) {}
 
-Variable PpSbn::forward(const Variable& q, const Variable& k, const Variable& v, const Mask& mask,
-                        DecodeState* state) {
+Variable PpSbn::forward(const AttentionInputs& in, DecodeState* state) {
   const auto in_scope = scope();
-  const Variable keys = k.defined() ? key_norm.forward(k, valid_keys(mask, k, state)) : Variable();
-  const Variable out =
-      inner_->forward(query_norm.forward(q, mask.query_valid), keys, v, mask, state);
-  return in_scope.result(post_sbn(out, gamma, beta));
+  AttentionInputs normalised = in;
+  if (in.k.defined()) normalised.k = key_norm.forward(in.k, valid_new_keys(in, state));
+  normalised.q = query_norm.forward(in.q, in.mask.query_valid);
+  return in_scope.result(post_sbn(inner_->forward(normalised, state), gamma, beta));
 }
 
 std::string PpSbn::describe() const {
   const bool leaks = batch_ && role_ != AttentionRole::self;
   return fmt::format("ppSBN (preSBN {}{}, gamma and beta {}) around {}", batch_ ? "batch" : "row",
                      leaks ? ": in training a position sees later ones" : "",
-                     gamma.numel() == 1 ? "scalar" : "a head dimension", inner_->describe());
+                     gamma.numel() == 1 ? "scalar" : "per head dimension", inner_->describe());
 }
 
 Variable unit_rows(const Variable& x) {
@@ -104,18 +95,16 @@ Variable unit_rows(const Variable& x) {
 }
 
 QkNorm::QkNorm(Module* parent, std::string name, const AttentionSettings& settings,
-               AttentionRole role, int64_t heads, int64_t head_dim, ModelRandom& random)
+               const AttentionSite& site)
     : AttentionCore(parent, std::move(name)),
-      inner_(make_attention_core(this, "inner", inner_settings(settings), role, heads, head_dim,
-                                 random)) {}
+      inner_(make_attention_core(this, "inner", inner_settings(settings), site)) {}
 
-Variable QkNorm::forward(const Variable& q, const Variable& k, const Variable& v, const Mask& mask,
-                         DecodeState* state) {
+Variable QkNorm::forward(const AttentionInputs& in, DecodeState* state) {
   const auto in_scope = scope();
-  const Variable keys =
-      k.defined() ? unit_rows(without_invalid(k, valid_keys(mask, k, state))) : Variable();
-  return in_scope.result(
-      inner_->forward(unit_rows(without_invalid(q, mask.query_valid)), keys, v, mask, state));
+  AttentionInputs normalised = in;
+  if (in.k.defined()) normalised.k = unit_rows(without_invalid(in.k, valid_new_keys(in, state)));
+  normalised.q = unit_rows(without_invalid(in.q, in.mask.query_valid));
+  return in_scope.result(inner_->forward(normalised, state));
 }
 
 std::string QkNorm::describe() const {

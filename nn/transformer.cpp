@@ -34,15 +34,6 @@ Transformer::Transformer(const TransformerSettings& s)
   if (!s.tie_output) output.emplace(this, "output", s.layer.width, s.target_vocabulary, random_);
 }
 
-void Transformer::on_begin_step(uint32_t step, int64_t) {
-  random_.begin_step(step);
-}
-
-void Transformer::record_live_step() {
-  random_.begin_step(kLiveStep);
-  record_feature_draws(*this);
-}
-
 const Embedding& Transformer::target_table() const {
   return target_embedding ? *target_embedding : source_embedding;
 }
@@ -90,7 +81,7 @@ Variable Transformer::forward(const Tensor& source, const Tensor& source_valid,
 
 int Transformer::eval_draws() const {
   const AttentionSettings& a = settings_.layer.attention;
-  return a.kind == AttentionKind::rmfa ? a.eval_draws : 1;
+  return a.reads("eval_draws") ? a.eval_draws : 1;
 }
 
 Variable Transformer::eval_log_probs(const Tensor& source, const Tensor& source_valid,

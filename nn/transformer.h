@@ -184,13 +184,6 @@ class Transformer : public Module {
   Encoder encoder;
   Decoder decoder;
   std::optional<Linear> output;  // absent when tied
-
-  /// Before the forward call of a step that is being recorded (core/step_graph.h): dropout and
-  /// features are then drawn for the step of each replay.
-  void record_live_step();
-
- protected:
-  void on_begin_step(uint32_t step, int64_t epoch) override;
 };
 
 }  // namespace macgrad::nn

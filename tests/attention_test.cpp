@@ -17,12 +17,13 @@ constexpr int64_t kHeads = 2, kDim = 4;
 /// A core on its own.
 struct Core : Module {
   explicit Core(AttentionSettings settings, AttentionRole role = AttentionRole::self)
-      : random(5), core(make_attention_core(this, "core", settings, role, kHeads, kDim, random)) {
+      : random(5),
+        core(make_attention_core(this, "core", settings, {role, kHeads, kDim, &random})) {
     to(DType::float64);
   }
   Variable operator()(const Variable& q, const Variable& k, const Variable& v, const Mask& mask,
                       DecodeState* state = nullptr) {
-    return core->forward(q, k, v, mask, state);
+    return core->forward({q, k, v, mask, {}}, state);
   }
   ModelRandom random;
   std::unique_ptr<AttentionCore> core;
@@ -33,15 +34,14 @@ std::vector<std::pair<std::string, AttentionSettings>> all_settings() {
   all.emplace_back("softmax", softmax_settings());
   all.emplace_back("exact", exact_settings());
   all.emplace_back("rmfa", rmfa_settings(40, false));
-  for (AttentionKind kind : {AttentionKind::softmax, AttentionKind::exact, AttentionKind::rmfa}) {
+  for (const AttentionKind& kind : attention_kinds()) {
     for (const PreSbnMode mode : {PreSbnMode::row, PreSbnMode::batch}) {
       AttentionSettings s = rmfa_settings(40);
       s.kind = kind;
       s.pre_sbn = mode;
       s.sbn_eps = 1e-6;
       s.post_sbn_per_dim = mode == PreSbnMode::row;
-      all.emplace_back(fmt::format("ppSBN {} {}", static_cast<int>(kind), static_cast<int>(mode)),
-                       s);
+      all.emplace_back(fmt::format("ppSBN {} {}", kind.name, static_cast<int>(mode)), s);
     }
   }
   AttentionSettings s = rmfa_settings(40, false);
@@ -50,7 +50,36 @@ std::vector<std::pair<std::string, AttentionSettings>> all_settings() {
   s.train_logit_scale = true;
   s.draws = DrawMethod::official;
   all.emplace_back("rmfa inv, unit norm, trained scale", s);
+  for (const FeatureMapKind& map : feature_maps()) {
+    for (const std::string kernel : {"softmax", "gaussian"}) {
+      if (map.estimates ? !map.estimates(pair_kernel(kernel)) : kernel == "gaussian") continue;
+      for (const bool unit : {false, true}) {
+        AttentionSettings l;
+        l.kind = attention_kind("linear");
+        l.map = map;
+        l.kernel = pair_kernel(kernel);
+        l.logit_scale = 1.0;
+        l.features = 40;
+        l.qk_norm = unit;
+        l.train_logit_scale = unit && l.reads("train_logit_scale");
+        all.emplace_back(fmt::format("{} {}{}", map.name, kernel, unit ? ", unit norm" : ""), l);
+      }
+    }
+  }
+  s = exact_settings();
+  s.kernel = pair_kernel("gaussian");
+  s.train_logit_scale = true;
+  all.emplace_back("exact gaussian", s);
   return all;
+}
+
+/// Gradients of the inputs; zero where the output does not depend on one, as in `mean`.
+Variables gradients(const Variable& out, const Variables& inputs, const Variable& cotangent) {
+  Variables g = grad({out}, inputs, cotangent.defined() ? Variables{cotangent} : Variables{},
+                     {.allow_unused = true});
+  for (size_t i = 0; i < g.size(); ++i)
+    if (!g[i].defined()) g[i] = Variable(Tensor::zeros(inputs[i].shape(), inputs[i].dtype()));
+  return g;
 }
 
 Variable leaf(int64_t B, int64_t L, uint32_t draw) {
@@ -74,7 +103,7 @@ TEST_CASE("attention: invalid queries give 0 and pass no gradient; keys beyond t
     const Tensor zeros = Tensor::zeros(Shape{kHeads, 3, kDim}, DType::float64);
     check_near(out.value().select(0, 1).slice(1, 2, 5), zeros, 0.0);
     CHECK(max_abs_difference(out.value().select(0, 1).slice(1, 0, 2), zeros.slice(1, 0, 2)) > 1e-3);
-    const Variables g = grad({out}, {q, k, v}, {Variable(normal_tensor(out.shape(), 9))});
+    const Variables g = gradients(out, {q, k, v}, Variable(normal_tensor(out.shape(), 9)));
     for (const Variable& one : g) CHECK(all_finite(one.value()));
     check_near(g[0].value().select(0, 1).slice(1, 2, 5), zeros, 0.0);
     check_near(g[1].value().select(0, 1).slice(1, 3, 6), zeros, 0.0);
@@ -90,7 +119,7 @@ TEST_CASE("attention: rows without a visible key are 0") {
     const Variable out = core(q, k, v, {first_places({4, 0}, 4), Tensor(), false});
     const Tensor zeros = Tensor::zeros(Shape{kHeads, 3, kDim}, DType::float64);
     check_near(out.value().select(0, 1), zeros, 0.0);
-    const Variables g = grad({sum(out)}, {q, k, v});
+    const Variables g = gradients(sum(out), {q, k, v}, Variable());
     for (const Variable& one : g) {
       CHECK(all_finite(one.value()));
       // Batch statistics carry gradients to every row that takes part in them.
@@ -112,7 +141,7 @@ TEST_CASE("attention: padded = unpadded, batch = single, in values and gradients
       const Tensor valid = first_places({7, 4}, 7);
       const Tensor cotangent = normal_tensor(Shape{2, kHeads, 7, kDim}, 4);
       const Variable out = core(q, k, v, {valid, valid, causal});
-      const Variables g = grad({out}, {q, k, v}, {Variable(cotangent)});
+      const Variables g = gradients(out, {q, k, v}, Variable(cotangent));
       for (const int64_t b : {0, 1}) {
         const int64_t n = b == 0 ? 7 : 4;
         const auto cut = [&](const Tensor& t) { return t.slice(0, b, b + 1).slice(2, 0, n); };
@@ -122,7 +151,7 @@ TEST_CASE("attention: padded = unpadded, batch = single, in values and gradients
         const Variable q1 = alone(q), k1 = alone(k), v1 = alone(v);
         const Variable out1 = core(q1, k1, v1, {Tensor(), Tensor(), causal});
         check_near(out1.value(), cut(out.value()), 1e-12);
-        const Variables g1 = grad({out1}, {q1, k1, v1}, {Variable(cut(cotangent).clone())});
+        const Variables g1 = gradients(out1, {q1, k1, v1}, Variable(cut(cotangent).clone()));
         for (size_t i = 0; i < 3; ++i) check_near(g1[i].value(), cut(g[i].value()), 1e-11);
       }
     }
@@ -145,11 +174,10 @@ TEST_CASE("attention: batch statistics leave padding out") {
 TEST_CASE("attention: exact attention of the exp kernel is softmax attention") {
   for (const bool ppsbn : {false, true}) {
     AttentionSettings soft = softmax_settings();
-    AttentionSettings exact = exact_settings();
-    for (AttentionSettings* s : {&soft, &exact}) {
-      s->ppsbn = ppsbn;
-      s->logit_scale = 1.7;
-    }
+    soft.ppsbn = ppsbn;
+    soft.logit_scale = 1.7;
+    AttentionSettings exact = soft;
+    exact.kind = attention_kind("exact");
     Core a(soft), b(exact);
     const Variable q = leaf(2, 5, 1), k = leaf(2, 7, 2), v = leaf(2, 7, 3);
     for (const bool causal : {false, true}) {
@@ -174,7 +202,7 @@ TEST_CASE("attention: RMFA comes near exact attention with many features") {
     approximate.kernel = dot_product_kernel(kernel);
     approximate.draws = DrawMethod::official;
     AttentionSettings exact = approximate;
-    exact.kind = AttentionKind::exact;
+    exact.kind = attention_kind("exact");
     Core a(approximate), b(exact);
     const Variable q = leaf(2, 9, 1), k = leaf(2, 9, 2), v = leaf(2, 9, 3);
     for (const bool causal : {false, true}) {
@@ -216,8 +244,54 @@ TEST_CASE("attention: what leaves a kernel's domain is refused when it is made")
   s.train_logit_scale = true;  // below 0.95·2 = 1.9
   CHECK(contains(error_of([&] { Core core(s); }), "start lower"));
   s.train_logit_scale = false;
-  s.logit_scale = 0.0;
+  s.logit_scale = -1.0;
   CHECK_THROWS_AS(Core{s}, Error);
+}
+
+TEST_CASE("the default attention separates keys, and the paper's form is named") {
+  AttentionSettings s;
+  CHECK(resolved_logit_scale(s, 32) == 1.0);
+  for (const bool ppsbn : {true, false}) {
+    s.ppsbn = ppsbn;
+    s.qk_norm = !ppsbn;
+    CHECK(resolved_logit_scale(s, 32) == doctest::Approx(8.0));
+    s.kind = attention_kind("rmfa");
+    CHECK(resolved_logit_scale(s, 8) == doctest::Approx(4.0));
+    s.kernel = dot_product_kernel("inv");
+    CHECK(resolved_logit_scale(s, 16) == doctest::Approx(2.0));  // radius 1: half of 4
+    s.kind = attention_kind("softmax");                          // does not read the kernel
+    CHECK(resolved_logit_scale(s, 16) == doctest::Approx(std::sqrt(32.0)));
+    s.kernel = dot_product_kernel("exp");
+  }
+  s.logit_scale = 3.0;
+  CHECK(resolved_logit_scale(s, 32) == 3.0);
+
+  const auto described = [](const AttentionSettings& settings) {
+    ModelRandom random(1);
+    return make_attention_core(nullptr, "core", settings, {AttentionRole::self, 2, 32, &random})
+        ->describe();
+  };
+  s = {};
+  s.kind = attention_kind("rmfa");
+  s.ppsbn = true;
+  for (const char* part : {"preSBN row", "draws optimal", "logit scale 8"})
+    CHECK_MESSAGE(contains(described(s), part), described(s));
+  for (const char* part : {"preSBN batch", "maclaurin exp, D 128", "draws iid", "redraw step",
+                           "logit scale 1,", "floored at 0.001"})
+    CHECK_MESSAGE(contains(described(paper_attention()), part), described(paper_attention()));
+  CHECK(paper_attention().sbn_eps == 1e-13);
+
+  // Each query equals one of four random keys: the default gives that key most of the weight.
+  const Variable q(Tensor::randn(Shape{1, 1, 4, 32}, 5));
+  const Variable v(
+      Tensor::from_values(std::vector<double>{1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1},
+                          Shape{1, 1, 4, 4}, DType::float32));
+  s.kind = attention_kind("exact");
+  ModelRandom random(1);
+  const auto core = make_attention_core(nullptr, "core", s, {AttentionRole::self, 1, 32, &random});
+  core->eval();
+  const Tensor weights = core->forward({q, q, v}).value();
+  for (int64_t i = 0; i < 4; ++i) CHECK(weights.at({0, 0, i, i}) > 0.45);  // 0.25 in a mean
 }
 
 TEST_CASE("the trained logit scale starts where told and stays inside the radius") {
@@ -240,7 +314,7 @@ TEST_CASE("a trained scale reaches RMFA whatever scale the draw was made for") {
   s.train_logit_scale = true;
   s.redraw = RedrawPolicy::parse("never");
   AttentionSettings e = s;
-  e.kind = AttentionKind::exact;
+  e.kind = attention_kind("exact");
   Core rmfa(s), exact(e);
   const Variable q = leaf(1, 9, 1), k = leaf(1, 9, 2), v = leaf(1, 9, 3);
   const auto difference = [&] {
@@ -252,8 +326,7 @@ TEST_CASE("a trained scale reaches RMFA whatever scale the draw was made for") {
       if (contains(name, "theta")) p->value().fill(std::log(3.0));
   CHECK(difference() < 0.2);  // the draw still stands for scale 1
   rmfa.begin_step(1, 0);
-  const auto& draw =
-      dynamic_cast<RmfaCore&>(dynamic_cast<PpSbn&>(*rmfa.core).inner()).features.current();
+  const auto& draw = maclaurin(dynamic_cast<PpSbn&>(*rmfa.core).inner()).current();
   CHECK(draw.settings.logit_scale == doctest::Approx(3.0));
   CHECK(difference() < 0.2);
 }
@@ -333,31 +406,31 @@ TEST_CASE("RMFA: what decoding keeps does not grow with what came before") {
 
 TEST_CASE("RMFA: floored denominators are counted a step") {
   AttentionSettings s = rmfa_settings(8, false);
-  s.floor = 0.0;
+  s.denominator = 0.0;
   Core core(s);
-  auto& rmfa = dynamic_cast<RmfaCore&>(*core.core);
+  auto& rmfa = dynamic_cast<LinearAttentionCore&>(*core.core);
   // Long queries make estimates of exp vary around values far below their spread.
   const Variable q = mul(leaf(2, 30, 1), 6.0), k = mul(leaf(2, 30, 2), 6.0), v = leaf(2, 30, 3);
   core(q, k, v, {});
-  const RmfaStatistics once = rmfa.statistics();
+  const DenominatorStatistics once = rmfa.statistics();
   CHECK(once.floored > 0);
   CHECK(once.smallest_ratio < 0.0);
   core(q, k, v, {});
   CHECK(rmfa.statistics().floored == 2 * once.floored);
   core.begin_step(1, 0);
   CHECK(rmfa.statistics().floored == 0);
-  CHECK(std::isinf(rmfa_statistics(core).smallest_ratio));
+  CHECK(std::isinf(denominator_statistics(core).smallest_ratio));
 
-  s.floor = parse_denominator_floor("floor");
+  s.denominator = parse_denominator_floor("floor");
   Core floored(s);
   const Variable out = floored(q, k, v, {});
   CHECK(all_finite(out.value()));
-  CHECK(rmfa_statistics(floored).floored >= once.floored);
+  CHECK(denominator_statistics(floored).floored >= once.floored);
   CHECK(parse_denominator_floor("floor:0.25") == 0.25);
-  s.floor = 0.25;
-  CHECK(contains(Core(s).core->describe(), "floored at 0.25 a visible key"));
+  s.denominator = 0.25;
+  CHECK(contains(Core(s).core->describe(), "floored at 0.25 per visible key"));
   s.kernel = dot_product_kernel("poly:c=0,k=2");
-  CHECK(contains(Core(s).core->describe(), "denominator none (f(0) = 0)"));
+  CHECK(contains(Core(s).core->describe(), "denominator not floored"));
 }
 
 TEST_CASE("decoding with a state equals causal attention over the whole") {
@@ -397,7 +470,7 @@ TEST_CASE("decoding with a state equals causal attention over the whole") {
             }
             const Variable some = core(at(q), at(k), at(v), mask, &state);
             check_relative(some.value(), whole.slice(2, t, end),
-                           dtype == DType::float64 ? 1e-12 : 1e-6);
+                           dtype == DType::float64 ? 1e-12 : 4e-6);
           }
           CHECK(state.length() == kPlaces);
         }
@@ -435,12 +508,12 @@ TEST_CASE("a state of the source is read by one query after another, and follows
 TEST_CASE("a floored denominator is floored with a state as well") {
   const NoGrad no_grad;
   AttentionSettings s = rmfa_settings(8, false);
-  s.floor = 0.5;
+  s.denominator = 0.5;
   Core core(s, AttentionRole::causal_self);
   core.eval();
   const Variable q = mul(leaf(2, 9, 1), 4.0), k = mul(leaf(2, 9, 2), 4.0), v = leaf(2, 9, 3);
   const Tensor whole = core(q, k, v, {Tensor(), Tensor(), true}).value();
-  CHECK(rmfa_statistics(core).floored > 3);
+  CHECK(denominator_statistics(core).floored > 3);
   DecodeState state;
   for (int64_t t = 0; t < 9; t += 3) {
     const auto at = [&](const Variable& x) { return slice(x, 2, t, t + 3); };
@@ -487,7 +560,7 @@ TEST_CASE("RMFA refuses a backward pass after its draw was overwritten") {
   Core core(settings);
   core.train();
   const Variable q = leaf(1, 3, 1), k = leaf(1, 3, 2), v = leaf(1, 3, 3);
-  auto& features = dynamic_cast<RmfaCore&>(*core.core).features;
+  auto& features = maclaurin(*core.core);
   for (const bool overwritten : {false, true}) {
     const Variable y = sum(core(q, k, v, {}));
     const FeatureDraw& draw = features.current(DType::float64);

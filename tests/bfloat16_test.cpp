@@ -6,7 +6,7 @@
 
 #include "macgrad/autograd/fused.h"
 #include "macgrad/core/safetensors.h"
-#include "macgrad/nn/accumulation.h"
+#include "macgrad/nn/loss.h"
 #include "macgrad/nn/optimizer.h"
 #include "macgrad/tests/temporary_folder.h"
 #include "nn_checks.h"

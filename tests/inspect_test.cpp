@@ -112,9 +112,9 @@ TEST_CASE("a model step with a whole batch is the training program's, also from 
   for (int64_t epoch = 1; epoch <= 2; ++epoch) {
     bool more = true;
     while (more) {
-      trainer.train_epoch(epoch, [&](const UpdateReport& r) {
-        trained.emplace_back(r.loss, r.norm);
-        return r.update != checkpoint_after;
+      trainer.train_epoch(epoch, [&](const nn::StepReport& r) {
+        trained.emplace_back(r.loss, r.gradient_norm);
+        return r.step != checkpoint_after;
       });
       more = !trainer.epoch_complete();
       if (trainer.updates() == checkpoint_after) save(middle);
@@ -696,7 +696,9 @@ TEST_CASE("inspect attention: the weights that the model itself recorded") {
 
 TEST_CASE("inspect statistics: running statistics against those of each batch") {
   const OneThread one;
-  ModelStep step(small());
+  StepSettings settings = small();
+  settings.model.presbn = "auto";
+  ModelStep step(settings);
   const std::vector<StatisticsCost> costs = statistics_cost(step);
   REQUIRE(costs.size() > 1);
   int64_t sentences = 0, tokens = 0;
@@ -721,6 +723,7 @@ TEST_CASE("inspect statistics: running statistics against those of each batch") 
   std::vector<std::string> arguments = tiny_model(folder / "out");
   std::erase(arguments, "--redraws");
   std::erase(arguments, "4");
+  arguments.insert(arguments.end(), {"--presbn", "auto"});
   CHECK(inspect(arguments, statistics_command) == 0);
   const CsvTable table = read_csv(folder / "out/statistics.csv");
   CHECK(table.numbers("loss_own").size() == table.numbers("loss_running").size());

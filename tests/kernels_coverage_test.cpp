@@ -2,6 +2,7 @@
 // when no op leads to it, in each dtype it serves.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <set>
 
@@ -14,7 +15,8 @@ namespace {
 
 // Slots of fused ops whose CPU kernels take float32 and float64 only.
 const std::set<std::string> kNoBfloat16 = {
-    "softmax_attention_forward", "softmax_attention_backward", "rmfa_forward", "rmfa_backward"};
+    "softmax_attention_forward", "softmax_attention_backward", "rmfa_forward", "rmfa_backward",
+    "linear_attention_forward",  "linear_attention_backward"};
 
 // Slots that no differentiable op calls: each with its definition.
 void run_other_slots(DType dtype) {
@@ -77,6 +79,21 @@ void run_other_slots(DType dtype) {
   }
   const double limit = dtype == DType::bfloat16 ? 2e-2 : dtype == DType::float32 ? 1e-6 : 1e-12;
   CHECK(difference(p, Tensor::from_vector(want)) < limit);
+
+  // Two steps of SGD by definition, clipped by value.
+  const Tensor q = exact_values({7}, 5, dtype), moment = Tensor::zeros({7}, dtype);
+  want = q.to_vector<double>();
+  std::vector<double> moved(7, 0.0);
+  for (int t = 0; t < 2; ++t) {
+    kernels::sgd(Tensors{q}, Tensors{}, Tensors{g}, Tensors{moment},
+                 {.lr = 0.125, .momentum = 0.5, .weight_decay = 0.25, .clip_value = 0.75});
+    for (size_t i = 0; i < 7; ++i) {
+      moved[i] = 0.5 * moved[i] + std::clamp(gradient[i], -0.75, 0.75) + 0.25 * want[i];
+      want[i] -= 0.125 * moved[i];
+    }
+  }
+  CHECK(difference(q, Tensor::from_vector(want)) < limit);
+  CHECK(difference(moment, Tensor::from_vector(moved)) < limit);
 }
 
 TEST_CASE("every kernel slot is exercised in every dtype it serves") {

@@ -5,6 +5,7 @@
 #include "macgrad/nn/attention_core.h"
 #include "macgrad/nn/init.h"
 #include "macgrad/nn/multi_head_attention.h"
+#include "macgrad/nn/sequential.h"
 #include "macgrad/nn/transformer.h"
 #include "nn_checks.h"
 
@@ -61,7 +62,7 @@ TEST_CASE("modules: forward hooks see and replace results, on every module of a 
   settings.layer.width = 8;
   settings.layer.heads = 2;
   settings.layer.ffn = 12;
-  settings.layer.attention.kind = AttentionKind::rmfa;
+  settings.layer.attention.kind = attention_kind("rmfa");
   settings.layer.attention.ppsbn = true;
   settings.layer.attention.features = 16;
   Transformer model(settings);
@@ -207,6 +208,41 @@ TEST_CASE("modules: errors and records carry the path") {
     pair.first.forward(Variable(Tensor::zeros(Shape{2, 7})));
   });
   CHECK(contains(message, "in first"));
+}
+
+TEST_CASE("sequential: layers and functions in order, named by position") {
+  ModelRandom random(3), same_values(3);
+  Sequential model;
+  Linear& first = model.add<Linear>(3, 8, random);
+  model.add(relu);
+  Sequential& inner = model.add<Sequential>();
+  inner.add<Linear>(8, 2, random, /*with_bias=*/false);
+  inner.add([](const Variable& x) { return 2.0 * x; });
+
+  std::vector<std::string> names;
+  for (const auto& [name, p] : model.named_parameters()) names.push_back(name);
+  CHECK(names == std::vector<std::string>{"0.weight", "0.bias", "2.0.weight"});
+  CHECK(first.path() == "0");
+
+  const Variable x(Tensor::randn(Shape{5, 3}, 1), true);
+  Linear a(nullptr, "a", 3, 8, same_values), b(nullptr, "b", 8, 2, same_values, false);
+  const Variable y = model.forward(x), expected = 2.0 * b.forward(relu(a.forward(x)));
+  CHECK(max_abs_difference(y.value(), expected.value()) == 0.0);
+  CHECK(max_abs_difference(grad({sum(y)}, {x})[0].value(), grad({sum(expected)}, {x})[0].value()) ==
+        0.0);
+  CHECK(contains(inner.forward(relu(first.forward(x))).name(), "2/"));
+
+  int seen = 0;
+  model.add_forward_hook([&](const Variable&) {
+    ++seen;
+    return Variable();
+  });
+  model.forward(x);
+  CHECK(seen == 1);
+  model.eval();
+  CHECK_FALSE(inner.training());
+  CHECK(max_abs_difference(Sequential().forward(x).value(), x.value()) == 0.0);
+  CHECK(contains(error_of([&] { model.add(nullptr); }), "[sequential] position 3"));
 }
 
 TEST_CASE("initial values are set by the seed and have the stated spread") {

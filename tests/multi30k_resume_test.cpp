@@ -37,7 +37,7 @@ using testing::error_of;
 using testing::OneThread;
 using testing::tiny;
 
-bool go_on(const UpdateReport&) {
+bool go_on(const nn::StepReport&) {
   return true;
 }
 
@@ -238,10 +238,10 @@ TEST_CASE("multi30k: every loss after a resume is that of the straight run") {
   const TranslationData data = load_translation_data(s);
   std::vector<double> straight, resumed;
   const auto keep = [](std::vector<double>& losses, int64_t until) {
-    return [&losses, until](const UpdateReport& r) {
+    return [&losses, until](const nn::StepReport& r) {
       losses.push_back(r.loss);
-      losses.push_back(r.norm);
-      return r.update < until;
+      losses.push_back(r.gradient_norm);
+      return r.step < until;
     };
   };
   const auto train = [](Trainer& trainer, const auto& report, int64_t until) {
@@ -265,7 +265,7 @@ TEST_CASE("multi30k: every loss after a resume is that of the straight run") {
 
 TEST_CASE("multi30k: the state of a run in JSON, with numbers that are not finite") {
   RunState state;
-  state.place = {3, 70, {5, 600, 0.1 + 0.2, 1.5, false, {4, 0.3}}, 2, 1};
+  state.place = {3, 70, {5, 600, 0.1 + 0.2, 1.5, false, {9, 4, 0, 0.3}}, 2, 1};
   CHECK(state.add({1, 3.0, 2.5, NAN, 1.0, 100, 30}));
   CHECK_FALSE(state.add({2, 2.9, 2.5, 7.0, 1.0, 100, 60}));
   CHECK(state.epochs_without_improvement() == 1);
@@ -322,6 +322,17 @@ TEST_CASE("multi30k: what is no checkpoint of the run is refused by name") {
   CHECK(contains(load(other, crc), other));
   CHECK(contains(load(other, crc), "not a checkpoint"));
   CHECK(contains(error_of([&] { checkpoint_settings(other); }), "not a checkpoint"));
+
+  // The format of earlier versions.
+  const std::string old = folder / "old.safetensors";
+  save_safetensors(old, load_safetensors(path).tensors, {{"format", "macgrad multi30k 2"}});
+  for (const std::string& message : {load(old, crc), error_of([&] { checkpoint_settings(old); }),
+                                     error_of([&] { load_model(old, trainer.model()); }),
+                                     error_of([&] { is_training_checkpoint(old); })}) {
+    CHECK(contains(message, old));
+    CHECK(contains(message, "\"macgrad multi30k 2\" of another version of multi30k"));
+    CHECK(contains(message, "train again"));
+  }
 
   std::ifstream whole(path, std::ios::binary);
   const std::string bytes{std::istreambuf_iterator<char>(whole), {}};
@@ -526,6 +537,13 @@ TEST_CASE("multi30k: presets are defaults, and options beside them win") {
     check_settings(one);
     CHECK(to_json(settings_from_json(to_json(one))) == to_json(one));
   }
+  Multi30kSettings published;
+  apply_preset(published, "paper");
+  CHECK(published.logit_scale == 1.0);
+  CHECK(published.presbn == "auto");
+  CHECK(published.draws == "iid");
+  CHECK(published.features == 128);
+  CHECK(published.redraw == "step");
   CHECK_THROWS_WITH_AS(apply_preset(s, "huge"), doctest::Contains("transformer-tiny"), Error);
   Options options("multi30k");
   declare_options(options, s);
@@ -614,7 +632,7 @@ TEST_CASE("multi30k: <pad> gets no gradient from where it stands, and the warm-u
           doctest::Approx(std::sqrt(0.5) * largest(other, "v_proj.weight")));
     CHECK(largest(trainer, "out_proj.weight") == largest(other, "out_proj.weight"));
     double lr = 0;
-    trainer.train_epoch(1, [&](const UpdateReport& r) {
+    trainer.train_epoch(1, [&](const nn::StepReport& r) {
       lr = r.lr;
       return false;
     });

@@ -11,6 +11,7 @@
 #include "macgrad/experiments/common/csv.h"
 #include "macgrad/experiments/common/output_files.h"
 #include "macgrad/experiments/multi30k/commands.h"
+#include "macgrad/experiments/multi30k/presets.h"
 #include "macgrad/experiments/multi30k/study.h"
 #include "macgrad/tests/multi30k_settings.h"
 #include "macgrad/tests/temporary_folder.h"
@@ -79,6 +80,44 @@ TEST_CASE("multi30k study: one factor at a time around RMFA") {
         Names{"attention"});
   CHECK(differences(rows.at("rmfa-512-row-scale-8"), rows.at("rmfa-row-scale-8")) ==
         Names{"features"});
+}
+
+TEST_CASE("multi30k study: committed results have the settings of their rows and presets") {
+  const fs::path results = fs::path(MACGRAD_SOURCE) / "experiments/multi30k/results";
+  const auto check = [&](const std::string& folder, const Multi30kSettings& settings) {
+    CAPTURE(folder);
+    const Json committed = read_json((results / folder / "results.json").string()).at("settings");
+    const Json now = to_json(settings);
+    int compared = 0;
+    for (const auto& [name, value] : now.items()) {
+      if (setting_role(name) != SettingRole::model || !committed.contains(name)) continue;
+      if (name == "common" || name == "bleu_every") continue;
+      CHECK_MESSAGE(value == committed.at(name), name);
+      ++compared;
+    }
+    CHECK(compared > 35);
+  };
+  for (const StudyRun& run : study_runs()) {
+    Multi30kSettings s = study_settings();
+    run.change(s);
+    for (const char* study : {"study", "study-seed-2", "study-seed-3"}) {
+      const std::string folder = fmt::format("{}/{}", study, run.name);
+      if (fs::exists(results / folder / "results.json")) check(folder, s);
+    }
+  }
+  Multi30kSettings tiny;
+  apply_preset(tiny, "transformer-tiny");
+  check("transformer-tiny-en-de", tiny);
+  tiny.batch_tokens = 4096;
+  tiny.warmup = 400;
+  check("ppsbn-1500-updates/softmax", tiny);
+  tiny.ppsbn = true;
+  check("ppsbn-1500-updates/softmax-ppsbn", tiny);
+  apply_preset(tiny, "transformer-tiny");
+  tiny.ppsbn = false;
+  tiny.source = "de";
+  tiny.target = "en";
+  check("transformer-tiny-de-en", tiny);
 }
 
 TEST_CASE("multi30k study: runs what is missing and compares") {

@@ -13,6 +13,7 @@
 #include "macgrad/autograd/gradcheck.h"
 #include "macgrad/autograd/ops.h"
 #include "macgrad/core/kernels.h"
+#include "macgrad/nn/maclaurin_features.h"
 #include "macgrad/nn/transformer.h"
 #include "macgrad/tests/errors.h"
 
@@ -73,18 +74,23 @@ class OneThread {
   int before_;
 };
 
+/// The feature map of RMFA.
+inline nn::RandomMaclaurinFeatures& maclaurin(nn::AttentionCore& core) {
+  return dynamic_cast<nn::RandomMaclaurinFeatures&>(
+      dynamic_cast<nn::LinearAttentionCore&>(core).map());
+}
+
 inline nn::AttentionSettings softmax_settings() {
   return {};
 }
 inline nn::AttentionSettings exact_settings(bool ppsbn = false) {
-  nn::AttentionSettings s;
-  s.kind = nn::AttentionKind::exact;
+  nn::AttentionSettings s = nn::paper_attention();
+  s.kind = nn::attention_kind("exact");
   s.ppsbn = ppsbn;
   return s;
 }
 inline nn::AttentionSettings rmfa_settings(int64_t features = 32, bool ppsbn = true) {
-  nn::AttentionSettings s;
-  s.kind = nn::AttentionKind::rmfa;
+  nn::AttentionSettings s = nn::paper_attention();
   s.features = features;
   s.ppsbn = ppsbn;
   return s;

@@ -1,10 +1,10 @@
-// Rows of softmax attention, RMFA and its feature map, against their definitions. Shape letters as
-// in autograd/attention.h.
+// Rows of softmax attention, RMFA, its feature map and linear attention, against their definitions.
+// Shape letters as in autograd/attention.h.
 
 #include <algorithm>
 #include <cmath>
 
-#include "macgrad/autograd/attention.h"
+#include "macgrad/autograd/linear_attention.h"
 #include "macgrad/tests/op_cases.h"
 
 namespace macgrad::testing {
@@ -44,12 +44,14 @@ struct Problem {
 
 const DrawKey kDropout{5, 2, 7, 1};
 
-// Attention with weights kernel(q row, k row, h) by definition. `divisor` turns (sum of weights,
-// visible keys) into the denominator.
+// Attention with weights kernel(q row, k row, h)·weight(key) by definition, key counted over batch
+// and heads. `divisor` turns (sum of weights, sum of weight(key) over visible keys) into the
+// denominator.
 std::vector<double> attention_values(
     const Problem& p, const Values& x,
     const std::function<double(const double*, const double*, int64_t)>& kernel,
-    const std::function<double(double, double)>& divisor) {
+    const std::function<double(double, double)>& divisor,
+    const std::function<double(int64_t)>& weight = [](int64_t) { return 1.0; }) {
   const AttentionMask mask = p.mask();
   const auto shown = [](const Tensor& m, int64_t b, int64_t i) {
     return !m.defined() || m.at({b, i}) != 0;
@@ -64,10 +66,11 @@ std::vector<double> attention_values(
         for (int64_t j = 0; j < p.S; ++j) {
           if (!shown(mask.key_valid, b, j) || !shown(mask.query_valid, b, i)) continue;
           if (p.causal && j > i + p.S - p.T) continue;
-          const double w = kernel(&x[0][static_cast<size_t>((head * p.T + i) * p.d)],
-                                  &x[1][static_cast<size_t>((head * p.S + j) * p.d)], h);
+          const double of_key = weight(head * p.S + j);
+          const double w = of_key * kernel(&x[0][static_cast<size_t>((head * p.T + i) * p.d)],
+                                           &x[1][static_cast<size_t>((head * p.S + j) * p.d)], h);
           total += w;
-          ++count;
+          count += of_key;
           const auto element = static_cast<uint64_t>((head * p.T + i) * p.S + j);
           const bool kept =
               p.dropout == 0 || uniform_from_bits(random_bits(kDropout, element)) >= p.dropout;
@@ -300,6 +303,97 @@ void add_rmfa(OpCases& cases) {
   }
 }
 
+struct LinearForm {
+  std::string name;
+  LinearAttentionArgs args;
+  bool weighted = false;  // has a key log-weight
+};
+
+// The floor is above the denominator of some rows and below that of others.
+std::vector<LinearForm> linear_forms() {
+  return {{"features", {.constant = 0.5}},
+          {"log-features weighted", {.log_features = true, .constant = 0.75}, true},
+          {"features weighted", {}, true},
+          {"log-features", {.log_features = true}},
+          {"floored weighted", {.constant = 0.25, .floor = 1.75}, true},
+          {"log-features sum",
+           {.log_features = true, .constant = 0.5, .normaliser = Normaliser::none, .factor = 0.25},
+           true},
+          {"sum", {.normaliser = Normaliser::none, .factor = -0.5}, true}};
+}
+
+Variable run_linear(const Problem& p, const LinearForm& form, const Variables& x) {
+  Problem q = p;
+  q.B = x[0].size(0);
+  q.T = x[0].size(2);
+  q.S = x[1].size(2);
+  return linear_attention(x[0], x[1], x[2], form.weighted ? x[3] : Variable(), q.mask(), form.args);
+}
+
+void add_linear_attention(OpCases& cases) {
+  const auto forms = linear_forms();
+  const auto inputs_of = [](const Problem& p, const LinearForm& form) {
+    // Features are positive, so that no denominator is near 0.
+    const double low = form.args.log_features ? -1.5 : 0.125;
+    std::vector<OpInput> inputs = {{{p.B, p.H, p.T, p.d}, low, 1.5},
+                                   {{p.B, p.H, p.S, p.d}, low, 1.5},
+                                   {{p.B, p.H, p.S, p.dv}}};
+    if (form.weighted) inputs.push_back({{p.B, p.H, p.S}});
+    return inputs;
+  };
+  const auto add_row = [&](const Problem& p, const LinearForm& form) {
+    OpCase row =
+        fused(fmt::format("linear_attention {} {}", p.name, form.name), "linear_attention",
+              inputs_of(p, form), [p, form](const Variables& x) { return run_linear(p, form, x); });
+    row.bfloat16 = true;
+    row.reference = [p, form](const Values& x) {
+      const LinearAttentionArgs& args = form.args;
+      return attention_values(
+          p, x,
+          [&](const double* q, const double* k, int64_t) {
+            if (!args.log_features) return dot(q, k, p.d) + args.constant;
+            double value = args.constant;
+            for (int64_t m = 0; m < p.d; ++m) value += std::exp(q[m] + k[m]);
+            return value;
+          },
+          [&](double total, double weights) {
+            if (args.normaliser == Normaliser::none) return 1.0 / args.factor;
+            return std::max(total, args.floor * weights);
+          },
+          [&](int64_t key) {
+            return form.weighted ? std::exp(x[3][static_cast<size_t>(key)]) : 1.0;
+          });
+    };
+    if (!p.key_mask) {
+      row.sized = [p, form, inputs_of](int64_t n) {
+        Problem q = p;
+        q.B = 1;
+        q.T = q.S = n;
+        return inputs_of(q, form);
+      };
+    }
+    cases.push_back(std::move(row));
+  };
+  size_t turn = 0;
+  for (const Problem& p : problems())
+    for (int i = 0; i < 3; ++i) add_row(p, forms[turn++ % forms.size()]);
+  const OpInput x{{1, 2, 3, 4}, 0.125, 1.5};
+  for (const bool causal : {false, true}) {
+    const std::string text = causal ? " causal" : "";
+    const Problem p{.name = "", .causal = causal};
+    const LinearForm form = forms[causal ? 3 : 0];
+    cases.push_back(
+        fused("linear_attention x x x" + text, "linear_attention", {x}, [=](const Variables& v) {
+          return run_linear(p, form, {v[0], v[0], v[0]});
+        }));
+    cases.push_back(
+        fused("linear_attention h g(h)" + text, "linear_attention", {x}, [=](const Variables& v) {
+          const Variable h = sin(v[0]);
+          return run_linear(p, forms[causal ? 1 : 2], {h, h * h, tanh(h), sum(h, {3})}) * h;
+        }));
+  }
+}
+
 void add_features(OpCases& cases) {
   const auto list = draws();
   for (size_t i = 0; i < 4; ++i) {
@@ -371,6 +465,7 @@ void add_features(OpCases& cases) {
 void add_attention_cases(OpCases& cases) {
   add_softmax_attention(cases);
   add_rmfa(cases);
+  add_linear_attention(cases);
   add_features(cases);
 }
 

@@ -174,10 +174,9 @@ void add_lines(OpCases& cases) {
   }
   // Indices of the extrema, as values.
   cases.push_back(simple(
-      "max index", "max", {{kShape}},
+      "argmax", "argmax", {{kShape}},
       [](const Variables& x) {
-        const auto [value, index] = max(x[0], -1);
-        return value * Variable(index.to(x[0].dtype()));
+        return max(x[0], -1).first * Variable(argmax(x[0].value(), -1).to(x[0].dtype()));
       },
       over_lines(kShape, 2, [](const Line& v) {
         const auto at = std::max_element(v.begin(), v.end());

@@ -96,6 +96,20 @@ TEST_CASE("max and min along a dimension give the gradient to the first of equal
            {6, 0, 0, 0}, {2, 0, 0, 0});
 }
 
+TEST_CASE("argmax gives the index of the first largest element along a dimension") {
+  const Tensor x =
+      Tensor::from_vector(std::vector<double>{1, 5, 5, 7, 2, 7}, Shape{2, 3}).to(DType::float32);
+  const Tensor rows = argmax(x, -1);
+  CHECK(rows.dtype() == DType::int64);
+  CHECK(rows.shape() == Shape{2});
+  CHECK(rows.to_vector<int64_t>() == std::vector<int64_t>{1, 0});
+  CHECK(argmax(x, 0).to_vector<int64_t>() == std::vector<int64_t>{1, 0, 1});
+  CHECK(argmax(x, 1, /*keepdim=*/true).shape() == Shape{2, 1});
+  CHECK_THROWS_WITH_AS(argmax(x, 2), doctest::Contains("[argmax]"), Error);
+  CHECK_THROWS_WITH_AS(argmax(Tensor::zeros(Shape{2, 0}), 1), doctest::Contains("empty dimension"),
+                       Error);
+}
+
 TEST_CASE("pow at base 0 and at exponents 0, 1, 2, 3") {
   check_at([](const Variable& x) { return pow(x, 0.0); }, {0, 2, -2}, {0, 0, 0}, {0, 0, 0});
   check_at([](const Variable& x) { return pow(x, 1.0); }, {0, 2, -2}, {1, 1, 1}, {0, 0, 0});

@@ -3,7 +3,7 @@
 #include <limits>
 
 #include "macgrad/core/safetensors.h"
-#include "macgrad/nn/accumulation.h"
+#include "macgrad/nn/loss.h"
 #include "macgrad/nn/optimizer.h"
 #include "macgrad/nn/schedule.h"
 #include "nn_checks.h"
@@ -129,6 +129,30 @@ TEST_CASE("decay spares norms, biases, gamma, beta and the trained scale") {
   for (const Parameter* p : groups[0].parameters) CHECK(p->rank() == 2);
   for (const Parameter* p : groups[1].parameters) CHECK(p->rank() == 1);
   CHECK(groups[0].parameters.size() + groups[1].parameters.size() == model.parameters().size());
+}
+
+TEST_CASE("mse loss: the mean of squared differences, of operands that match") {
+  const Variable x = normal_leaf(Shape{4, 3}, 1), y = normal_leaf(Shape{4, 3}, 2);
+  double expected = 0.0;
+  for (int64_t i = 0; i < 4; ++i)
+    for (int64_t j = 0; j < 3; ++j)
+      expected += std::pow(x.value().at({i, j}) - y.value().at({i, j}), 2) / 12;
+  const Variable loss = mse_loss(x, y);
+  CHECK(loss.rank() == 0);
+  CHECK(loss.item() == doctest::Approx(expected));
+  CHECK(gradcheck([](const Variables& v) { return mse_loss(v[0], v[1]); }, {x, y}).ok);
+
+  // In bfloat16 the squares and their sum are float32.
+  const Tensor ones = Tensor::full(Shape{1000}, 1.0, DType::bfloat16);
+  const Variable rounded =
+      mse_loss(Variable(ones), Variable(Tensor::full(Shape{1000}, 0.90625, DType::bfloat16)));
+  CHECK(rounded.dtype() == DType::float32);
+  CHECK(rounded.item() == doctest::Approx(0.09375 * 0.09375).epsilon(1e-6));
+
+  const auto error = [&](const Variable& target) { return error_of([&] { mse_loss(x, target); }); };
+  CHECK(contains(error(normal_leaf(Shape{4, 1}, 3)), "[mse_loss]"));
+  CHECK(contains(error(normal_leaf(Shape{4, 1}, 3)), "(4, 1)"));
+  CHECK(contains(error(normal_leaf(Shape{4, 3}, 3, DType::float32)), "float32"));
 }
 
 TEST_CASE("token loss: smoothing, padding, and the mean a token") {

@@ -304,6 +304,15 @@ TEST_CASE("options that another one leaves without effect say so") {
                  "--presbn-eps has no effect"));
   CHECK(contains(message(nmse_command, {"--draws", "iid,x"}), "--draws: unknown \"x\""));
   CHECK(contains(message(bias_command, {"--draws", "optimal", "--p", "3"}), "--p has no effect"));
+  CHECK(contains(message(nmse_command, {"--map", "positive", "--draws", "iid"}),
+                 "--draws has no effect with --map positive; add --map maclaurin"));
+  CHECK(contains(message(train_command, {"--toy", "--features", "64"}),
+                 "--features has no effect with --attention softmax; use --attention rmfa, or "
+                 "--attention linear with --map"));
+  CHECK(contains(message(train_command, {"--toy", "--attention", "rmfa", "--map", "trig"}),
+                 "--map has no effect with --attention rmfa; use --attention linear"));
+  CHECK(contains(message(attention_command, {"--toy", "--attention", "linear", "--map", "elu"}),
+                 "--attention linear --map elu has no logits to measure"));
   CHECK(contains(message(record_command, {"--toy", "--clip", "3"}), "without --steps 2 or more"));
   CHECK(contains(message(record_command, {"--toy", "--steps", "2", "--epochs", "3"}),
                  "--epochs has no effect without --schedule one-cycle"));

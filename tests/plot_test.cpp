@@ -212,6 +212,33 @@ TEST_CASE("plot: a panel's script carries data, bands and one legend") {
   CHECK_THROWS_AS(gnuplot_script(Panels{}), Error);
 }
 
+TEST_CASE("plot: committed results can be read and drawn") {
+  const fs::path results = fs::path(MACGRAD_SOURCE) / "experiments/multi30k/results";
+  size_t runs = 0;
+  for (const auto& entry : fs::directory_iterator(results)) {
+    CAPTURE(entry.path().string());
+    const std::vector<PlottedRun> read = read_runs(entry.path().string());
+    runs += read.size();
+    CHECK(contains(gnuplot_script(training_panels(group_runs(read), Band::range)), "plot"));
+  }
+  CHECK(runs == 39);
+}
+
+TEST_CASE("plot: an automatic logit scale without ppSBN is a scale of 1") {
+  const Folder folder;
+  const std::string old_run =
+      write_run(folder, "runs/a", kMetrics, {{"logit_scale", 1.0}, {"common", {{"seed", 2}}}});
+  const std::string run = write_run(folder, "runs/b", kMetrics, {{"logit_scale", 0.0}});
+  const std::vector<PlottedRun> same = read_all({old_run, run});
+  CHECK(group_runs(same).size() == 1);
+  const std::string with_sbn =
+      write_run(folder, "runs/c", kMetrics, {{"logit_scale", 0.0}, {"ppsbn", true}});
+  const std::string sbn_at_one =
+      write_run(folder, "runs/d", kMetrics, {{"logit_scale", 1.0}, {"ppsbn", true}});
+  const std::vector<PlottedRun> different = read_all({with_sbn, sbn_at_one});
+  CHECK(group_runs(different).size() == 2);
+}
+
 TEST_CASE("plot: the command draws pictures and names what is wrong") {
   const Folder folder;
   const auto run = [&](std::vector<const char*> arguments) {

@@ -164,6 +164,36 @@ TEST_CASE("the distributions are what they are called") {
   }
 }
 
+TEST_CASE("Tensor::rand and Tensor::randn take their key from a generator or a seed") {
+  const Shape shape{7, 5};
+  for (const DType dtype : {DType::float32, DType::float64, DType::bfloat16}) {
+    CAPTURE(name(dtype));
+    Generator generator(11, 3), same_keys(11, 3);
+    generator.begin_step(2);
+    same_keys.begin_step(2);
+    const Tensor expected = Tensor::empty(shape, dtype);
+    for (int draw = 0; draw < 2; ++draw) {  // each call advances the generator by one draw
+      kernels::random_uniform(expected, same_keys.draw());
+      CHECK(max_abs_difference(Tensor::rand(shape, generator, dtype), expected) == 0.0);
+      kernels::random_normal(expected, same_keys.draw());
+      CHECK(max_abs_difference(Tensor::randn(shape, generator, dtype), expected) == 0.0);
+    }
+    CHECK(generator.draw() == same_keys.draw());
+
+    kernels::random_normal(expected, {4, 0, 0, 0});
+    const Tensor seeded = Tensor::randn(shape, 4, dtype);
+    CHECK(seeded.dtype() == dtype);
+    CHECK(max_abs_difference(seeded, expected) == 0.0);
+    CHECK(max_abs_difference(seeded, Tensor::randn(shape, 5, dtype)) > 0.0);
+    kernels::random_uniform(expected, {4, 0, 0, 0});
+    CHECK(max_abs_difference(Tensor::rand(shape, 4, dtype), expected) == 0.0);
+  }
+  CHECK_THROWS_WITH_AS(Tensor::rand(shape, 1, DType::int64), doctest::Contains("random_uniform"),
+                       Error);
+  CHECK_THROWS_WITH_AS(Tensor::randn(shape, 1, DType::boolean), doctest::Contains("random_normal"),
+                       Error);
+}
+
 TEST_CASE("dropout keeps what its uniforms say, scaled, and lets no dropped NaN through") {
   const int64_t n = kOdd;
   const Tensor x = Tensor::empty({n}, DType::float64);

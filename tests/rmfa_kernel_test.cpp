@@ -90,7 +90,7 @@ Data make_data(const Case& c, unsigned seed) {
 
 struct Result {
   std::vector<double> out, den, dq, dk, dv;
-  double unsafe = 0, smallest = 0;
+  double rows = 0, unsafe = 0, smallest = 0;
 };
 
 /// Pairs of queries and keys one by one, in float64.
@@ -164,6 +164,7 @@ Result naive(const Case& c, const Data& data) {
       }
       const double count = static_cast<double>(seen.size());
       r.den[bh * c.T + i] = den;
+      r.rows += 1;
       r.smallest = std::min(r.smallest, den / count);
       const double bound = c.args.floor * count;
       const bool floored = c.args.floor > 0 && den < bound;
@@ -226,14 +227,16 @@ Result run(const Case& c, const Data& data, DType dtype, bool backward = true) {
       Tensor::from_values(data.omega, c.per_head ? Shape{c.H, c.d, P} : Shape{c.d, P}, dtype);
   const Tensor weight = Tensor::from_values(data.weight, Shape{c.features()}, dtype);
   const Tensor out = blank(c.T, c.dv), den = Tensor::full(Shape{c.B, c.H, c.T}, kNan, dtype);
-  const Tensor stats = Tensor::full(Shape{2}, kNan, DType::float64);
+  const Tensor stats = Tensor::full(Shape{4}, kNan, DType::float64);
   kernels::rmfa_forward(q, k, v, key_valid, query_valid, omega, weight, c.args, out, den, stats,
                         Scratch{});
   Result r;
   r.out = out.to_vector<double>();
   r.den = den.to_vector<double>();
-  r.unsafe = stats.at({0});
-  r.smallest = stats.at({1});
+  r.rows = stats.at({0});
+  r.unsafe = stats.at({1});
+  CHECK(stats.at({2}) == 0.0);
+  r.smallest = stats.at({3});
   if (!backward) return r;
   const Tensor dq = blank(c.T, c.d), dk = blank(c.S, c.d), dv = blank(c.S, c.dv);
   kernels::rmfa_backward(q, k, v, key_valid, query_valid, omega, weight, out, den, grad, c.args, dq,
@@ -275,6 +278,7 @@ void check_against_naive(const Case& c, unsigned seed, bool single = true) {
     CHECK(error(r.dq, reference.dq) < tolerance);
     CHECK(error(r.dk, reference.dk) < tolerance);
     CHECK(error(r.dv, reference.dv) < tolerance);
+    CHECK(r.rows == reference.rows);
     if (is_double) CHECK(r.unsafe == reference.unsafe);
     if (std::isinf(reference.smallest)) {
       CHECK(std::isinf(r.smallest));

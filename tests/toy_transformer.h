@@ -2,8 +2,8 @@
 // whose translation is the same words backwards, each shifted by one.
 #pragma once
 
-#include "macgrad/nn/accumulation.h"
 #include "macgrad/nn/decoding.h"
+#include "macgrad/nn/loss.h"
 #include "macgrad/nn/transformer.h"
 #include "nn_checks.h"
 
@@ -30,6 +30,11 @@ inline TransformerSettings tiny(const AttentionSettings& attention, int64_t widt
 
 struct Batch {
   Tensor source, source_valid, input, input_valid, target;
+  std::vector<Tensor*> tensors() { return {&source, &source_valid, &input, &input_valid, &target}; }
+  int64_t count() const {
+    const std::vector<int64_t> ids = target.to_vector<int64_t>();
+    return std::ssize(ids) - std::count(ids.begin(), ids.end(), kPad);
+  }
 };
 inline Batch make_batch(int64_t sentences, int64_t longest, uint32_t draw) {
   DrawReader reader({8, 8, draw, 0});

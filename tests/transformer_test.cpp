@@ -6,10 +6,9 @@
 
 #include "macgrad/autograd/derivatives.h"
 #include "macgrad/core/safetensors.h"
-#include "macgrad/nn/accumulation.h"
 #include "macgrad/nn/decoding.h"
-#include "macgrad/nn/optimizer.h"
 #include "macgrad/nn/torch_names.h"
+#include "macgrad/nn/training_step.h"
 #include "toy_transformer.h"
 
 namespace macgrad::nn {
@@ -150,7 +149,7 @@ TEST_CASE("Jacobian and Hessian products of a micro-Transformer are central diff
       check_near(product[i].value(), change.value(), 1e-6 * scale_of(change.value()));
     }
     // One example alone sees what it sees in company.
-    if (attention.ppsbn && attention.kind == AttentionKind::exact) continue;  // batch statistics
+    if (attention.ppsbn && attention.kind.name == "exact") continue;  // batch statistics
     const Tensors each = per_example_gradients(
         2, [&](int64_t e) { return loss_of(model, rows(b, e, e + 1)).sum; }, parameters);
     const Variables together = grad({loss_of(model, b).sum}, parameters);
@@ -222,27 +221,24 @@ TEST_CASE("logits of chosen places are those of all places, and padding may be l
 
 TEST_CASE("accumulated micro-batches make the large batch's step, with one draw for all") {
   for (const auto& [name, attention] : kinds()) {
-    if (attention.ppsbn && attention.kind == AttentionKind::exact) continue;  // batch statistics
+    if (attention.ppsbn && attention.kind.name == "exact") continue;  // batch statistics
     CAPTURE(name);
     Transformer large(tiny(attention)), micro(tiny(attention));
     for (Transformer* m : {&large, &micro}) m->to(DType::float64);
     const Batch b = make_batch(6, 5, 3);
-    Adam a(decay_groups(large, 0.01)), c(decay_groups(micro, 0.01));
-    for (uint32_t step = 1; step <= 2; ++step) {
-      large.begin_step(step, 0);
-      large.zero_grad();
-      Accumulation one;
-      one.add(loss_of(large, b, 0.1));
-      const double norm = a.step(0.01, {.grad_scale = one.grad_scale(), .clip_norm = 0.5});
-      micro.begin_step(step, 0);
-      micro.zero_grad();
-      Accumulation sum;
-      for (const auto& [start, end] : {std::pair{0, 1}, std::pair{1, 4}, std::pair{4, 6}})
-        sum.add(loss_of(micro, rows(b, start, end), 0.1));
-      CHECK(sum.tokens() == one.tokens());
-      CHECK(sum.loss() == doctest::Approx(one.loss()).epsilon(1e-12));
-      CHECK(c.step(0.01, {.grad_scale = sum.grad_scale(), .clip_norm = 0.5}) ==
-            doctest::Approx(norm).epsilon(1e-10));
+    Adam a(large, 0.01), c(micro, 0.01);
+    const TrainingStepOptions options{.lr = constant_schedule(0.01), .clip_norm = 0.5};
+    const auto loss = [](Transformer& m) {
+      return [&m](const Batch& batch) { return loss_of(m, batch, 0.1).sum; };
+    };
+    TrainingStep<Batch> at_once(large, a, loss(large), options),
+        apart(micro, c, loss(micro), options);
+    for (int step = 1; step <= 2; ++step) {
+      const StepReport one = at_once(b);
+      const StepReport sum = apart({rows(b, 0, 1), rows(b, 1, 4), rows(b, 4, 6)});
+      CHECK(sum.count == one.count);
+      CHECK(sum.loss == doctest::Approx(one.loss).epsilon(1e-12));
+      CHECK(sum.gradient_norm == doctest::Approx(one.gradient_norm).epsilon(1e-10));
     }
     const auto state = micro.state_dict();
     for (const auto& [path, value] : large.state_dict()) {
@@ -300,7 +296,7 @@ TEST_CASE("one training step is the same at any number of threads") {
       omp_set_num_threads(threads);
       TransformerSettings s = tiny(attention, 32, 64);
       s.layer.dropout = 0.1;
-      s.layer.attention.dropout = s.layer.attention.kind == AttentionKind::softmax ? 0.1 : 0.0;
+      s.layer.attention.dropout = s.layer.attention.kind.name == "softmax" ? 0.1 : 0.0;
       Transformer model(s);
       const Batch b = make_batch(16, 12, 5);
       model.begin_step(1, 0);
@@ -341,8 +337,8 @@ TEST_CASE("greedy decoding: a state changes nothing, sentences end, draws are av
                 .eval_log_probs(b.source.slice(0, i, i + 1).contiguous(),
                                 b.source_valid.slice(0, i, i + 1).contiguous(), input, Tensor())
                 .value();
-        const int64_t best = max(Variable(lp.select(0, 0).select(0, lp.size(1) - 1)), 0)
-                                 .second.to_vector<int64_t>()[0];
+        const int64_t best =
+            argmax(lp.select(0, 0).select(0, lp.size(1) - 1), 0).to_vector<int64_t>()[0];
         if (best == kEnd) break;
         prefix.push_back(best);
       }
@@ -373,18 +369,12 @@ TEST_CASE("32 sentences are learned by heart") {
     s.layer.norm = NormPlace::pre;
     s.layer.heads = 4;
     Transformer model(s);
-    Adam adam(decay_groups(model, 0.0), {.beta2 = 0.98});
+    Adam adam(model, 0.0, {.beta2 = 0.98});
+    TrainingStep step(model, adam, [&](const Batch& batch) { return loss_of(model, batch).sum; },
+                      {.lr = constant_schedule(5e-3), .clip_norm = 1.0});
     const Batch b = make_batch(32, 6, 7);
-    double loss = 0.0;
-    for (uint32_t step = 1; step <= static_cast<uint32_t>(kind.steps); ++step) {
-      model.begin_step(step, 0);
-      model.zero_grad();
-      const TokenLoss l = loss_of(model, b);
-      backward(l.mean());
-      loss = l.mean().item();
-      if (loss < 0.03) break;
-      adam.step(5e-3, {.clip_norm = 1.0});
-    }
+    double loss = 1.0;
+    while (loss >= 0.03 && step.steps() < kind.steps) loss = step(b).loss;
     CHECK(loss < 0.05);
     MESSAGE(kind.name << ": " << loss << " after " << adam.steps() << " updates");
     const auto decoded = greedy(model, b, 8);

@@ -202,7 +202,7 @@ TEST_CASE("translation data: pairs with an empty side are not trained on, but tr
   Trainer trainer(s, d);
   CHECK_FALSE(trainer.model().target_embedding);
   CHECK_FALSE(trainer.model().output);
-  trainer.train_epoch(1, [](const UpdateReport&) { return true; });
+  trainer.train_epoch(1, [](const nn::StepReport&) { return true; });
   const auto batches = ordered_batches(d.valid, 1);
   CHECK(std::isfinite(*validation_loss(trainer.model(), batches, s.device())));
   const auto lines =

@@ -1,13 +1,13 @@
 // Optimizer kernels over lists of tensors: Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter
-// 2019), and the sum of squares for gradient clipping. All tensors of a list are cut into one list
-// of blocks for the threads, because a model has many small parameters.
+// 2019), SGD with momentum, and the sum of squares for gradient clipping. All tensors of a list are
+// cut into one list of blocks for the threads, because a model has many small parameters.
 #include <cmath>
 #include <type_traits>
 #include <vector>
 
-#include "macgrad/core/adam_lists.h"
 #include "macgrad/core/cpu/parallel.h"
 #include "macgrad/core/kernels.h"
+#include "macgrad/core/optimizer_lists.h"
 
 namespace macgrad::cpu {
 namespace {
@@ -43,10 +43,11 @@ void adam_block(P* p, W* master, const P* g, W* m, W* v, int64_t n, const AdamAr
   const C rate = static_cast<C>(args.lr / correction1);
   const C root = static_cast<C>(1.0 / std::sqrt(correction2));
   const C eps = static_cast<C>(args.eps), lower = static_cast<C>(args.lower_bound);
+  const C limit = static_cast<C>(args.clip_value);
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     const C old = static_cast<C>(master[i]);
-    const C grad = static_cast<C>(g[i]) * grad_scale + decay * old;
+    const C grad = clipped(static_cast<C>(g[i]) * grad_scale, limit) + decay * old;
     const C first = keep1 * static_cast<C>(m[i]) + take1 * grad;
     const C second = keep2 * static_cast<C>(v[i]) + take2 * grad * grad;
     C next = old * shrink - rate * first / (math::sqrt(second) * root + eps);
@@ -58,30 +59,69 @@ void adam_block(P* p, W* master, const P* g, W* m, W* v, int64_t n, const AdamAr
   }
 }
 
+// As adam_block; `m` is nullptr without momentum.
+template <class P, class W>
+void sgd_block(P* p, W* master, const P* g, W* m, int64_t n, const SgdArgs& args) {
+  using C = compute_t<W>;
+  const C momentum = static_cast<C>(args.momentum), decay = static_cast<C>(args.weight_decay);
+  const C grad_scale = static_cast<C>(args.grad_scale), limit = static_cast<C>(args.clip_value);
+  const C lr = static_cast<C>(args.lr), lower = static_cast<C>(args.lower_bound);
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const C old = static_cast<C>(master[i]);
+    C move = clipped(static_cast<C>(g[i]) * grad_scale, limit) + decay * old;
+    if (m) {
+      move += momentum * static_cast<C>(m[i]);
+      m[i] = static_cast<W>(move);
+    }
+    C next = old - lr * move;
+    next = next < lower ? lower : next;  // NaN stays NaN
+    if constexpr (!std::is_same_v<P, W>) p[i] = static_cast<P>(next);
+    master[i] = static_cast<W>(next);
+  }
+}
+
+// run<P, W>(block, parameters, masters) over the blocks of all parameters.
+template <class Run>
+void for_blocks(const char* op, InOutList params, InOutList masters, const Run& run) {
+  const std::vector<Block> blocks = blocks_of(params.list);
+  parallel_blocks(static_cast<int64_t>(blocks.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      const Block& b = blocks[static_cast<size_t>(k)];
+      const Tensor& param = params.list[b.tensor];
+      if (!masters.list.empty()) {
+        run(b, param.data<bfloat16>() + b.begin, masters.list[b.tensor].data<float>() + b.begin);
+      } else {
+        dispatch_floating(param.dtype(), op, [&]<class T>() {
+          T* const p = param.data<T>() + b.begin;
+          run(b, p, p);
+        });
+      }
+    }
+  });
+}
+
 }  // namespace
 
 void adam(InOutList params, InOutList masters, InList grads, InOutList first, InOutList second,
           const AdamArgs& args) {
-  check_adam_lists(params, masters, grads, first, second);
-  const std::vector<Block> blocks = blocks_of(params.list);
-  const std::span<const Tensor> kept = masters.list.empty() ? params.list : masters.list;
-  const auto run = [&]<class P, class W>(const Block& b) {
+  check_optimizer_lists("adam", params, masters, grads, {first, second});
+  for_blocks("adam", params, masters, [&]<class P, class W>(const Block& b, P* p, W* master) {
     const size_t i = b.tensor;
-    const P* g = grads.list[i].data<P>();
-    adam_block(params.list[i].data<P>() + b.begin, kept[i].data<W>() + b.begin, g + b.begin,
+    adam_block(p, master, static_cast<const P*>(grads.list[i].data<P>()) + b.begin,
                first.list[i].data<W>() + b.begin, second.list[i].data<W>() + b.begin,
                b.end - b.begin, args);
-  };
-  parallel_blocks(static_cast<int64_t>(blocks.size()), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k) {
-      const Block& b = blocks[static_cast<size_t>(k)];
-      if (!masters.list.empty()) {
-        run.template operator()<bfloat16, float>(b);
-      } else {
-        dispatch_floating(params.list[b.tensor].dtype(), "adam",
-                          [&]<class T>() { run.template operator()<T, T>(b); });
-      }
-    }
+  });
+}
+
+void sgd(InOutList params, InOutList masters, InList grads, InOutList moments,
+         const SgdArgs& args) {
+  check_optimizer_lists("sgd", params, masters, grads, {moments});
+  for_blocks("sgd", params, masters, [&]<class P, class W>(const Block& b, P* p, W* master) {
+    const size_t i = b.tensor;
+    W* const m = moments.list.empty() ? nullptr : moments.list[i].data<W>() + b.begin;
+    sgd_block(p, master, static_cast<const P*>(grads.list[i].data<P>()) + b.begin, m,
+              b.end - b.begin, args);
   });
 }
 

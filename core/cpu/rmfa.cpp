@@ -122,6 +122,7 @@ class Forward {
         continue;
       }
       T value = den[i] = ws.den[i];
+      ++ws.rows;
       const double ratio = static_cast<double>(value) / count;
       if (ratio < ws.smallest) ws.smallest = ratio;
       const T bound = static_cast<T>(p_.floor * count);
@@ -155,13 +156,7 @@ void rmfa_forward(In q, In k, In v, In key_valid, In query_valid, In omega, In w
     Arena arena(scratch.data());
     Plan<T> plan(arena, problem, false);
     Forward<T>(problem, plan, out, den).run();
-    double* s = stats->data<double>();
-    s[0] = 0.0;
-    s[1] = std::numeric_limits<double>::infinity();
-    for (const Workspace<T>& ws : plan.workspaces) {
-      s[0] += static_cast<double>(ws.unsafe);
-      s[1] = std::min(s[1], ws.smallest);
-    }
+    write_statistics(plan.workspaces, stats->data<double>());
   });
 }
 

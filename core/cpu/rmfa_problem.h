@@ -50,6 +50,32 @@ struct Rows {
   int64_t ld() const { return std::max(token, std::max<int64_t>(columns, 1)); }
 };
 
+/// n rows from t on, straight from the tensor, or a copy in `buffer` in which dropped rows are 0
+/// (NaN in padding must not meet a product) and rows are at least their width apart. all: none is
+/// dropped.
+template <class T, class Keep>
+void load_rows(const Rows<const T>& rows, int64_t b, int64_t h, int64_t t, int64_t n, bool all,
+               Keep keep, T* buffer, const T*& x, int64_t& ld) {
+  if (n == 0) return;
+  const T* first = rows.at(b, h, t);
+  if (all && (rows.token >= rows.columns || n == 1)) {
+    x = first;
+    ld = rows.ld();
+    return;
+  }
+  const int64_t columns = rows.columns;
+  for (int64_t i = 0; i < n; ++i) {
+    T* y = buffer + i * columns;
+    if (keep(i)) {
+      std::copy_n(first + i * rows.token, columns, y);
+    } else {
+      std::fill_n(y, columns, T(0));
+    }
+  }
+  x = buffer;
+  ld = std::max<int64_t>(columns, 1);
+}
+
 struct Pieces {
   int64_t count = 1;
   int64_t length = 0;
@@ -88,7 +114,7 @@ struct Workspace {
   Side query, key;
   T *dphi, *dp, *suffix, *scores, *cotangents, *den, *row;
   double* counts;
-  int64_t unsafe = 0;
+  int64_t rows = 0, unsafe = 0;
   double smallest = std::numeric_limits<double>::infinity();
 
   Workspace(Arena& arena, const FeatureMap<T>& map, int64_t dv, int64_t n, bool causal,
@@ -104,6 +130,17 @@ struct Workspace {
         row(arena.take<T>(std::max(map.d, dv))),
         counts(arena.take<double>(n)) {}
 };
+/// The statistics that threads collected, as the kernel's result.
+template <class Workspaces>
+void write_statistics(const Workspaces& workspaces, double* stats) {
+  std::fill_n(stats, 3, 0.0);
+  stats[3] = std::numeric_limits<double>::infinity();
+  for (const auto& ws : workspaces) {
+    stats[0] += static_cast<double>(ws.rows);
+    stats[1] += static_cast<double>(ws.unsafe);
+    stats[3] = std::min(stats[3], ws.smallest);
+  }
+}
 /// Index of a block whose projections are not kept.
 inline constexpr int64_t kUnkept = std::numeric_limits<int64_t>::max();
 
@@ -163,8 +200,8 @@ class Problem {
       visible += yes;
     }
     auto keep = [&](int64_t i) { return key_visible(b, s + i); };
-    load(k_, b, h, s, n, visible == n, keep, side.x, out.x, out.ldx);
-    load(v_, b, h, s, n, visible == n, keep, side.v, out.v, out.ldv);
+    load_rows(k_, b, h, s, n, visible == n, keep, side.x, out.x, out.ldx);
+    load_rows(v_, b, h, s, n, visible == n, keep, side.v, out.v, out.ldv);
     return visible;
   }
 
@@ -180,7 +217,7 @@ class Problem {
     int64_t valid = 0;
     for (int64_t i = 0; i < n; ++i) valid += query_visible(b, t + i);
     auto keep = [&](int64_t i) { return query_visible(b, t + i); };
-    load(q_, b, h, t, n, valid == n, keep, side.x, out.x, out.ldx);
+    load_rows(q_, b, h, t, n, valid == n, keep, side.x, out.x, out.ldx);
     return valid;
   }
 
@@ -236,31 +273,6 @@ class Problem {
   const Pieces query_pieces, key_pieces;
 
  private:
-  /// Rows straight from the tensor, or a copy in which dropped rows are 0 (NaN in padding must not
-  /// meet a product) and rows are at least their width apart.
-  template <class Keep>
-  void load(const Rows<const T>& rows, int64_t b, int64_t h, int64_t t, int64_t n, bool all,
-            Keep keep, T* buffer, const T*& x, int64_t& ld) const {
-    if (n == 0) return;
-    const T* first = rows.at(b, h, t);
-    if (all && (rows.token >= rows.columns || n == 1)) {
-      x = first;
-      ld = rows.ld();
-      return;
-    }
-    const int64_t columns = rows.columns;
-    for (int64_t i = 0; i < n; ++i) {
-      T* y = buffer + i * columns;
-      if (keep(i)) {
-        std::copy_n(first + i * rows.token, columns, y);
-      } else {
-        std::fill_n(y, columns, T(0));
-      }
-    }
-    x = buffer;
-    ld = std::max<int64_t>(columns, 1);
-  }
-
   Rows<const T> q_, k_, v_;
   const bool *key_valid_, *query_valid_;
   FeatureMap<T> map_;

@@ -1,15 +1,18 @@
-// Rows of softmax attention and RMFA at the same sizes, lengths 200 to 4000 (16,000 on a GPU),
-// compared with each other, and the memory that RMFA takes beside its operands; softmax attention
-// at the size of a translation batch.
+// Rows of softmax attention, RMFA and other feature maps at the same sizes, lengths 200 to 4000
+// (16,000 on a GPU), compared with each other, and the memory that RMFA takes besides its operands;
+// linear attention on as many given features, compared with RMFA; softmax attention at the size of
+// a translation batch.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 
-#include "macgrad/autograd/attention.h"
 #include "macgrad/autograd/engine.h"
+#include "macgrad/autograd/linear_attention.h"
 #include "macgrad/autograd/ops.h"
 #include "macgrad/core/kernels.h"
 #include "macgrad/experiments/bench/groups.h"
+#include "macgrad/nn/attention_settings.h"
 #include "macgrad/nn/maclaurin_draw.h"
 
 namespace macgrad::experiments {
@@ -33,6 +36,20 @@ class AttentionRows {
     draw_ = nn::draw_features(kernel, settings, DrawKey{1, 2, 0, 0}, precision.dtype);
     draw_.omega = draw_.omega.to(table.place().device);
     draw_.weight = draw_.weight.to(table.place().device);
+    // A device without the kernel runs the composite, which these rows do not measure.
+    if (!kernels::linear_attention_forward.has(table.place().device.type)) return;
+    for (const auto& [map, matrix] : {std::pair{"positive", "orf"}, {"trig", "iid"}}) {
+      nn::AttentionSettings s;
+      s.map = nn::feature_map(map);
+      s.matrix = nn::projection_matrix(matrix);
+      s.features = sizes_.features;
+      s.unit_rows_given = true;
+      maps_.emplace_back(
+          fmt::format("{}/{}", map, matrix),
+          nn::make_feature_map(nullptr, "map", s,
+                               {nn::AttentionRole::self, sizes_.heads, sizes_.head_dim, &random_},
+                               &scale_));
+    }
   }
 
   // Both attentions at length n.
@@ -40,17 +57,35 @@ class AttentionRows {
     const char* kind = causal ? " causal" : "";
     const std::string softmax_name = fmt::format("softmax_attention{} n={}", kind, n);
     const std::string rmfa_name = fmt::format("rmfa{} D={} n={}", kind, sizes_.features, n);
-    if (!wants_either(softmax_name) && !wants_either(rmfa_name)) return;
-    const Inputs in = make_inputs(sizes_.batch, n);
+    std::vector<std::pair<std::string, nn::FeatureMap*>> maps;  // rows of other feature maps
+    for (const auto& [name, map] : maps_)
+      maps.emplace_back(fmt::format("{}{} D={} n={}", name, kind, sizes_.features, n), map.get());
     AttentionMask mask;
     mask.causal = causal;
     const double product = 2e-9 * static_cast<double>(sizes_.batch * sizes_.heads) *
                            static_cast<double>(n * n) * static_cast<double>(sizes_.head_dim) *
                            (causal ? 0.5 : 1.0);
-    forward_and_backward(softmax_name, in, 2 * product, 5 * product, softmax_of(mask));
-    rmfa_rows(rmfa_name, in, n, mask);
-    for (const char* part : {"forward", "forward+backward"})
-      table_.compare(part_name(rmfa_name, part), part_name(softmax_name, part));
+    const auto compare = [&](const std::string& name, const std::string& other) {
+      for (const char* part : {"forward", "forward+backward"})
+        table_.compare(part_name(name, part), part_name(other, part));
+    };
+    if (wants_either(softmax_name) || wants_either(rmfa_name) ||
+        std::any_of(maps.begin(), maps.end(),
+                    [&](const auto& map) { return wants_either(map.first); })) {
+      const Inputs in = make_inputs(sizes_.batch, n);
+      forward_and_backward(softmax_name, in, 2 * product, 5 * product, softmax_of(mask));
+      rmfa_rows(rmfa_name, in, n, mask);
+      compare(rmfa_name, softmax_name);
+      for (const auto& [name, map] : maps) {
+        forward_and_backward(
+            name, in, 0, 0,
+            [&, map = map](const Variable& q, const Variable& k, const Variable& v) {
+              return map->attend(q, k, v, Variable(), mask, 0.0, nullptr);
+            });
+        compare(name, rmfa_name);
+      }
+    }
+    for (const bool log : {false, true}) linear_rows(n, mask, log, rmfa_name);
   }
 
   // The size of translation: short sentences, many of them.
@@ -74,15 +109,19 @@ class AttentionRows {
            table_.wants(part_name(name, "forward+backward"));
   }
 
-  Inputs make_inputs(int64_t batch, int64_t n) const {
+  // q and k of `columns`, v and the cotangent of head_dim columns.
+  Inputs normal_inputs(int64_t batch, int64_t n, int64_t columns) const {
     Inputs in;
-    uint32_t draw = 0;
+    Generator generator(7, 5);
     for (Variable* x : {&in.q, &in.k, &in.v, &in.grad}) {
-      const Tensor t = Tensor::empty({batch, sizes_.heads, n, sizes_.head_dim}, precision_.dtype,
-                                     table_.place().device);
-      kernels::random_normal(t, DrawKey{7, 5, draw++, 0});
-      *x = Variable(t);
+      const bool side = x == &in.q || x == &in.k;
+      *x = Variable(Tensor::randn({batch, sizes_.heads, n, side ? columns : sizes_.head_dim},
+                                  generator, precision_.dtype, table_.place().device));
     }
+    return in;
+  }
+  Inputs make_inputs(int64_t batch, int64_t n) const {
+    Inputs in = normal_inputs(batch, n, sizes_.head_dim);
     for (Variable* x : {&in.q, &in.k})
       *x = pre_sbn(*x, Tensor(), SbnStatistics::row, 1e-12, nullptr).detach();
     return in;
@@ -98,20 +137,22 @@ class AttentionRows {
   void forward_and_backward(const std::string& name, const Inputs& in, double gflop_forward,
                             double gflop_backward, const Attention& f) const {
     // Read q, k, v, write the output; back: those and the cotangent read, dq, dk, dv written.
-    const double gbyte = 1e-9 * static_cast<double>(in.q.value().bytes());
+    double gbyte = 0;
+    for (const Variable* x : {&in.q, &in.k, &in.v, &in.grad})
+      gbyte += 1e-9 * static_cast<double>(x->value().bytes());
     {
       const NoGrad off;
       table_.run({.name = part_name(name, "forward"),
                   .precision = precision_.name,
                   .gflop = gflop_forward,
-                  .gbyte = 4 * gbyte},
+                  .gbyte = gbyte},
                  [&] { (void)f(in.q, in.k, in.v); });
     }
     const Variable q(in.q.value(), true), k(in.k.value(), true), v(in.v.value(), true);
     table_.run({.name = part_name(name, "forward+backward"),
                 .precision = precision_.name,
                 .gflop = gflop_forward + gflop_backward,
-                .gbyte = 12 * gbyte},
+                .gbyte = 3 * gbyte},
                [&] {
                  (void)grad({f(q, k, v)}, {q, k, v}, {in.grad});
                });
@@ -173,6 +214,30 @@ class AttentionRows {
     }
   }
 
+  // As many given features as the rows of RMFA draw, or their logarithms.
+  void linear_rows(int64_t n, const AttentionMask& mask, bool log,
+                   const std::string& rmfa_name) const {
+    const std::string name = fmt::format("linear_attention{}{} M={} n={}", log ? " log" : "",
+                                         mask.causal ? " causal" : "", sizes_.features, n);
+    // A device without the kernel runs the composite, which these rows do not measure.
+    if (!wants_either(name) || !kernels::linear_attention_forward.has(table_.place().device.type))
+      return;
+    Inputs in = normal_inputs(sizes_.batch, n, sizes_.features);
+    LinearAttentionArgs args;
+    args.log_features = log;
+    if (!log)
+      for (Variable* x : {&in.q, &in.k}) *x = exp(*x);
+    const double tokens = static_cast<double>(sizes_.batch * sizes_.heads * n);
+    const double gflop = 1e-9 * tokens * 4 * static_cast<double>(sizes_.features) *
+                         static_cast<double>(sizes_.head_dim + 1);
+    forward_and_backward(name, in, gflop, 2 * gflop,
+                         [&](const Variable& q, const Variable& k, const Variable& v) {
+                           return linear_attention(q, k, v, {}, mask, args);
+                         });
+    for (const char* part : {"forward", "forward+backward"})
+      table_.compare(part_name(name, part), part_name(rmfa_name, part));
+  }
+
   // What the row reaches of the GEMM library's rate in its own precision, and on a GPU of a copy's.
   std::string shares(const BenchRow& row) const {
     std::string text;
@@ -190,6 +255,9 @@ class AttentionRows {
   const BenchSizes& sizes_;
   const Precision& precision_;
   nn::FeatureDraw draw_;
+  nn::ModelRandom random_{1};
+  nn::LogitScale scale_{nullptr, "scale", 1.0, false, nn::kEverywhere, sizes_.head_dim};
+  std::vector<std::pair<std::string, std::unique_ptr<nn::FeatureMap>>> maps_;
 };
 
 }  // namespace

@@ -77,9 +77,7 @@ void decoding_rows(BenchTable& table, const std::string& kind,
 }  // namespace
 
 void bench_decoding(BenchTable& table) {
-  nn::AttentionSettings rmfa;
-  rmfa.kind = nn::AttentionKind::rmfa;
-  rmfa.ppsbn = true;
+  nn::AttentionSettings rmfa = nn::paper_attention();
   rmfa.features = table.place().sizes.features;
   decoding_rows(table, "softmax", {});
   decoding_rows(table, fmt::format("rmfa+ppsbn D={}", rmfa.features), rmfa);

@@ -11,7 +11,8 @@ void bench_limits(BenchTable& table);
 /// exp, softmax, layer norm, cross entropy on 64 MiB, on a GPU 512 MiB; there also their backward
 /// kernels and Adam.
 void bench_rows(BenchTable& table);
-/// Softmax attention and RMFA over lengths, forward and backward, with peak memory.
+/// Softmax attention, RMFA and linear attention over lengths, forward and backward, with peak
+/// memory.
 void bench_attention(BenchTable& table);
 /// A whole training step of a Transformer, and how much of it is GEMM.
 void bench_training(BenchTable& table);

@@ -12,9 +12,8 @@
 #include "macgrad/core/kernel.h"
 #include "macgrad/core/step_graph.h"
 #include "macgrad/experiments/bench/groups.h"
-#include "macgrad/nn/accumulation.h"
 #include "macgrad/nn/loss.h"
-#include "macgrad/nn/optimizer.h"
+#include "macgrad/nn/training_step.h"
 #include "macgrad/nn/transformer.h"
 
 namespace macgrad::experiments {
@@ -59,53 +58,51 @@ Tensor ids(const ModelSize& size, uint32_t draw, Device device) {
   return Tensor::from_vector(values, {size.rows, size.length}).to(device);
 }
 
+struct BenchBatch {
+  Tensor source, target, wanted;
+  std::vector<Tensor*> tensors() { return {&source, &target, &wanted}; }
+  int64_t count() const { return wanted.numel(); }
+};
+
 // A model, its optimizer and one batch.
 struct Step {
   nn::Transformer model;
   nn::Adam adam;
-  Tensor source, target, wanted;
-  int64_t tokens;
-  uint32_t count = 0;
+  BenchBatch batch;
+  GraphRecord* graph = nullptr;  // of the forward passes that are recorded
+  nn::TrainingStep<BenchBatch> step;
 
-  Step(const nn::TransformerSettings& settings, const ModelSize& size, Device device, DType dtype)
+  Step(const nn::TransformerSettings& settings, const ModelSize& size, Device device, DType dtype,
+       bool captured = false)
       : model(settings),
-        adam(nn::decay_groups(moved(model, device, dtype), 0.0)),
-        source(ids(size, 0, device)),
-        target(ids(size, 1, device)),
-        wanted(ids(size, 2, device)),
-        tokens(size.rows * size.length) {}
-  // Before the optimizer makes moments and masters beside the parameters.
+        adam(moved(model, device, dtype)),
+        batch{ids(size, 0, device), ids(size, 1, device), ids(size, 2, device)},
+        step(model, adam, [this](const BenchBatch& b) { return loss(b); },
+             {.lr = nn::constant_schedule(1e-4), .clip_norm = 1.0, .capture = captured}) {}
+  // Before the optimizer makes moments and masters like the parameters.
   static nn::Transformer& moved(nn::Transformer& model, Device device, DType dtype) {
     model.to(dtype);
     model.to(device);
     return model;
   }
-  nn::TokenLoss loss() {
-    return nn::token_loss(model.forward(source, Tensor(), target, Tensor()), wanted, 0, 0.1,
-                          tokens);
+  Variable loss(const BenchBatch& b) {
+    std::optional<GraphRecord::Recording> recording;
+    if (graph) recording.emplace(*graph);
+    return nn::token_loss(model.forward(b.source, Tensor(), b.target, Tensor()), b.wanted, 0, 0.1,
+                          b.count())
+        .sum;
   }
-  void train() {
-    model.begin_step(++count, 0);
-    adam.zero_grad();
-    nn::Accumulation sum;
-    sum.add(loss());
-    adam.step(1e-4, {.grad_scale = sum.grad_scale(), .clip_norm = 1.0});
-  }
+  nn::StepReport train() { return step(batch); }
   // The same update, looked at: gradients by `gradients`, and the graph by `graph` if given.
-  void train(GradRecord& gradients, GraphRecord* graph) {
-    model.begin_step(++count, 0);
-    adam.zero_grad();
-    nn::TokenLoss summed;
-    {
-      std::optional<GraphRecord::Recording> recording;
-      if (graph) recording.emplace(*graph);
-      summed = loss();
-    }
-    GradOptions options;
-    options.record = &gradients;
-    backward(summed.sum, {}, options);
-    (void)gradients.entries();  // norms are read here
-    adam.step(1e-4, {.grad_scale = 1.0 / static_cast<double>(tokens), .clip_norm = 1.0});
+  void train(GradRecord& gradients, GraphRecord* recorded) {
+    graph = recorded;
+    step({batch}, 0, [&](const Variable& sum) {
+      GradOptions options;
+      options.record = &gradients;
+      backward(sum, {}, options);
+      (void)gradients.entries();  // norms are read here
+    });
+    graph = nullptr;
   }
 };
 
@@ -135,38 +132,6 @@ std::string shares_of_step(Step& step, Device device, double ms) {
                      all / timer.total("matmul"), timer.total("matmul") / kSteps, parts);
 }
 
-// The same step recorded once and replayed; eager steps have been run.
-void replayed_row(BenchTable& table, BenchRow row, const std::string& eager, Step& step,
-                  Device device) {
-  step.adam.zero_grad();
-  const auto draws = nn::recorded_draws(step.model);
-  Variable loss;
-  const StepGraph graph(device, [&] {
-    step.model.record_live_step();
-    loss = step.loss().sum;
-    backward(loss);
-    step.adam.record_step(1.0);
-    step.adam.zero_grad();
-  });
-  const std::string name = row.name;
-  ReplayValues values;
-  values.adam_step = step.adam.steps();
-  values.lr = 1e-4;
-  values.grad_scale = 1.0 / static_cast<double>(step.tokens);
-  table.run(
-      std::move(row),
-      [&] {
-        step.model.begin_step(++step.count, 0);
-        require(draws && nn::recorded_draws(step.model) == draws,
-                "a feature draw is larger than the memory kept for draws; run the row again");
-        values.step = step.count;
-        ++values.adam_step;
-        graph.replay(values);
-      },
-      3.0);
-  table.compare(name, eager);
-}
-
 nn::TransformerSettings settings_of(const ModelSize& size, const nn::AttentionSettings& attention) {
   nn::TransformerSettings settings;
   settings.source_vocabulary = settings.target_vocabulary = size.vocabulary;
@@ -191,8 +156,19 @@ void step_rows(BenchTable& table, const Precision& precision, const ModelSize& s
           {.name = name, .precision = precision.name}, [&] { step.train(); }, 3.0))
     table.note(name, shares_of_step(step, device, row->ms));
   if (!replays) return;
-  step.train();  // makes what a recording cannot, also where the filter left the eager row out
-  replayed_row(table, {.name = replayed, .precision = precision.name}, name, step, device);
+  Step twin(settings_of(size, attention), size, device, precision.dtype, true);
+  twin.train();  // eagerly; the second update is captured
+  table.run(
+      {.name = replayed, .precision = precision.name},
+      [&] {
+        const bool replayed_now = twin.train().replayed;
+        const std::vector<std::string>& reasons = twin.step.eager_reasons();
+        require(replayed_now, "the step was not replayed: {}",
+                reasons.empty() ? "a feature draw is larger than its buffer; run the row again"
+                                : reasons.back());
+      },
+      3.0);
+  table.compare(replayed, name);
 }
 
 // What looking costs: the step as it trains, once more (what noise makes of no difference), with
@@ -241,19 +217,14 @@ void bench_recording(BenchTable& table) {
   // A quarter of the batch: more samples of a shorter step, in which looking weighs more.
   ModelSize size = table.place().sizes.models.front();
   size.rows = std::max<int64_t>(1, size.rows / 4);
-  nn::AttentionSettings rmfa;
-  rmfa.kind = nn::AttentionKind::rmfa;
-  rmfa.ppsbn = true;
   recording_rows(table, size, "softmax", {});
-  recording_rows(table, size, "rmfa+ppsbn", rmfa);
+  recording_rows(table, size, "rmfa+ppsbn", nn::paper_attention());
 }
 
 void bench_training(BenchTable& table) {
   nn::AttentionSettings softmax;
   softmax.dropout = 0.1;
-  nn::AttentionSettings rmfa;
-  rmfa.kind = nn::AttentionKind::rmfa;
-  rmfa.ppsbn = true;
+  nn::AttentionSettings rmfa = nn::paper_attention();
   rmfa.features = table.place().sizes.features;
   const std::string rmfa_kind = fmt::format("rmfa+ppsbn D={}", rmfa.features);
   for_each_precision(table.place(), [&](const Precision& precision) {

@@ -3,13 +3,11 @@
 // like those of image captions in subwords, 7 to 31, and share a batch with others of like length.
 #include <fmt/format.h>
 
-#include "macgrad/autograd/engine.h"
 #include "macgrad/core/generator.h"
 #include "macgrad/experiments/bench/groups.h"
 #include "macgrad/experiments/common/batches.h"
-#include "macgrad/nn/accumulation.h"
 #include "macgrad/nn/loss.h"
-#include "macgrad/nn/optimizer.h"
+#include "macgrad/nn/training_step.h"
 #include "macgrad/nn/transformer.h"
 
 namespace macgrad::experiments {
@@ -70,20 +68,20 @@ void bench_translation(BenchTable& table) {
     tokens += batch.target_tokens;
   }
   nn::Transformer model(tiny_settings());
-  nn::Adam adam(nn::decay_groups(model, 0.0), {0.9, 0.98, 1e-8});
-  uint32_t step = 0;
+  nn::Adam adam(model, 0.0, {0.9, 0.98, 1e-8});
+  nn::TrainingStep<BatchTensors> step(
+      model, adam,
+      [&](const BatchTensors& b) {
+        return nn::token_loss(
+                   model.forward(b.source, b.source_valid, b.input, b.input_valid, b.places),
+                   b.output, Vocabulary::kPad, 0.1, b.tokens)
+            .sum;
+      },
+      {.lr = nn::constant_schedule(1e-4), .clip_norm = 1.0});
   const BenchRow* measured = table.run(
       std::move(row),
       [&] {
-        for (const BatchTensors& b : batches) {
-          model.begin_step(++step, 0);
-          adam.zero_grad();
-          nn::Accumulation sum;
-          sum.add(nn::token_loss(
-              model.forward(b.source, b.source_valid, b.input, b.input_valid, b.places), b.output,
-              Vocabulary::kPad, 0.1, b.tokens));
-          adam.step(1e-4, {.grad_scale = sum.grad_scale(), .clip_norm = 1.0});
-        }
+        for (const BatchTensors& b : batches) step(b);
       },
       3.0);
   table.note(name, fmt::format("{} updates, {:.0f} target tokens a second", batches.size(),

@@ -57,6 +57,12 @@ struct BatchTensors {
   Tensor places;                // (P), b*T + t of each token it must predict; undefined: all places
   Tensor output;                // (P), those tokens; without places (B, T) with padding
   int64_t tokens = 0;           // of output that are no padding
+
+  // A batch of nn::TrainingStep.
+  std::vector<Tensor*> tensors() {
+    return {&source, &source_valid, &input, &input_valid, &places, &output};
+  }
+  int64_t count() const { return tokens; }
 };
 /// With places on the CPU, where padding then costs no logits; without on other devices, where
 /// steps of one batch shape are recorded once.

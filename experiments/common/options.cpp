@@ -272,6 +272,11 @@ void Options::parse(const std::string& line) {
   }
 }
 
+std::string option_of(std::string setting) {
+  std::replace(setting.begin(), setting.end(), '_', '-');
+  return "--" + setting;
+}
+
 std::string value_of(std::string_view option, int argc, const char* const* argv) {
   for (int i = 1; i < argc; ++i) {
     const std::string_view word = argv[i];

@@ -94,6 +94,9 @@ class Options {
   std::unique_ptr<State> state_;
 };
 
+/// "--max-updates" of "max_updates".
+std::string option_of(std::string setting);
+
 /// The value of `option` in argv in either form, "--preset quick" or "--preset=quick"; "" without
 /// it. For options that choose the defaults of others, which have to be known before those are
 /// declared.

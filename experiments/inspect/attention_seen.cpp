@@ -5,6 +5,7 @@
 #include <span>
 
 #include "macgrad/autograd/attention.h"
+#include "macgrad/nn/maclaurin_features.h"
 
 namespace macgrad::experiments {
 namespace {
@@ -60,7 +61,7 @@ nn::FeatureSettings feature_settings(const Multi30kSettings& s, int64_t head_dim
 
 }  // namespace
 
-std::vector<std::string> attention_names(ModelStep& model) {
+std::vector<std::string> attention_paths(ModelStep& model) {
   std::vector<std::string> names;
   for (nn::Module* m : model.model().modules())
     if (dynamic_cast<nn::MultiHeadAttention*>(m)) names.push_back(m->path());
@@ -68,7 +69,8 @@ std::vector<std::string> attention_names(ModelStep& model) {
 }
 
 nn::DotProductKernel shown_kernel(const Multi30kSettings& s) {
-  return nn::dot_product_kernel(s.attention == "softmax" ? "exp" : s.kernel);
+  const nn::AttentionSettings attention = attention_settings(s);
+  return attention.reads("kernel") ? attention.kernel.function() : nn::dot_product_kernel("exp");
 }
 
 SeenAttention see_attention(ModelStep& model, const RecordedStep& step, const std::string& name,

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "macgrad/experiments/inspect/step_record.h"
+#include "macgrad/nn/maclaurin_draw.h"
 
 namespace macgrad::experiments {
 
@@ -32,12 +33,12 @@ struct SeenAttention {
 };
 
 /// Paths of the model's attentions.
-std::vector<std::string> attention_names(ModelStep& model);
+std::vector<std::string> attention_paths(ModelStep& model);
 
 /// f of the model's attention; exp for softmax, which it is the numerator of.
 nn::DotProductKernel shown_kernel(const Multi30kSettings& settings);
 
-/// From a step recorded as composites; `name` is one of attention_names, `sentence` one of the
+/// From a step recorded as composites; `name` is one of attention_paths, `sentence` one of the
 /// step.
 SeenAttention see_attention(ModelStep& model, const RecordedStep& step, const std::string& name,
                             int64_t head, int64_t sentence);

@@ -7,6 +7,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "macgrad/experiments/common/attention_options.h"
 #include "macgrad/experiments/common/machine.h"
 #include "macgrad/experiments/common/output_files.h"
 #include "macgrad/experiments/common/progress.h"
@@ -98,7 +99,7 @@ void add(Sums& sums, const SeenAttention& seen, const Multi30kSettings& settings
     else
       ++sums.without_weights;
   }
-  if (settings.attention != "rmfa") return;
+  if (!attention_settings(settings).reads("draws")) return;
   double floor = nn::parse_denominator_floor(settings.denominator) * kernel(0.0);
   if (floor == 0.0) floor = -INFINITY;  // as they come
   for (int64_t r = 0; r < std::max<int64_t>(redraws, 1); ++r) {
@@ -169,7 +170,7 @@ std::vector<AttentionSharpness> attention_sharpness(ModelStep& model, const Reco
   const Multi30kSettings& s = model.settings();
   const nn::DotProductKernel kernel = shown_kernel(s);
   std::vector<AttentionSharpness> list;
-  for (const std::string& name : attention_names(model)) {
+  for (const std::string& name : attention_paths(model)) {
     AttentionSharpness& a = list.emplace_back();
     a.attention = name;
     Sums sums;
@@ -188,8 +189,9 @@ std::vector<AttentionSharpness> attention_sharpness(ModelStep& model, const Reco
     a.largest_weight = sums.largest / sums.rows;
     a.least_denominator =
         kernel(0.0) > 0.0 ? sums.least_sum / kernel(0.0) : std::numeric_limits<double>::quiet_NaN();
-    a.weight_error = s.attention == "rmfa" ? sums.error / sums.beyond_mean
-                                           : std::numeric_limits<double>::quiet_NaN();
+    a.weight_error = attention_settings(s).reads("draws")
+                         ? sums.error / sums.beyond_mean
+                         : std::numeric_limits<double>::quiet_NaN();
   }
   return list;
 }
@@ -210,9 +212,15 @@ int attention_command(int argc, const char* const* argv) {
             "Fresh feature draws per sentence; 0: the model's own, the default of models "
             "with --redraw never");
         options.check([&] {
-          if (options.given("--redraws") && s.model.attention != "rmfa")
-            throw UsageError("--redraws has no effect with --attention {}; add --attention rmfa",
-                             s.model.attention);
+          const nn::AttentionSettings attention = attention_settings(s.model);
+          const std::string words =
+              s.model.attention + (attention.kind.uses_map ? " --map " + s.model.map : "");
+          if (!attention.reads("logit_scale"))
+            throw UsageError("--attention {} has no logits to measure; use {}", words,
+                             readers_of("logit_scale"));
+          if (options.given("--redraws") && !attention.reads("draws"))
+            throw UsageError("--redraws has no effect with --attention {}; use {}", words,
+                             readers_of("draws"));
           if (!options.given("--redraws") && s.model.redraw == "never") redraws = 0;
         });
       },

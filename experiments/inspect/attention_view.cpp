@@ -215,7 +215,7 @@ Json draw_json(const nn::FeatureDraw& draw) {
 }  // namespace
 
 void check_view(ModelStep& model, const AttentionViewSettings& settings) {
-  const std::vector<std::string> names = attention_names(model);
+  const std::vector<std::string> names = attention_paths(model);
   require(settings.attention == "all" ||
               std::find(names.begin(), names.end(), settings.attention) != names.end(),
           "--view {}: the model has {}", settings.attention, fmt::join(names, ", "));
@@ -231,7 +231,7 @@ Json attention_views(ModelStep& model, const RecordedStep& step,
   const Multi30kSettings& s = model.settings();
   const nn::DotProductKernel kernel = shown_kernel(s);
   Json list = Json::array();
-  for (const std::string& name : attention_names(model)) {
+  for (const std::string& name : attention_paths(model)) {
     if (settings.attention != "all" && settings.attention != name) continue;
     const SeenAttention seen = see_attention(model, step, name, settings.head, settings.sentence);
     Json json{{"name", name},

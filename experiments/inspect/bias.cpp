@@ -10,10 +10,8 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include "macgrad/autograd/attention.h"
 #include "macgrad/autograd/engine.h"
 #include "macgrad/autograd/ops.h"
-#include "macgrad/core/kernels.h"
 #include "macgrad/experiments/common/interrupt.h"
 #include "macgrad/experiments/common/machine.h"
 #include "macgrad/experiments/common/output_files.h"
@@ -70,10 +68,8 @@ Data make_data(const BiasSettings& s) {
   const NoGrad off;
   Generator generator(s.common.seed, kDataStream);
   const auto normal = [&] {
-    const Tensor t =
-        Tensor::empty({1, s.heads, s.length, s.dim}, dtype_of(s.common), device_of(s.common));
-    kernels::random_normal(t, generator.draw());
-    return Variable(t);
+    return Variable(Tensor::randn({1, s.heads, s.length, s.dim}, generator, dtype_of(s.common),
+                                  device_of(s.common)));
   };
   Data d;
   d.q = pre_sbn(normal(), Tensor(), SbnStatistics::row, 1e-13, nullptr);
@@ -200,7 +196,6 @@ BiasResult measure_bias(const BiasSettings& s, const std::function<bool(int64_t 
   const Variable ratio = numerator / denominator;
   Moments combined;
   BiasResult result;
-  result.smallest_ratio = std::numeric_limits<double>::infinity();
   for (int64_t r = 1; r <= s.redraws; ++r) {
     const DrawKey key{s.common.seed, kDrawStream, 0, static_cast<uint32_t>(r)};
     nn::FeatureDraw draw = nn::draw_features(kernel, f, plan, key, dtype_of(s.common));
@@ -222,9 +217,7 @@ BiasResult measure_bias(const BiasSettings& s, const std::function<bool(int64_t 
           return rmfa(q, k, v, mask, draw.omega, draw.weight, args, &seen);
         });
     for (size_t i = 0; i < estimate.size(); ++i) quantities[2 + i].moments.add(estimate[i]);
-    const RmfaStatistics statistics = read_statistics(seen);
-    result.floored += statistics.floored;
-    result.smallest_ratio = std::min(result.smallest_ratio, statistics.smallest_ratio);
+    result.denominators += read_statistics(seen);
     result.draws = r;
     if (!progress(r)) break;
   }
@@ -299,12 +292,12 @@ int run_bias(BiasSettings& s) {
   CsvWriter(out.file("bias.csv"), columns, cells);
   say("Norms over all positions, as shares of the exact ones; {} draws, {} denominators {}, "
       "smallest per key {:.3g}.\n",
-      group_digits(result.draws), group_digits(result.floored),
-      s.denominator == "none" ? "<= 0" : "floored", result.smallest_ratio);
+      group_digits(result.draws), group_digits(result.denominators.floored),
+      s.denominator == "none" ? "<= 0" : "floored", result.denominators.smallest_ratio);
   Json json{{"settings", to_json(s)},
             {"draws", result.draws},
-            {"floored", result.floored},
-            {"smallest_ratio", result.smallest_ratio}};
+            {"floored", result.denominators.floored},
+            {"smallest_ratio", result.denominators.smallest_ratio}};
   json.update(provenance());
   write_json(out.file("bias.json"), json);
   draw_curves(s, result, out);

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "macgrad/autograd/attention.h"
 #include "macgrad/experiments/common/arguments.h"
 
 namespace macgrad::experiments {
@@ -42,10 +43,9 @@ struct BiasRow {
 };
 
 struct BiasResult {
-  std::vector<BiasRow> rows;  // by quantity, then by position, all positions first
-  int64_t draws = 0;          // fewer than asked for when stopped
-  int64_t floored = 0;        // denominators floored, or <= 0 without a floor, over all draws
-  double smallest_ratio = 0;  // smallest denominator per visible key
+  std::vector<BiasRow> rows;           // by quantity, then by position, all positions first
+  int64_t draws = 0;                   // fewer than asked for when stopped
+  DenominatorStatistics denominators;  // over all draws
 };
 
 /// Fresh q, k (unit norm, by row preSBN), v and cotangent from the seed; draws of step 1 … redraws.

@@ -2,10 +2,12 @@
 // step is a function of (seed, step), so begin_step again gives the same pass again.
 #include "macgrad/experiments/inspect/model_step.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "macgrad/autograd/ops.h"
 #include "macgrad/autograd/scope.h"
 #include "macgrad/experiments/common/output_files.h"
 #include "macgrad/experiments/common/vocabulary.h"
@@ -13,7 +15,6 @@
 #include "macgrad/experiments/multi30k/presets.h"
 #include "macgrad/experiments/multi30k/run_files.h"
 #include "macgrad/experiments/multi30k/translator.h"
-#include "macgrad/nn/loss.h"
 
 namespace macgrad::experiments {
 namespace {
@@ -137,17 +138,13 @@ Variable ModelStep::loss() {
   restore_buffers();
   model().train();
   model().begin_step(static_cast<uint32_t>(step_), epoch_);
-  const Variable logits = model().forward(tensors_.source, tensors_.source_valid, tensors_.input,
-                                          tensors_.input_valid, tensors_.places);
+  const Variable sum = trainer_.loss(tensors_);
   const Scope scope("loss");
-  return nn::token_loss(logits, tensors_.output, Vocabulary::kPad, settings_.model.label_smoothing,
-                        tensors_.tokens)
-      .mean()
-      .named("loss");
+  return mul(sum, 1.0 / static_cast<double>(std::max<int64_t>(tensors_.tokens, 1))).named("loss");
 }
 
 double ModelStep::update() {
-  const double norm = trainer_.optimizer().step(learning_rate(), {1.0, settings_.model.clip});
+  const double norm = trainer_.step().apply(step_, 0.0, 1).gradient_norm;
   trainer_.optimizer().zero_grad();
   return norm;
 }
@@ -219,8 +216,8 @@ Json ModelStep::data_facts() const {
 std::string ModelStep::title() const {
   const Multi30kSettings& s = settings_.model;
   return fmt::format("{}: {}{}{}, {} + {} layers of width {}", data_.name, s.attention,
-                     s.attention == "softmax" ? "" : " " + s.kernel, s.ppsbn ? " with ppSBN" : "",
-                     s.layers, s.layers, s.d_model);
+                     attention_settings(s).reads("kernel") ? " " + s.kernel : "",
+                     s.ppsbn ? " with ppSBN" : "", s.layers, s.layers, s.d_model);
 }
 
 }  // namespace macgrad::experiments

@@ -11,7 +11,8 @@
 namespace macgrad::experiments {
 namespace {
 
-constexpr char kFormat[] = "macgrad multi30k 2";
+constexpr char kProgram[] = "macgrad multi30k ";
+constexpr char kFormat[] = "macgrad multi30k 3";
 constexpr char kModel[] = "model/";
 constexpr char kOptimizer[] = "optimizer/";
 
@@ -20,9 +21,14 @@ using State = std::map<std::string, Tensor>;
 
 void check_format(const Metadata& metadata, const std::string& path) {
   const auto format = metadata.find("format");
-  require(format != metadata.end() && format->second == kFormat,
-          "{}: not a checkpoint of this version of multi30k (its metadata does not say \"{}\")",
-          path, kFormat);
+  require(format != metadata.end() && format->second.starts_with(kProgram),
+          "{}: not a checkpoint of multi30k (its metadata has no format \"{}...\")", path,
+          kProgram);
+  require(
+      format->second == kFormat,
+      "{}: a checkpoint in the format \"{}\" of another version of multi30k; this version reads "
+      "\"{}\": use the version that wrote it, or train again",
+      path, format->second, kFormat);
 }
 
 // The JSON under `key` of the metadata, turned into something by `read`.

@@ -10,6 +10,7 @@
 
 #include "macgrad/core/error.h"
 #include "macgrad/experiments/common/arguments.h"
+#include "macgrad/experiments/common/attention_options.h"
 #include "macgrad/experiments/common/confidence.h"
 #include "macgrad/experiments/common/output_files.h"
 #include "macgrad/experiments/common/progress.h"
@@ -34,15 +35,20 @@ void collect(const Json& json, std::map<std::string, std::string>& settings) {
 }
 
 void drop_idle(std::map<std::string, std::string>& settings) {
-  const auto drop = [&](std::initializer_list<const char*> names) {
-    for (const char* name : names) settings.erase(name);
-  };
-  const std::string attention = settings["attention"];
-  if (attention == "softmax") drop({"kernel"});
-  if (attention == "softmax" || attention == "exact")
-    drop({"features", "draws", "redraw", "eval_draws", "denominator"});
-  if (attention == "rmfa" || attention == "exact") drop({"attention_dropout"});
-  if (settings["ppsbn"] == "false") drop({"presbn"});
+  if (const auto kind = settings.find("attention"); kind != settings.end()) {
+    nn::AttentionSettings attention;
+    attention.kind = nn::attention_kind(kind->second);
+    if (const auto map = settings.find("map"); map != settings.end())
+      attention.map = nn::feature_map(map->second);
+    for (const std::string& name : attention_settings_names())
+      if (!attention.reads(name)) settings.erase(name);
+  }
+  if (settings["ppsbn"] == "false") {
+    settings.erase("presbn");
+    if (const auto scale = settings.find("logit_scale");
+        scale != settings.end() && scale->second == "0.0")
+      scale->second = "1.0";  // automatic
+  }
 }
 
 PlottedRun read_run(const std::string& folder) {

@@ -34,9 +34,23 @@ void base(Multi30kSettings& s) {
   s.test = {"test_2016_flickr", "test_2017_flickr", "test_2017_mscoco"};
 }
 
+// What --attention rmfa and --ppsbn stand for: the form of the Macformer paper.
+void paper_form(Multi30kSettings& s) {
+  s.kernel = "exp";
+  s.logit_scale = 1.0;
+  s.train_logit_scale = false;
+  s.features = 128;
+  s.draws = "iid";
+  s.redraw = "step";
+  s.eval_draws = 1;
+  s.denominator = "floor";
+  s.presbn = "auto";
+}
+
 // transformer-tiny of Wu et al. (2021, "Good for Misconceived Reasons"), English to German.
 void transformer_tiny(Multi30kSettings& s) {
   base(s);
+  paper_form(s);
   s.source = "en";
   s.target = "de";
   s.layers = 4;
@@ -55,9 +69,11 @@ void transformer_tiny(Multi30kSettings& s) {
   s.bleu_every = 5;
 }
 
-// The base Transformer of Figure 3 of the Macformer paper; --ppsbn is its second curve.
+// The base Transformer of Figure 3 of the Macformer paper; --ppsbn is its second curve, and
+// --attention rmfa --ppsbn the paper's RMFA.
 void paper(Multi30kSettings& s) {
   base(s);
+  paper_form(s);
   s.source = "de";
   s.target = "en";
   s.layers = 6;

@@ -28,30 +28,32 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-StepReport step_report(const UpdateReport& r, bool rmfa) {
-  StepReport report{r.update, {{"loss", r.loss}, {"norm", r.norm}, {"lr", r.lr}}, r.tokens};
-  if (r.replays > 0)
+StepReport step_report(const nn::StepReport& r, const nn::TrainingStepBase& step,
+                       bool denominators) {
+  StepReport report{r.step, {{"loss", r.loss}, {"norm", r.gradient_norm}, {"lr", r.lr}}, r.count};
+  if (step.replays() > 0)
     report.fields.emplace_back("replayed",
-                               static_cast<double>(r.replays) / static_cast<double>(r.update));
-  if (r.large_draws > 0)
-    report.fields.emplace_back("large draws", static_cast<double>(r.large_draws));
-  if (rmfa) {
-    report.fields.emplace_back("floored", static_cast<double>(r.rmfa.floored));
-    report.fields.emplace_back("ratio", r.rmfa.smallest_ratio);
+                               static_cast<double>(step.replays()) / static_cast<double>(r.step));
+  if (step.left_out() > 0)
+    report.fields.emplace_back("large draws", static_cast<double>(step.left_out()));
+  if (denominators) {
+    report.fields.emplace_back("floored", static_cast<double>(r.denominators.floored));
+    report.fields.emplace_back("ratio", r.denominators.smallest_ratio);
   }
   return report;
 }
 
-std::string epoch_line(const Metrics& m, const EpochSummary& e, bool rmfa) {
+std::string epoch_line(const Metrics& m, const EpochSummary& e, bool denominators) {
   std::string line =
       fmt::format("epoch {} | train loss {:.4f} | valid loss {:.4f} | perplexity {:.2f}", m.epoch,
                   m.train_loss, m.valid_loss, m.perplexity());
   if (!std::isnan(m.bleu)) line += fmt::format(" | BLEU {:.2f}", m.bleu);
   line += fmt::format(" | {} | {} tok/s", format_duration(m.seconds),
                       group_digits(std::llround(m.tokens_per_second())));
-  if (rmfa)
+  if (denominators)
     line += fmt::format(" | {} denominators floored, smallest ratio {}",
-                        group_digits(e.rmfa.floored), format_short(e.rmfa.smallest_ratio));
+                        group_digits(e.denominators.floored),
+                        format_short(e.denominators.smallest_ratio));
   return line;
 }
 
@@ -75,9 +77,9 @@ void print_start(const Multi30kSettings& s, const TranslationData& data, Trainer
       "smoothing {}, {}, {} threads\n",
       s.epochs, group_digits(trainer.total_updates()), s.accumulate, s.batch_tokens, s.lr,
       s.schedule, s.warmup, s.label_smoothing, s.common.precision, s.common.threads);
-  if (s.attention == "rmfa" && !s.ppsbn)
-    say("note: without --ppsbn queries and keys have no bound, and neither has the error of "
-        "RMFA\n");
+  if (attention_settings(s).reads("denominator") && !s.ppsbn)
+    say("note: without --ppsbn queries and keys have no bound, and neither has the error of random "
+        "features\n");
   say("results: {}\n", folder);
   std::fflush(stdout);
 }
@@ -87,7 +89,7 @@ class Run {
  public:
   Run(const Multi30kSettings& settings, Start start)
       : settings_(settings),
-        rmfa_(settings.attention == "rmfa"),
+        has_denominators_(attention_settings(settings).reads("denominator")),
         data_(load_translation_data(settings, start == Start::resume ? settings.common.out : "")),
         tests_(load_tests(settings, data_)),
         trainer_(settings, data_),
@@ -158,10 +160,10 @@ class Run {
     last_save_ = Clock::now();
     EpochSummary summary;
     try {
-      summary = trainer_.train_epoch(epoch, [&](const UpdateReport& r) {
-        progress.step(step_report(r, rmfa_));
+      summary = trainer_.train_epoch(epoch, [&](const nn::StepReport& r) {
+        progress.step(step_report(r, trainer_.step(), has_denominators_));
         if (r.skipped)
-          progress.note(fmt::format("update {} skipped: its gradients are not finite", r.update));
+          progress.note(fmt::format("update {} skipped: its gradients are not finite", r.step));
         if (guard_.interrupted()) return false;
         if (settings_.checkpoint_minutes > 0 &&
             seconds_since(last_save_) >= 60 * settings_.checkpoint_minutes)
@@ -184,10 +186,10 @@ class Run {
       const bool best = state_.add(m);
       files_.save_epoch(trainer_.model(), epoch, best);
       write_metrics(files_.out(), state_.epochs);
-      progress.note(epoch_line(m, summary, rmfa_));
+      progress.note(epoch_line(m, summary, has_denominators_));
     }
     save_checkpoint();
-    const std::vector<std::string> refused = trainer_.refused_replays();
+    const std::vector<std::string>& refused = trainer_.step().eager_reasons();
     for (; refusals_told_ < refused.size(); ++refusals_told_)
       progress.note("updates of some batch shapes run eagerly: " + refused[refusals_told_]);
   }
@@ -278,7 +280,7 @@ class Run {
 
   const Clock::time_point start_ = Clock::now();
   const Multi30kSettings& settings_;
-  const bool rmfa_;
+  const bool has_denominators_;
   const InterruptGuard guard_;
   const Stop stop_ = [this] { return guard_.interrupted(); };
   TranslationData data_;

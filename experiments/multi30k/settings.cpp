@@ -5,29 +5,29 @@
 #include <cmath>
 
 #include "macgrad/core/step_graph.h"
+#include "macgrad/experiments/common/attention_options.h"
 #include "macgrad/nn/allocation.h"
 
 namespace macgrad::experiments {
-namespace {
 
 nn::AttentionSettings attention_settings(const Multi30kSettings& s) {
   nn::AttentionSettings a;
-  a.kind = nn::parse_attention(s.attention);
-  a.kernel = nn::dot_product_kernel(s.kernel);
+  a.kind = nn::attention_kind(s.attention);
+  a.map = nn::feature_map(s.map);
+  a.matrix = matrix_named(s.matrix);
+  a.kernel = nn::pair_kernel(s.kernel);
   a.logit_scale = s.logit_scale;
   a.train_logit_scale = s.train_logit_scale;
   a.draws = nn::draw_method(s.draws);
   a.features = s.features;
   a.redraw = nn::RedrawPolicy::parse(s.redraw);
   a.eval_draws = static_cast<int>(s.eval_draws);
-  a.floor = nn::parse_denominator_floor(s.denominator);
+  a.denominator = nn::parse_denominator_floor(s.denominator);
   a.ppsbn = s.ppsbn;
   a.pre_sbn = nn::parse_pre_sbn(s.presbn);
   a.dropout = s.attention_dropout;
   return a;
 }
-
-}  // namespace
 
 bool Multi30kSettings::shared_vocabulary() const {
   return vocabularies == "auto" ? subwords == "bpe" : vocabularies == "shared";
@@ -97,20 +97,22 @@ void check_settings(const Multi30kSettings& s) {
           "--keep {} keeps fewer epochs than --average {} needs; raise it, or leave it out", s.keep,
           s.average);
   const nn::AttentionSettings attention = attention_settings(s);
-  if (attention.kind == nn::AttentionKind::softmax) return;
-  const nn::DotProductKernel& kernel = attention.kernel;
-  if (attention.kind == nn::AttentionKind::rmfa) {
+  const nn::PairKernel& kernel = attention.kernel;
+  if (attention.kind.uses_map || attention.reads("draws")) nn::check_feature_map(attention);
+  if (attention.reads("redraw"))
     require(s.eval_draws == 1 || s.redraw != "never",
             "--eval-draws {} with --redraw never: there is one draw for training and evaluation; "
             "leave one of the two out",
             s.eval_draws);
-    const int64_t least = nn::least_features(attention.draws, kernel, s.d_model / s.heads);
+  if (attention.reads("draws")) {
+    const int64_t least =
+        nn::least_features(attention.draws, kernel.function(), s.d_model / s.heads);
     require(
         s.features >= least,
         "--features {} is too small for --draws {} with {} dimensions per head; use at least {}",
         s.features, s.draws, s.d_model / s.heads, least);
   }
-  if (std::isinf(kernel.radius())) return;
+  if (!attention.reads("kernel") || std::isinf(kernel.radius())) return;
   require(s.ppsbn,
           "--attention {} --kernel {} needs --ppsbn: the series of {} converges for |t| < {} only, "
           "and ppSBN is what keeps queries and keys that small",
@@ -121,7 +123,7 @@ void check_settings(const Multi30kSettings& s) {
                            : kernel.radius() * std::sqrt(static_cast<double>(head_dim));
   require(
       s.logit_scale < limit,
-      "--logit-scale {} is too large for --kernel {}: with {} dimensions a head it must be below "
+      "--logit-scale {} is too large for --kernel {}: with {} dimensions per head it must be below "
       "{:.4g}",
       s.logit_scale, s.kernel, head_dim, limit);
 }

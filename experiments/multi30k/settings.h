@@ -40,23 +40,25 @@ struct Multi30kSettings {
   std::string activation = "relu";
   std::string attention = "softmax";
   double attention_dropout = 0.0;
+  std::string map = "maclaurin";  // of --attention linear
+  std::string matrix = "auto";    // projection matrix of the map; auto: the map's own
   std::string kernel = "exp";
-  double logit_scale = 1.0;
+  double logit_scale = nn::kAutomaticScale;
   bool train_logit_scale = false;
   int64_t features = 128;
-  std::string draws = "iid";
+  std::string draws = "optimal";
   std::string redraw = "step";
   int64_t eval_draws = 1;
   std::string denominator = "floor";
   bool ppsbn = false;
-  std::string presbn = "auto";
+  std::string presbn = "row";
   double qkv_gain = 1.0;  // on the Xavier values of query, key and value projections
 
   // Training.
   int64_t epochs = 10;
   int64_t max_updates = 0;      // 0: no limit
   int64_t batch_tokens = 4096;  // padding included
-  int64_t accumulate = 1;       // batches an update
+  int64_t accumulate = 1;       // batches per update
   double lr = 1e-3;             // peak
   int64_t warmup = 200;         // updates
   double warmup_from = 0.0;     // learning rate that the warm-up rises from
@@ -71,7 +73,7 @@ struct Multi30kSettings {
   int64_t average = 0;            // epochs whose mean is the final model; 0: the best epoch's
   int64_t keep = 0;               // epochs on disk; 0: as many as the average needs
   double checkpoint_minutes = 5;  // between checkpoints within an epoch; 0: none
-  std::string graph = "on";       // on | off: record and replay updates where the device can
+  std::string graph = "on";       // on | off: capture and replay updates where the device can
   int64_t shape_multiple = 0;     // rows and widths of training batches; 0: 8 where updates replay
 
   // Evaluation.
@@ -88,7 +90,7 @@ struct Multi30kSettings {
   /// Sentences as written; the toy corpus is tokenised.
   bool raw_text() const;
   Device device() const;
-  /// Whether updates are recorded and replayed: on a device that can, one batch an update.
+  /// Whether updates are captured and replayed: on a device that can, with one batch per update.
   bool replays() const;
   /// Raw text is scored with sacreBLEU's default tokenisation; tokenised text as it is.
   BleuOptions bleu() const;
@@ -112,9 +114,6 @@ bool may_change(SettingRole role);
 /// The options, such as "--epochs", whose settings may.
 std::vector<std::string> changeable_options();
 
-/// "--max-updates" of "max_updates".
-std::string option_of(std::string setting);
-
 /// A model and settings that learn the toy corpus in seconds.
 void make_toy(Multi30kSettings& settings);
 
@@ -131,6 +130,7 @@ void declare_search_options(Options& options, Multi30kSettings& settings);
 /// radius without ppSBN, a width that the heads do not divide, ...).
 void check_settings(const Multi30kSettings& settings);
 
+nn::AttentionSettings attention_settings(const Multi30kSettings& settings);
 nn::TransformerSettings transformer_settings(const Multi30kSettings& settings,
                                              int64_t source_vocabulary, int64_t target_vocabulary);
 

@@ -40,6 +40,8 @@ void each_setting(Settings& s, F&& f) {
   model("activation", s.activation);
   model("attention", s.attention);
   model("attention_dropout", s.attention_dropout);
+  model("map", s.map);
+  model("matrix", s.matrix);
   model("kernel", s.kernel);
   model("logit_scale", s.logit_scale);
   model("train_logit_scale", s.train_logit_scale);
@@ -122,11 +124,6 @@ SettingRole setting_role(const std::string& name) {
   for (const auto& [known, role] : roles())
     if (known == name) return role;
   return SettingRole::model;
-}
-
-std::string option_of(std::string setting) {
-  std::replace(setting.begin(), setting.end(), '_', '-');
-  return "--" + setting;
 }
 
 bool may_change(SettingRole role) {

@@ -1,6 +1,7 @@
 // The options. One that the chosen attention, corpus or device never reads is refused.
 #include <fmt/format.h>
 
+#include "macgrad/experiments/common/attention_options.h"
 #include "macgrad/experiments/multi30k/presets.h"
 #include "macgrad/experiments/multi30k/settings.h"
 #include "macgrad/nn/allocation.h"
@@ -22,14 +23,7 @@ void refuse_idle_options(const Options& options, const Multi30kSettings& s, bool
       if (options.given(name)) throw UsageError("{} has no effect {}", name, why);
   };
   if (one_model) {
-    refuse(s.attention == "softmax", {"--kernel"},
-           "with --attention softmax; add --attention rmfa or --attention exact");
-    refuse(s.attention != "rmfa",
-           {"--features", "--draws", "--redraw", "--eval-draws", "--denominator"},
-           fmt::format("with --attention {}; add --attention rmfa", s.attention));
-    refuse(s.attention != "softmax", {"--attention-dropout"},
-           fmt::format("with --attention {}, which has no weights to drop; use --dropout",
-                       s.attention));
+    reject_idle_attention_options(options, s.attention, s.map);
     refuse(!s.ppsbn, {"--presbn"}, "without --ppsbn; add --ppsbn");
   }
   refuse(s.subwords == "bpe", {"--min-frequency"},
@@ -42,7 +36,7 @@ void refuse_idle_options(const Options& options, const Multi30kSettings& s, bool
          "with --toy, which brings settings of its own and has no test splits");
   refuse(s.warmup == 0, {"--warmup-from"}, "with --warmup 0");
   refuse(s.common.device == "cpu", {"--graph"},
-         "with --device cpu, where no update is recorded; leave it out");
+         "with --device cpu, where no update is captured; leave it out");
 }
 
 }  // namespace
@@ -75,11 +69,18 @@ void declare_options(Options& o, Multi30kSettings& s, bool one_model) {
   o.choice("--norm", s.norm, {"pre", "post"}, "Where the layer norms stand");
   o.choice("--activation", s.activation, {"relu", "gelu", "gelu_tanh"},
            "Of the feed-forward blocks");
-  o.choice("--attention", s.attention, {"softmax", "rmfa", "exact"},
-           "Softmax, random Maclaurin features, or the kernel exactly");
+  o.choice("--attention", s.attention, attention_names(),
+           "Softmax, the kernel exactly, linear attention with --map, rmfa (linear with the map "
+           "maclaurin), or the mean of all values");
+  o.choice("--map", s.map, feature_map_names(), "Feature map of linear attention");
+  o.choice("--matrix", s.matrix, projection_matrix_names(),
+           "Projection matrix of " + maps_reading("matrix") + "; auto: the map's own");
   o.number("--attention-dropout", s.attention_dropout, share, "Dropout of softmax weights");
-  o.text("--kernel", s.kernel, "Dot-product kernel: " + nn::dot_product_kernel_names(), "NAME");
-  o.number("--logit-scale", s.logit_scale, positive, "tau: logits are tau q.k/sqrt(d)");
+  o.text("--kernel", s.kernel, "Kernel: " + nn::pair_kernel_names(), "NAME");
+  o.number("--logit-scale", s.logit_scale, not_negative,
+           "tau: logits are tau q.k/sqrt(d); 0: automatic, which is 1 without --ppsbn, and with it "
+           "sqrt(2d) "
+           "or half of the kernel's radius if that is less");
   o.flag("--train-logit-scale", s.train_logit_scale, "Train tau, from --logit-scale on");
   o.number("--features", s.features, at_least(1), "Random features D");
   o.choice("--draws", s.draws, nn::draw_method_names(), "How features are drawn");
@@ -87,11 +88,10 @@ void declare_options(Options& o, Multi30kSettings& s, bool one_model) {
   o.number("--eval-draws", s.eval_draws, between(1, 1000),
            "Fixed draws whose log-probabilities evaluation averages");
   o.text("--denominator", s.denominator,
-         "Small denominators of RMFA: floor (0.001 a visible key), floor:DELTA, none", "POLICY");
+         "Small denominators: floor (0.001 per visible key), floor:DELTA, none", "POLICY");
   o.flag("--ppsbn", s.ppsbn, "ppSBN around the attention");
-  o.choice(
-      "--presbn", s.presbn, {"auto", "batch", "row"},
-      "preSBN statistics; auto: batch in the encoder (the paper; row is better), row elsewhere");
+  o.choice("--presbn", s.presbn, {"auto", "batch", "row"},
+           "preSBN statistics; auto: batch in the encoder (the paper's form), row elsewhere");
   o.flag("--share-embeddings,!--separate-embeddings", s.share_embeddings,
          "One embedding table for source, target and output");
   o.number("--qkv-gain", s.qkv_gain, positive,

@@ -1,6 +1,5 @@
-// One update: batches of a group add up losses and gradients over their tokens, then Adam steps
-// with clipping. A loss that is not finite ends the run; a gradient that is not is passed over, and
-// so many in a row end it.
+// An epoch of updates by nn::TrainingStep. A loss that is not finite ends the run; an update whose
+// gradients are not is skipped, and many of them in a row end it.
 #include "macgrad/experiments/multi30k/training.h"
 
 #include <algorithm>
@@ -8,9 +7,10 @@
 #include <cmath>
 
 #include "macgrad/autograd/ops.h"
+#include "macgrad/autograd/scope.h"
 #include "macgrad/experiments/common/progress.h"
 #include "macgrad/experiments/multi30k/evaluation.h"
-#include "macgrad/nn/accumulation.h"
+#include "macgrad/nn/loss.h"
 
 namespace macgrad::experiments {
 namespace {
@@ -59,6 +59,29 @@ nn::Schedule make_schedule(const Multi30kSettings& s, int64_t total) {
   return nn::parse_schedule(s.schedule, s.lr, s.warmup, total, s.warmup_from);
 }
 
+int64_t up(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
+PaddedIds rounded_up(const PaddedIds& block, int64_t multiple) {
+  PaddedIds result;
+  result.rows = up(block.rows, multiple);
+  result.width = up(block.width, multiple);
+  result.ids.assign(static_cast<size_t>(result.rows * result.width), Vocabulary::kPad);
+  for (int64_t r = 0; r < block.rows; ++r)
+    std::copy_n(block.ids.begin() + r * block.width, block.width,
+                result.ids.begin() + r * result.width);
+  return result;
+}
+
+// Rows and widths rounded up to `multiple`; what is added is padding.
+Batch rounded_up(const Batch& batch, int64_t multiple) {
+  Batch result = batch;
+  for (PaddedIds Batch::*block : {&Batch::source, &Batch::target_input, &Batch::target_output})
+    result.*block = rounded_up(batch.*block, multiple);
+  return result;
+}
+
 }  // namespace
 
 Trainer::Trainer(const Multi30kSettings& settings, const TranslationData& data)
@@ -68,59 +91,28 @@ Trainer::Trainer(const Multi30kSettings& settings, const TranslationData& data)
       optimizer_(make_optimizer(model_, settings)),
       epoch_updates_(count_epoch_updates(settings, data)),
       total_updates_(count_updates(settings, epoch_updates_)),
-      schedule_(make_schedule(settings, total_updates_)) {
-  if (settings.replays()) recorded_.emplace(model_, optimizer_, settings);
+      step_(model_, optimizer_, [this](const BatchTensors& batch) { return loss(batch); },
+            {.lr = make_schedule(settings, total_updates_),
+             .clip_norm = settings.clip,
+             .capture = settings.replays()}) {}
+
+Variable Trainer::loss(const BatchTensors& b) {
+  const Variable logits =
+      model_.forward(b.source, b.source_valid, b.input, b.input_valid, b.places);
+  const Scope scope("loss");
+  return nn::token_loss(logits, b.output, Vocabulary::kPad, settings_.label_smoothing, b.tokens)
+      .sum;
 }
 
-std::vector<std::string> Trainer::refused_replays() const {
-  return recorded_ ? recorded_->refusals() : std::vector<std::string>{};
-}
-
-void Trainer::update(const std::vector<Batch>& batches, size_t first, size_t last, int64_t epoch,
-                     UpdateReport& r) {
-  const auto stop_unless_finite = [&] {
-    if (!std::isfinite(r.loss))
-      throw NotFinite(
-          "update {} (epoch {}): the training loss is {}; lower --lr (now {}), lengthen --warmup, "
-          "or clip more (--clip)",
-          r.update, epoch, format_short(r.loss), settings_.lr);
-  };
+BatchTensors Trainer::tensors(const Batch& batch) const {
   const int64_t multiple = settings_.shape_multiple > 0 ? settings_.shape_multiple
-                           : recorded_                  ? kReplayedMultiple
+                           : settings_.replays()        ? kReplayedMultiple
                                                         : 1;
-  const auto tensors = [&](const Batch& batch) {
-    return to_tensors(multiple > 1 ? rounded_up(batch, multiple) : batch, settings_.device());
-  };
-  r.lr = schedule_(r.update);
-  if (recorded_) {
-    const BatchTensors b = tensors(batches[first]);
-    if (const auto replayed = recorded_->run(b, r.update, epoch, r.lr)) {
-      r.tokens = b.tokens;
-      r.loss = replayed->loss / static_cast<double>(std::max<int64_t>(b.tokens, 1));
-      r.norm = replayed->norm;
-      r.rmfa = replayed->rmfa;
-      ++replays_;
-      stop_unless_finite();
-      return;
-    }
-  }
-  optimizer_.zero_grad();
-  nn::Accumulation accumulated;
-  for (size_t i = first; i < last; ++i) {
-    const BatchTensors b = tensors(batches[i]);
-    accumulated.add(
-        nn::token_loss(model_.forward(b.source, b.source_valid, b.input, b.input_valid, b.places),
-                       b.output, Vocabulary::kPad, settings_.label_smoothing, b.tokens));
-  }
-  r.loss = accumulated.loss();
-  r.tokens = accumulated.tokens();
-  stop_unless_finite();
-  r.norm = optimizer_.step(r.lr, {accumulated.grad_scale(), settings_.clip});
-  r.rmfa = nn::rmfa_statistics(model_);
+  return to_tensors(multiple > 1 ? rounded_up(batch, multiple) : batch, settings_.device());
 }
 
 EpochSummary Trainer::train_epoch(int64_t epoch,
-                                  const std::function<bool(const UpdateReport&)>& report) {
+                                  const std::function<bool(const nn::StepReport&)>& report) {
   using Clock = std::chrono::steady_clock;
   const std::vector<Batch> batches = shuffled_batches(
       data_.train, settings_.batch_tokens, settings_.common.seed, static_cast<uint64_t>(epoch));
@@ -133,26 +125,27 @@ EpochSummary Trainer::train_epoch(int64_t epoch,
   while (!epoch_complete() && !finished() && !done.stopped) {
     const auto start = Clock::now();
     const size_t first = static_cast<size_t>(done.updates) * group;
-    UpdateReport r;
-    r.update = place_.updates + 1;
-    model_.begin_step(static_cast<uint32_t>(r.update), epoch);
-    update(batches, first, std::min(first + group, batches.size()), epoch, r);
-    r.skipped = !std::isfinite(r.norm);
-    r.replays = replays_;
-    r.large_draws = recorded_ ? recorded_->large_draws() : 0;
-    place_.updates = r.update;
+    std::vector<BatchTensors> micro_batches;
+    for (size_t i = first; i < std::min(first + group, batches.size()); ++i)
+      micro_batches.push_back(tensors(batches[i]));
+    const nn::StepReport r = step_(micro_batches, epoch);
+    if (!std::isfinite(r.loss))
+      throw NotFinite(
+          "update {} (epoch {}): the training loss is {}; lower --lr (now {}), lengthen --warmup, "
+          "or clip more (--clip)",
+          r.step, epoch, format_short(r.loss), settings_.lr);
+    place_.updates = r.step;
     place_.skipped += r.skipped;
     place_.skipped_in_a_row = r.skipped ? place_.skipped_in_a_row + 1 : 0;
     if (place_.skipped_in_a_row == kMostSkipped)
       throw NotFinite(
           "update {} (epoch {}): the gradients of {} updates in a row were not finite; lower --lr "
           "(now {}) or lengthen --warmup",
-          r.update, epoch, kMostSkipped, settings_.lr);
+          r.step, epoch, kMostSkipped, settings_.lr);
     ++done.updates;
-    done.tokens += r.tokens;
-    done.loss_sum += r.loss * static_cast<double>(r.tokens);
-    done.rmfa.floored += r.rmfa.floored;
-    done.rmfa.smallest_ratio = std::min(done.rmfa.smallest_ratio, r.rmfa.smallest_ratio);
+    done.tokens += r.count;
+    done.loss_sum += r.loss * static_cast<double>(r.count);
+    done.denominators += r.denominators;
     done.seconds += std::chrono::duration<double>(Clock::now() - start).count();
     done.stopped = !report(r);
   }

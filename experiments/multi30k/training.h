@@ -6,10 +6,8 @@
 #include <vector>
 
 #include "macgrad/experiments/multi30k/data.h"
-#include "macgrad/experiments/multi30k/recorded_steps.h"
 #include "macgrad/experiments/multi30k/training_state.h"
-#include "macgrad/nn/optimizer.h"
-#include "macgrad/nn/schedule.h"
+#include "macgrad/nn/training_step.h"
 
 namespace macgrad::experiments {
 
@@ -20,19 +18,6 @@ class NotFinite : public Error {
   using Error::Error;
 };
 
-/// One update, as reported.
-struct UpdateReport {
-  int64_t update = 0;  // counted from 1 over all epochs
-  double loss = 0;     // a token, with label smoothing
-  double norm = 0;     // of the gradients, before clipping
-  double lr = 0;
-  int64_t tokens = 0;       // target tokens, <eos> counted
-  bool skipped = false;     // gradients were not finite: nothing was changed
-  int64_t replays = 0;      // updates so far that were replayed, not run (core/step_graph.h)
-  int64_t large_draws = 0;  // updates so far that RecordedSteps::large_draws() counts
-  RmfaStatistics rmfa;      // of this update; nothing seen without RMFA
-};
-
 class Trainer {
  public:
   Trainer(const Multi30kSettings& settings, const TranslationData& data);
@@ -41,7 +26,7 @@ class Trainer {
   /// reached. Goes on with `epoch`, from 1, where it was left; another epoch than that under way
   /// is begun. Returns the sums of the whole epoch so far. Throws NotFinite; the parameters are
   /// then those of the update before.
-  EpochSummary train_epoch(int64_t epoch, const std::function<bool(const UpdateReport&)>& report);
+  EpochSummary train_epoch(int64_t epoch, const std::function<bool(const nn::StepReport&)>& report);
 
   /// Of the whole run: epochs x updates an epoch, at most --max-updates.
   int64_t total_updates() const { return total_updates_; }
@@ -51,21 +36,25 @@ class Trainer {
   bool epoch_complete() const { return place_.done.updates >= epoch_updates_; }
 
   /// Of an update, counted from 1.
-  double learning_rate(int64_t update) const { return schedule_(update); }
+  double learning_rate(int64_t update) const { return step_.options().lr(update); }
 
   const TrainingPlace& place() const { return place_; }
   /// Goes on from there; model and optimizer must hold what they held then.
-  void restore(const TrainingPlace& place) { place_ = place; }
+  void restore(const TrainingPlace& place) {
+    place_ = place;
+    step_.resume(place.updates);
+  }
 
   nn::Transformer& model() { return model_; }
   nn::Adam& optimizer() { return optimizer_; }
-  /// Why updates of some shapes are not replayed; empty when all can be, or none should.
-  std::vector<std::string> refused_replays() const;
+  nn::TrainingStep<BatchTensors>& step() { return step_; }
+
+  /// Summed loss of a batch, with label smoothing.
+  Variable loss(const BatchTensors& batch);
 
  private:
-  // One update from the batches [first, last); fills the report, which holds the update's number.
-  void update(const std::vector<Batch>& batches, size_t first, size_t last, int64_t epoch,
-              UpdateReport& report);
+  // As an update reads it: where steps are replayed, of a shape that recurs.
+  BatchTensors tensors(const Batch& batch) const;
 
   const Multi30kSettings& settings_;
   const TranslationData& data_;
@@ -73,9 +62,7 @@ class Trainer {
   nn::Adam optimizer_;
   int64_t epoch_updates_;
   int64_t total_updates_;
-  nn::Schedule schedule_;
-  std::optional<RecordedSteps> recorded_;
-  int64_t replays_ = 0;
+  nn::TrainingStep<BatchTensors> step_;
   TrainingPlace place_;
 };
 

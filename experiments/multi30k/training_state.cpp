@@ -29,8 +29,9 @@ void each_field(Summary& s, const F& f) {
   f("tokens", s.tokens);
   f("loss_sum", s.loss_sum);
   f("seconds", s.seconds);
-  f("floored", s.rmfa.floored);
-  f("smallest_ratio", s.rmfa.smallest_ratio);
+  f("denominators", s.denominators.rows);
+  f("floored", s.denominators.floored);
+  f("smallest_ratio", s.denominators.smallest_ratio);
 }
 
 template <class Row, class F>

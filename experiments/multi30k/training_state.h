@@ -21,7 +21,7 @@ struct EpochSummary {
   double loss_sum = 0;   // over tokens, with label smoothing
   double seconds = 0;    // of the updates
   bool stopped = false;  // by the callback
-  RmfaStatistics rmfa{0, std::numeric_limits<double>::infinity()};
+  DenominatorStatistics denominators = {};
 
   /// Mean a token.
   double loss() const { return loss_sum / static_cast<double>(tokens > 0 ? tokens : 1); }

@@ -8,6 +8,7 @@
 
 #include "macgrad/autograd/engine.h"
 #include "macgrad/autograd/ops.h"
+#include "macgrad/nn/attention_core.h"
 
 namespace macgrad::experiments {
 namespace {
@@ -49,15 +50,22 @@ AttentionResult run(const Attention& attention, const Inputs& inputs, const Vari
   return result;
 }
 
-AttentionResult run_exact(const nn::DotProductKernel& kernel, double scale, const Inputs& inputs,
+AttentionResult run_exact(const nn::PairKernel& kernel, double logit_scale, const Inputs& inputs,
                           const Variable& cotangent) {
-  if (kernel.name() == "exp") {
-    return run(
-        [&](const Variable& q, const Variable& k, const Variable& v) {
-          return softmax_attention(q, k, v, AttentionMask{}, scale);
-        },
-        inputs, cotangent);
-  }
+  const bool exponential = nn::is_exponential(kernel);
+  nn::AttentionSettings settings;
+  settings.kind = nn::attention_kind(exponential && !kernel.has_factor() ? "softmax" : "exact");
+  settings.kernel = kernel;
+  settings.logit_scale = logit_scale;
+  settings.unit_rows_given = true;
+  nn::ModelRandom none;
+  const auto core = nn::make_attention_core(
+      nullptr, "exact", settings,
+      {nn::AttentionRole::cross, inputs.q.size(1), inputs.q.size(3), &none});
+  const Attention attention = [&](const Variable& q, const Variable& k, const Variable& v) {
+    return core->forward({q, k, v, {}, {}});
+  };
+  if (exponential) return run(attention, inputs, cotangent);
   const int64_t n = inputs.q.size(2);
   const int64_t row = inputs.q.size(0) * inputs.q.size(1) * inputs.k.size(2);
   const int64_t block = std::clamp<int64_t>(kBlockElements / std::max<int64_t>(1, row), 1, n);
@@ -67,12 +75,7 @@ AttentionResult run_exact(const nn::DotProductKernel& kernel, double scale, cons
     const int64_t end = std::min(n, begin + block);
     const Inputs part{slice(inputs.q, 2, begin, end), inputs.k, inputs.v};
     const Variable c = cotangent.defined() ? slice(cotangent, 2, begin, end) : Variable();
-    const AttentionResult r = run(
-        [&](const Variable& q, const Variable& k, const Variable& v) {
-          const Variable values = kernel(matmul(q * scale, transpose(k, 2, 3)));
-          return matmul(values, v) / sum(values, {3}, true);
-        },
-        part, c);
+    const AttentionResult r = run(attention, part, c);
     outs.emplace_back(r.out);
     if (!c.defined()) continue;
     dq.emplace_back(r.gradients[0]);
@@ -96,20 +99,13 @@ double plain_bytes(const Inputs& inputs) {
          static_cast<double>(item_size(inputs.q.dtype()));
 }
 
-Variable rmfa_of(const nn::FeatureDraw& draw, const Variable& q, const Variable& k,
-                 const Variable& v, Tensor* statistics) {
-  RmfaArgs args = two_terms(draw.constant, draw.linear);
-  args.levels = draw.levels;
-  return rmfa(q, k, v, AttentionMask{}, draw.omega, draw.weight, args, statistics);
-}
-
 Variable mean_of_values(const Variable& q, const Variable& k, const Variable& v) {
   return featureless(two_terms(1.0, 0.0), q, k, v);
 }
 
-Variable linear_attention(const nn::DotProductKernel& kernel, double scale, const Variable& q,
-                          const Variable& k, const Variable& v) {
-  return featureless(two_terms(kernel.coefficient(0), kernel.coefficient(1) * scale), q, k, v);
+Variable taylor1(const nn::DotProductKernel& f, double scale, const Variable& q, const Variable& k,
+                 const Variable& v) {
+  return featureless(two_terms(f.coefficient(0), f.coefficient(1) * scale), q, k, v);
 }
 
 double normalized_error(const Tensor& a, const Tensor& b) {

@@ -5,8 +5,7 @@
 #include <functional>
 #include <vector>
 
-#include "macgrad/autograd/attention.h"
-#include "macgrad/nn/maclaurin_draw.h"
+#include "macgrad/nn/pair_kernel.h"
 
 namespace macgrad::experiments {
 
@@ -26,9 +25,10 @@ using Attention = std::function<Variable(const Variable&, const Variable&, const
 /// Runs `attention`, and its backward pass when `cotangent` is defined.
 AttentionResult run(const Attention& attention, const Inputs& inputs, const Variable& cotangent);
 
-/// Σ_j f(t_ij) v_j / Σ_j f(t_ij), t = scale·q·k, by blocks of queries so that no n×n matrix is
-/// held. exp goes to the softmax kernel.
-AttentionResult run_exact(const nn::DotProductKernel& kernel, double scale, const Inputs& inputs,
+/// Exact attention with a pair kernel and logits logit_scale·q·k/√d, by blocks of queries so that
+/// no n×n matrix is held. Kernels exp(x·y), with or without a factor of the rows, run as softmax
+/// attention. Rows must have unit norm when the kernel has a finite radius.
+AttentionResult run_exact(const nn::PairKernel& kernel, double logit_scale, const Inputs& inputs,
                           const Variable& cotangent);
 
 /// softmax(scale·q·kᵀ)·v with the n×n matrix in memory.
@@ -37,15 +37,11 @@ Variable plain_softmax_attention(const Variable& q, const Variable& k, const Var
 /// Bytes that the plain form holds beside inputs and outputs.
 double plain_bytes(const Inputs& inputs);
 
-/// RMFA of one draw; denominators are not floored (policy `none`), but counted when <= 0
-/// (read_statistics).
-Variable rmfa_of(const nn::FeatureDraw& draw, const Variable& q, const Variable& k,
-                 const Variable& v, Tensor* statistics);
 /// Predicts the mean of v, ignoring q and k.
 Variable mean_of_values(const Variable& q, const Variable& k, const Variable& v);
-/// Constant and linear term of the kernel, exact: (Σ a_0 + a_1 t) without random features.
-Variable linear_attention(const nn::DotProductKernel& kernel, double scale, const Variable& q,
-                          const Variable& k, const Variable& v);
+/// Constant and linear term of the kernel's f, exact: a_0 + a_1·scale·q·k.
+Variable taylor1(const nn::DotProductKernel& f, double scale, const Variable& q, const Variable& k,
+                 const Variable& v);
 
 /// Σ|a - b|² / Σ|b|².
 double normalized_error(const Tensor& a, const Tensor& b);

@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "macgrad/experiments/common/attention_options.h"
 #include "macgrad/experiments/common/interrupt.h"
 #include "macgrad/experiments/common/machine.h"
 #include "macgrad/experiments/common/output_files.h"
@@ -34,10 +36,15 @@ bool wants_quick(int argc, const char* const* argv) {
 
 void declare(Options& o, NmseSettings& s) {
   add_common_options(o, s.common);
-  o.words("--kernel", s.kernels, "Dot-product kernels: " + nn::dot_product_kernel_names());
-  o.words("--draws", s.draws,
-          fmt::format("Draw methods: {}", fmt::join(nn::draw_method_names(), ", ")),
-          nn::draw_method_names());
+  o.words("--kernel", s.kernels, "Kernels: " + nn::pair_kernel_names());
+  const auto list = [&](const char* name, std::vector<std::string>& values, const std::string& text,
+                        const std::vector<std::string>& words) {
+    o.words(name, values, fmt::format("{}: {}", text, fmt::join(words, ", ")), words);
+  };
+  list("--map", s.maps, "Feature maps", feature_map_names());
+  list("--matrix", s.matrices, "Projection matrices of " + maps_reading("matrix"),
+       projection_matrix_names());
+  list("--draws", s.draws, "Draw methods of " + maps_reading("draws"), nn::draw_method_names());
   o.integers("--lengths", s.lengths, "Sequence lengths n");
   o.integers("--features", s.features, "Random features D");
   o.number("--batch", s.batch, at_least(1), "Batch size B");
@@ -53,6 +60,17 @@ void declare(Options& o, NmseSettings& s) {
          "A small grid, below two minutes on two cores; the default unless one of "
          "--lengths, --features, --repeats, --batch, --heads is given");
   o.check([&o, &s] {
+    for (const std::string setting : {"matrix", "features", "draws", "p"}) {
+      nn::AttentionSettings a;
+      a.kind = nn::attention_kind("linear");
+      const bool read = std::any_of(s.maps.begin(), s.maps.end(), [&](const std::string& map) {
+        a.map = nn::feature_map(map);
+        return a.reads(setting);
+      });
+      if (o.given(option_of(setting)) && !read)
+        throw UsageError("{} has no effect with --map {}; add --map {}", option_of(setting),
+                         fmt::join(s.maps, ","), maps_reading(setting));
+    }
     if (o.given("--p") && s.draws == std::vector<std::string>(s.draws.size(), "optimal"))
       throw UsageError("--p has no effect with --draws optimal, which has a degree law of its own");
     if (o.given("--presbn-eps") && s.presbn == "none")
@@ -62,16 +80,18 @@ void declare(Options& o, NmseSettings& s) {
 
 std::vector<std::string> column_names(bool gradients) {
   std::vector<std::string> names{"kernel",
+                                 "map",
+                                 "matrix",
                                  "draws",
                                  "length",
                                  "features",
                                  "log10_nmse",
                                  "log10_nmse_se",
                                  "log10_nmse_mean",
-                                 "log10_nmse_linear",
+                                 "log10_nmse_taylor1",
                                  "log10_speedup",
                                  "log10_speedup_plain",
-                                 "rmfa_ms",
+                                 "linear_ms",
                                  "draw_ms",
                                  "softmax_ms",
                                  "plain_ms",
@@ -79,34 +99,56 @@ std::vector<std::string> column_names(bool gradients) {
                                  "smallest_ratio",
                                  "repeats"};
   if (gradients)
-    for (const char* who : {"", "_mean", "_linear"})
+    for (const char* who : {"", "_mean", "_taylor1"})
       for (const char* which : {"dq", "dk", "dv"})
         names.push_back(fmt::format("log10_nmse_{}{}", which, who));
   return names;
 }
 
 std::vector<CsvValue> csv_row(const NmseRow& r) {
-  std::vector<CsvValue> row{
-      r.kernel,         r.draws,      r.length,       r.features,  r.rmfa.log10,
-      r.rmfa.se,        r.mean.log10, r.linear.log10, r.speedup(), r.speedup_plain(),
-      r.rmfa_ms,        r.draw_ms,    r.softmax_ms,   r.plain_ms,  r.unsafe_denominators,
-      r.smallest_ratio, r.repeats};
-  for (const auto* list : {&r.rmfa_gradients, &r.mean_gradients, &r.linear_gradients})
+  std::vector<CsvValue> row{r.kernel,
+                            r.map,
+                            r.matrix,
+                            r.draws,
+                            r.length,
+                            r.features,
+                            r.approximate.log10,
+                            r.approximate.se,
+                            r.mean.log10,
+                            r.taylor1.log10,
+                            r.speedup(),
+                            r.speedup_plain(),
+                            r.linear_ms,
+                            r.draw_ms,
+                            r.softmax_ms,
+                            r.plain_ms,
+                            r.unsafe_denominators,
+                            r.smallest_ratio,
+                            r.repeats};
+  for (const auto* list : {&r.approximate_gradients, &r.mean_gradients, &r.taylor1_gradients})
     for (const LogError& e : *list) row.emplace_back(e.log10);
   return row;
 }
 
+// "positive/orf", "maclaurin optimal".
+std::string map_label(const NmseRow& r) {
+  std::string label = r.map;
+  if (!r.matrix.empty()) label += "/" + r.matrix;
+  if (!r.draws.empty()) label += " " + r.draws;
+  return label;
+}
+
 void print_header(bool gradients) {
-  say("{:<8} {:<10} {:>6} {:>6} {:>15} {:>8} {:>8} {:>8} {:>8}{}\n", "kernel", "draws", "n", "D",
-      "log10 NMSE", "mean(V)", "linear", "speedup", "unsafe",
+  say("{:<8} {:<20} {:>6} {:>6} {:>15} {:>8} {:>8} {:>8} {:>8}{}\n", "kernel", "map", "n", "D",
+      "log10 NMSE", "mean(V)", "taylor1", "speedup", "unsafe",
       gradients ? fmt::format(" {:>7} {:>7} {:>7}", "dQ", "dK", "dV") : "");
 }
 
 void print_row(const NmseRow& r) {
-  say("{:<8} {:<10} {:>6} {:>6} {:>7.2f} ± {:<5.2f} {:>8.2f} {:>8.2f} {:>8.2f} {:>8}", r.kernel,
-      r.draws, r.length, r.features, r.rmfa.log10, r.rmfa.se, r.mean.log10, r.linear.log10,
-      r.speedup(), r.unsafe_denominators);
-  for (const LogError& e : r.rmfa_gradients) say(" {:>7.2f}", e.log10);
+  say("{:<8} {:<20} {:>6} {:>6} {:>7.2f} ± {:<5.2f} {:>8.2f} {:>8.2f} {:>8.2f} {:>8}", r.kernel,
+      map_label(r), r.length, r.features, r.approximate.log10, r.approximate.se, r.mean.log10,
+      r.taylor1.log10, r.speedup(), r.unsafe_denominators);
+  for (const LogError& e : r.approximate_gradients) say(" {:>7.2f}", e.log10);
   say("\n");
 }
 
@@ -126,47 +168,59 @@ Json json_row(const NmseRow& r, const std::vector<std::string>& names) {
   return row;
 }
 
-// The two heat maps of Figure 4 for each kernel and draw method.
+// The two heat maps of Figure 4 for each kernel and map.
 void draw_maps(const NmseSettings& s, const RunDirectory& out, const std::vector<NmseRow>& rows) {
-  const auto find = [&](const std::string& kernel, const std::string& draws, int64_t n,
-                        int64_t features) -> const NmseRow* {
-    for (const NmseRow& r : rows)
-      if (r.kernel == kernel && r.draws == draws && r.length == n && r.features == features)
-        return &r;
-    return nullptr;
-  };
-  for (const std::string& kernel : s.kernels) {
-    for (const std::string& draws : s.draws) {
-      HeatMap error, speed;
-      error.title = fmt::format("log10 NMSE of RMFA, {}, draws {}", kernel, draws);
-      speed.title = fmt::format("log10 (softmax time / RMFA time), {}, draws {}", kernel, draws);
-      error.value_label = "log10 NMSE";
-      speed.value_label = "log10 acceleration";
-      for (HeatMap* map : {&error, &speed}) {
-        map->x_label = "random features D";
-        map->y_label = "length n";
-        for (int64_t f : s.features) map->columns.push_back(fmt::format("{}", f));
-        for (int64_t n : s.lengths) map->rows.push_back(fmt::format("{}", n));
-      }
-      for (int64_t n : s.lengths) {
-        for (int64_t f : s.features) {
-          const NmseRow* r = find(kernel, draws, n, f);
-          error.values.push_back(r ? r->rmfa.log10 : NAN);
-          speed.values.push_back(r ? r->speedup() : NAN);
-        }
-      }
-      const std::string suffix = fmt::format("{}_{}", kernel, draws);
-      if (!write_plot(error, out.file("nmse_" + suffix))) return;
-      if (!write_plot(speed, out.file("speed_" + suffix))) return;
+  // Rows of one kernel and map, in order of their first appearance.
+  std::vector<std::vector<const NmseRow*>> groups;
+  for (const NmseRow& r : rows) {
+    const auto same = std::find_if(groups.begin(), groups.end(), [&](const auto& group) {
+      return group[0]->kernel == r.kernel && map_label(*group[0]) == map_label(r);
+    });
+    if (same == groups.end())
+      groups.push_back({&r});
+    else
+      same->push_back(&r);
+  }
+  for (const std::vector<const NmseRow*>& group : groups) {
+    const std::string& kernel = group[0]->kernel;
+    const std::string label = map_label(*group[0]);
+    std::vector<int64_t> features;
+    for (const NmseRow* r : group)
+      if (std::find(features.begin(), features.end(), r->features) == features.end())
+        features.push_back(r->features);
+    HeatMap error, speed;
+    error.title = fmt::format("log10 NMSE, {}, {}", kernel, label);
+    speed.title = fmt::format("log10 (softmax time / linear time), {}, {}", kernel, label);
+    error.value_label = "log10 NMSE";
+    speed.value_label = "log10 acceleration";
+    for (HeatMap* map : {&error, &speed}) {
+      map->x_label = "features D";
+      map->y_label = "length n";
+      for (int64_t f : features) map->columns.push_back(fmt::format("{}", f));
+      for (int64_t n : s.lengths) map->rows.push_back(fmt::format("{}", n));
     }
+    for (int64_t n : s.lengths) {
+      for (int64_t f : features) {
+        const auto r = std::find_if(group.begin(), group.end(), [&](const NmseRow* one) {
+          return one->length == n && one->features == f;
+        });
+        error.values.push_back(r != group.end() ? (*r)->approximate.log10 : NAN);
+        speed.values.push_back(r != group.end() ? (*r)->speedup() : NAN);
+      }
+    }
+    std::string suffix = fmt::format("{}_{}", kernel, label);
+    std::replace_if(
+        suffix.begin(), suffix.end(), [](char c) { return c == '/' || c == ' '; }, '_');
+    if (!write_plot(error, out.file("nmse_" + suffix))) return;
+    if (!write_plot(speed, out.file("speed_" + suffix))) return;
   }
 }
 
 int run_nmse(NmseSettings& s) {
   apply_common_options(s.common);
   for (const std::string& k : s.kernels) {
-    const nn::DotProductKernel kernel = nn::dot_product_kernel(k);
-    nn::check_domain(kernel, s.logit_scale, s.dim);
+    const nn::PairKernel kernel = nn::pair_kernel(k);
+    nn::check_domain(kernel.function(), s.logit_scale, s.dim);
     require(s.presbn != "none" || std::isinf(kernel.radius()),
             "--presbn none with --kernel {}: its series converges for |t| < {} only, and preSBN is "
             "what keeps queries and keys that small; use --presbn batch or row",
@@ -177,9 +231,9 @@ int run_nmse(NmseSettings& s) {
   const auto names = column_names(s.gradients);
   CsvWriter csv(out.file("nmse.csv"), names);
   std::vector<NmseRow> rows;
-  const auto cells = static_cast<int64_t>(s.kernels.size() * s.draws.size() * s.features.size() *
-                                          s.lengths.size()) *
-                     s.repeats;
+  int64_t cells = 0;
+  for (const MapChoice& choice : map_choices(s)) cells += std::ssize(choice.features);
+  cells *= static_cast<int64_t>(s.kernels.size() * s.lengths.size()) * s.repeats;
   bool complete = false;
   {
     Progress progress(cells, "cell");
@@ -226,7 +280,8 @@ int nmse_command(int argc, const char* const* argv) {
   NmseSettings settings;
   if (wants_quick(argc, argv)) make_quick(settings);
   return run_program(
-      argc, argv, "nmse", "NMSE and speed of random Maclaurin feature attention (Figure 4).",
+      argc, argv, "nmse",
+      "NMSE and speed of linear attention with random feature maps (Macformer, Figure 4).",
       [&](Options& options) { declare(options, settings); }, [&] { return run_nmse(settings); });
 }
 

@@ -1,5 +1,5 @@
-// nmse: how close random Maclaurin feature attention comes to exact attention, and how fast.
-// Figure 4 of Macformer (arXiv 2408.11656), beside the two baselines that need no random feature.
+// nmse: how close linear attention with random features comes to exact attention, and how fast.
+// Figure 4 of Macformer (arXiv 2408.11656), with two baselines that need no random feature.
 // What came out: README.md in this folder.
 #include "macgrad/experiments/common/interrupt.h"
 #include "macgrad/experiments/nmse/command.h"

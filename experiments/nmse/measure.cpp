@@ -1,6 +1,6 @@
-// The loops over kernels, lengths, draw methods and D. Data and draws have streams of their own,
-// and all methods see the same data, so that a row does not depend on which others are measured. A
-// D that a method cannot have leaves its row out with a note.
+// The loops over kernels, lengths, maps and D. Data and draws have separate random streams, and all
+// maps see the same data, so that a row does not depend on which others are measured. A map that
+// cannot have some D, or cannot estimate a kernel, leaves its rows out with a note.
 #include "macgrad/experiments/nmse/measure.h"
 
 #include <unistd.h>
@@ -10,9 +10,10 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <memory>
 
 #include "macgrad/autograd/ops.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/experiments/common/attention_options.h"
 #include "macgrad/experiments/nmse/attention.h"
 
 namespace macgrad::experiments {
@@ -20,7 +21,6 @@ namespace {
 
 constexpr double kMissing = std::numeric_limits<double>::quiet_NaN();
 constexpr uint32_t kDataStream = 1;
-constexpr uint32_t kDrawStream = 2;
 
 double median(std::vector<double> values) {
   if (values.empty()) return kMissing;
@@ -46,9 +46,8 @@ double memory_bytes() {
 }
 
 Variable normal(const NmseSettings& s, int64_t n, Generator& generator) {
-  Tensor t = Tensor::empty({s.batch, s.heads, n, s.dim}, dtype_of(s.common), device_of(s.common));
-  kernels::random_normal(t, generator.draw());
-  return Variable(t);
+  return Variable(Tensor::randn({s.batch, s.heads, n, s.dim}, generator, dtype_of(s.common),
+                                device_of(s.common)));
 }
 
 struct Data {
@@ -96,53 +95,66 @@ struct Errors {
 
 struct Cell {
   Errors errors;
-  std::vector<double> draw_ms, rmfa_ms;
+  std::vector<double> draw_ms, linear_ms;
   int64_t unsafe = 0;
   double smallest = INFINITY;
 };
 
 struct Baselines {
-  Errors mean, linear;
+  Errors mean, taylor1;
 };
 
-// A feature count that a method cannot have (h01 needs d + 2 columns) leaves its cell out.
-bool feasible(const nn::DotProductKernel& kernel, const nn::FeatureSettings& settings,
-              std::string& reason) {
-  try {
-    (void)nn::feature_plan(kernel, settings);
-    return true;
-  } catch (const Error& e) {
-    reason = e.what();
-    return false;
-  }
-}
+// One feature map with one D.
+struct Column {
+  Column(const nn::AttentionSettings& settings, uint64_t seed, int64_t heads, int64_t dim)
+      : kernel(settings.kernel),
+        random(seed),
+        scale(nullptr, "scale", settings.logit_scale, false, settings.kernel.radius(), dim),
+        map(nn::make_feature_map(nullptr, "map", settings,
+                                 {nn::AttentionRole::cross, heads, dim, &random}, &scale)) {}
+
+  nn::PairKernel kernel;
+  nn::ModelRandom random;
+  nn::LogitScale scale;
+  std::unique_ptr<nn::FeatureMap> map;
+  NmseRow row;  // what names it
+  Cell cell;
+};
 
 class LengthRun {
  public:
   LengthRun(const NmseSettings& settings, int64_t n) : s_(settings), n_(n) {}
 
-  struct Column {
-    std::string kernel, draws;
-    nn::FeatureSettings features;
-    nn::FeaturePlan plan;
-    Cell cell;
-  };
-
-  void add_column(const std::string& kernel, const std::string& draws, int64_t features,
+  void add_column(const std::string& kernel, const nn::FeatureMapKind& map,
+                  const std::string& matrix, const std::string& draws, int64_t features,
                   const std::function<void(const std::string&)>& note) {
-    nn::FeatureSettings f;
-    f.method = nn::draw_method(draws);
-    f.features = features;
-    f.head_dim = s_.dim;
-    f.p = s_.p;
-    f.logit_scale = s_.logit_scale;
-    const nn::DotProductKernel k = nn::dot_product_kernel(kernel);
-    std::string reason;
-    if (!feasible(k, f, reason)) {
-      note(fmt::format("left out: {} with D = {}: {}", draws, features, reason));
-      return;
+    nn::AttentionSettings a;
+    a.kernel = nn::pair_kernel(kernel);
+    a.map = map;
+    a.logit_scale = s_.logit_scale;
+    a.features = features;
+    a.p = s_.p;
+    // unit_rows_given stays off: it would drop the weight of keys, which is constant on unit rows,
+    // and with it the part of dK along k, which exact attention has.
+    NmseRow row;
+    row.kernel = kernel;
+    row.map = map.name;
+    if (!draws.empty()) a.draws = nn::draw_method(draws);
+    row.draws = draws;
+    if (!matrix.empty()) {
+      a.matrix = matrix_named(matrix);
+      row.matrix = a.matrix ? a.matrix->name : map.matrix;
     }
-    columns_.push_back({kernel, draws, f, nn::feature_plan(k, f), {}});
+    row.length = n_;
+    try {
+      auto column = std::make_unique<Column>(a, seed_of(s_, n_), s_.heads, s_.dim);
+      row.features = column->map->columns();
+      column->row = row;
+      columns_.push_back(std::move(column));
+    } catch (const Error& error) {
+      note(fmt::format("left out: {} {}{} with D = {}: {}", map.name, row.matrix, draws, features,
+                       error.what()));
+    }
   }
 
   int64_t columns() const { return static_cast<int64_t>(columns_.size()); }
@@ -151,16 +163,15 @@ class LengthRun {
     const Data data = make_data(s_, n_, r);
     time_softmax(data, r);
     std::map<std::string, AttentionResult> exact;
-    for (size_t c = 0; c < columns_.size(); ++c) {
-      Column& column = columns_[c];
-      const nn::DotProductKernel kernel = nn::dot_product_kernel(column.kernel);
-      if (!exact.contains(column.kernel)) {
-        exact[column.kernel] = run_exact(kernel, scale(), data.inputs, data.cotangent);
-        measure_baselines(kernel, data, exact[column.kernel]);
+    for (const auto& column : columns_) {
+      const std::string& kernel = column->row.kernel;
+      if (!exact.contains(kernel)) {
+        exact[kernel] = run_exact(column->kernel, s_.logit_scale, data.inputs, data.cotangent);
+        measure_baselines(column->kernel, data, exact[kernel]);
       }
-      measure_rmfa(column, kernel, data, exact[column.kernel], r, static_cast<uint32_t>(c));
-      if (!progress(fmt::format("n {} {} {} D {}", n_, column.kernel, column.draws,
-                                column.features.features)))
+      measure_map(*column, data, exact[kernel], r);
+      if (!progress(
+              fmt::format("n {} {} {} D {}", n_, kernel, column->row.map, column->row.features)))
         return false;
     }
     return true;
@@ -168,25 +179,21 @@ class LengthRun {
 
   std::vector<NmseRow> rows(int64_t repeats) const {
     std::vector<NmseRow> list;
-    for (const Column& c : columns_) {
-      const Baselines& base = baselines_.at(c.kernel);
-      NmseRow row;
-      row.kernel = c.kernel;
-      row.draws = c.draws;
-      row.length = n_;
-      row.features = c.features.features;
-      row.rmfa = log_error(c.cell.errors.out);
+    for (const auto& c : columns_) {
+      const Baselines& base = baselines_.at(c->kernel.name());
+      NmseRow row = c->row;
+      row.approximate = log_error(c->cell.errors.out);
       row.mean = log_error(base.mean.out);
-      row.linear = log_error(base.linear.out);
-      row.rmfa_gradients = c.cell.errors.gradient_errors();
+      row.taylor1 = log_error(base.taylor1.out);
+      row.approximate_gradients = c->cell.errors.gradient_errors();
       row.mean_gradients = base.mean.gradient_errors();
-      row.linear_gradients = base.linear.gradient_errors();
-      row.rmfa_ms = median(c.cell.rmfa_ms);
-      row.draw_ms = median(c.cell.draw_ms);
+      row.taylor1_gradients = base.taylor1.gradient_errors();
+      row.linear_ms = median(c->cell.linear_ms);
+      row.draw_ms = median(c->cell.draw_ms);
       row.softmax_ms = median(softmax_ms_);
       row.plain_ms = median(plain_ms_);
-      row.unsafe_denominators = c.cell.unsafe;
-      row.smallest_ratio = c.cell.smallest;
+      row.unsafe_denominators = c->cell.unsafe;
+      row.smallest_ratio = c->cell.smallest;
       row.repeats = repeats;
       list.push_back(row);
     }
@@ -211,42 +218,34 @@ class LengthRun {
     plain_ms_.push_back(timed(device_of(s_.common), plain));
   }
 
-  void measure_baselines(const nn::DotProductKernel& kernel, const Data& data,
+  void measure_baselines(const nn::PairKernel& kernel, const Data& data,
                          const AttentionResult& exact) {
     Baselines& base = baselines_[kernel.name()];
     base.mean.add(run(mean_of_values, data.inputs, data.cotangent), exact);
-    base.linear.add(
+    base.taylor1.add(
         run([&](const Variable& q, const Variable& k,
-                const Variable& v) { return linear_attention(kernel, scale(), q, k, v); },
+                const Variable& v) { return taylor1(kernel.function(), scale(), q, k, v); },
             data.inputs, data.cotangent),
         exact);
   }
 
-  void measure_rmfa(Column& column, const nn::DotProductKernel& kernel, const Data& data,
-                    const AttentionResult& exact, int64_t r, uint32_t index) {
-    nn::FeatureDraw draw;
-    const DrawKey key{seed_of(s_, n_), kDrawStream, index, static_cast<uint32_t>(r)};
-    const double draw_ms = timed(device_of(s_.common), [&] {
-      draw = nn::draw_features(kernel, column.features, column.plan, key, dtype_of(s_.common));
-      draw.omega = draw.omega.to(device_of(s_.common));
-      draw.weight = draw.weight.to(device_of(s_.common));
-    });
+  void measure_map(Column& column, const Data& data, const AttentionResult& exact, int64_t r) {
     const Inputs& in = data.inputs;
     Tensor statistics;
     AttentionResult result;
-    const auto forward = [&] {
-      const NoGrad off;
-      result.out = rmfa_of(draw, in.q, in.k, in.v, &statistics).value();
+    const auto attention = [&](const Variable& q, const Variable& k, const Variable& v) {
+      return column.map->attend(q, k, v, Variable(), {}, /*delta=*/0.0, &statistics);
     };
+    const auto forward = [&] { result = run(attention, in, Variable()); };
     if (r == 0) forward();
-    column.cell.rmfa_ms.push_back(timed(device_of(s_.common), forward));
-    column.cell.draw_ms.push_back(draw_ms);
-    if (data.cotangent.defined())
-      result = run([&](const Variable& q, const Variable& k,
-                       const Variable& v) { return rmfa_of(draw, q, k, v, nullptr); },
-                   in, data.cotangent);
+    column.cell.draw_ms.push_back(timed(device_of(s_.common), [&] {
+      column.map->begin_step(static_cast<uint32_t>(r) + 1, 0);
+      column.map->prepare(dtype_of(s_.common), device_of(s_.common));
+    }));
+    column.cell.linear_ms.push_back(timed(device_of(s_.common), forward));
+    if (data.cotangent.defined()) result = run(attention, in, data.cotangent);
     column.cell.errors.add(result, exact);
-    const RmfaStatistics seen = read_statistics(statistics);
+    const DenominatorStatistics seen = read_statistics(statistics);
     column.cell.unsafe += seen.floored;
     column.cell.smallest = std::min(column.cell.smallest, seen.smallest_ratio);
   }
@@ -255,7 +254,7 @@ class LengthRun {
 
   const NmseSettings& s_;
   int64_t n_;
-  std::vector<Column> columns_;
+  std::vector<std::unique_ptr<Column>> columns_;
   std::map<std::string, Baselines> baselines_;
   std::vector<double> softmax_ms_, plain_ms_;
 };
@@ -273,27 +272,45 @@ LogError log_error(const std::vector<double>& errors) {
 }
 
 double NmseRow::speedup() const {
-  return std::log10(softmax_ms / (rmfa_ms + draw_ms));
+  return std::log10(softmax_ms / (linear_ms + draw_ms));
 }
 double NmseRow::speedup_plain() const {
-  return std::log10(plain_ms / (rmfa_ms + draw_ms));
+  return std::log10(plain_ms / (linear_ms + draw_ms));
+}
+
+std::vector<MapChoice> map_choices(const NmseSettings& settings) {
+  std::vector<MapChoice> choices;
+  for (const std::string& name : settings.maps) {
+    nn::AttentionSettings a;
+    a.kind = nn::attention_kind("linear");
+    a.map = nn::feature_map(name);
+    const std::vector<std::string> none{""};
+    // A map without --features has one number of columns.
+    const std::vector<int64_t> features =
+        a.reads("features") ? settings.features : std::vector<int64_t>{settings.dim};
+    for (const std::string& matrix : a.reads("matrix") ? settings.matrices : none)
+      for (const std::string& draws : a.reads("draws") ? settings.draws : none)
+        choices.push_back({&nn::feature_map(name), matrix, draws, features});
+  }
+  return choices;
 }
 
 bool measure(const NmseSettings& settings, const CellProgress& progress,
              const std::function<void(const std::vector<NmseRow>&)>& on_length,
              const std::function<void(const std::string&)>& note) {
-  const auto columns = static_cast<int64_t>(settings.kernels.size() * settings.draws.size() *
-                                            settings.features.size());
-  const int64_t all = columns * settings.repeats * static_cast<int64_t>(settings.lengths.size());
   int64_t done = 0;
   for (size_t i = 0; i < settings.lengths.size(); ++i) {
     LengthRun run(settings, settings.lengths[i]);
     for (const std::string& kernel : settings.kernels)
-      for (const std::string& draws : settings.draws)
-        for (int64_t features : settings.features)
+      for (const MapChoice& choice : map_choices(settings))
+        for (int64_t features : choice.features)
           run.add_column(
-              kernel, draws, features, i == 0 ? note : [](const std::string&) {});
-    require(run.columns() > 0, "no draw method fits any of the --features; see the notes above");
+              kernel, *choice.map, choice.matrix, choice.draws, features,
+              i == 0 ? note : [](const std::string&) {});
+    require(run.columns() > 0,
+            "no map fits any of the --kernel and --features; see the notes above");
+    const int64_t all =
+        run.columns() * settings.repeats * static_cast<int64_t>(settings.lengths.size());
     for (int64_t r = 0; r < settings.repeats; ++r)
       if (!run.repeat(r, [&](const std::string& what) { return progress(++done, all, what); })) {
         if (r > 0) on_length(run.rows(r));

@@ -18,6 +18,8 @@ void make_quick(NmseSettings& settings) {
 
 Json to_json(const NmseSettings& s) {
   return {{"kernels", s.kernels},
+          {"maps", s.maps},
+          {"matrices", s.matrices},
           {"draws", s.draws},
           {"lengths", s.lengths},
           {"features", s.features},

@@ -12,7 +12,9 @@ namespace macgrad::experiments {
 struct NmseSettings {
   CommonOptions common;
   std::vector<std::string> kernels{"exp"};
-  std::vector<std::string> draws{"iid"};
+  std::vector<std::string> maps{"maclaurin"};
+  std::vector<std::string> matrices{"auto"};  // of maps with a projection matrix; auto: the map's
+  std::vector<std::string> draws{"iid"};      // of the map maclaurin
   std::vector<int64_t> lengths{200, 500, 1000, 2000, 4000};
   std::vector<int64_t> features{16, 32, 64, 128, 256, 512, 1024};
   int64_t batch = 16;

@@ -1,10 +1,11 @@
-// Coverage on the CUDA device: every slot of core/kernels.h has a kernel there and runs in each
-// dtype it serves, from the rows of the op table or the calls below.
+// Coverage on the CUDA device: every slot of core/kernels.h but kCpuOnly has a kernel there and
+// runs in each dtype it supports, from the rows of the op table or the calls below.
 #include <doctest/doctest.h>
 
 #include <set>
 
 #include "macgrad/core/kernels.h"
+#include "macgrad/tests/composites_allowed.h"
 #include "macgrad/tests/cuda/device.h"
 #include "macgrad/tests/op_cases.h"
 #include "macgrad/tests/slot_coverage.h"
@@ -16,6 +17,9 @@ namespace {
 // which cuda_attention_test and cuda_rmfa_test make.
 const std::set<std::string> kFloat32 = {"softmax_attention_forward", "softmax_attention_backward",
                                         "rmfa_forward", "rmfa_backward"};
+
+// Without a CUDA kernel: a GPU runs the op's composite.
+const std::set<std::string> kCpuOnly = {"linear_attention_forward", "linear_attention_backward"};
 
 // Slots that no differentiable op calls; their values are checked in cuda_random_test,
 // cuda_feature_map_test and cuda_optimizer_test.
@@ -31,6 +35,7 @@ void run_other_slots(DType dtype) {
   const auto zeros = [&] { return Tensor::zeros({5, 13}, dtype, kGpu); };
   kernels::adam(Tensors{zeros()}, Tensors{}, Tensors{y}, Tensors{zeros()}, Tensors{zeros()},
                 AdamArgs{});
+  kernels::sgd(Tensors{zeros()}, Tensors{}, Tensors{y}, Tensors{zeros()}, SgdArgs{});
 }
 
 TEST_CASE("every kernel slot runs on the CUDA device in every dtype it serves") {
@@ -43,6 +48,7 @@ TEST_CASE("every kernel slot runs on the CUDA device in every dtype it serves") 
       if (dtype == DType::bfloat16 && !row.bfloat16) continue;
       if (dtype == DType::float64 && (row.op == "softmax_attention" || row.op == "rmfa")) continue;
       CAPTURE(row.name);
+      const CompositesAllowed allowed(row.op == "linear_attention");
       Tensors inputs;
       for (const Tensor& t : make_inputs(row.inputs, dtype)) inputs.push_back(t.to(kGpu));
       evaluate(row, inputs, row.gradient ? 1 : 0);
@@ -52,6 +58,7 @@ TEST_CASE("every kernel slot runs on the CUDA device in every dtype it serves") 
   const auto slots = slots_of_header();
   CHECK(slots.size() > 60);  // the pattern still reads the header
   for (const std::string& slot : slots) {
+    if (kCpuOnly.contains(slot)) continue;
     for (const DType dtype : dtypes) {
       if (dtype != DType::float32 && kFloat32.contains(slot)) continue;
       CHECK_MESSAGE(noted.seen_on(DeviceType::cuda, slot, dtype), "nothing runs kernels::", slot,

@@ -20,10 +20,10 @@ TransformerSettings small(AttentionKind kind) {
   s.layer.heads = 2;
   s.layer.ffn = 12;
   s.layer.attention.kind = kind;
-  s.layer.attention.ppsbn = kind != AttentionKind::softmax;
+  s.layer.attention.ppsbn = kind.name != "softmax";
   s.layer.attention.sbn_eps = 1e-6;
   s.layer.attention.features = 24;
-  s.layer.attention.eval_draws = kind == AttentionKind::rmfa ? 2 : 1;
+  s.layer.attention.eval_draws = kind.name == "rmfa" ? 2 : 1;
   s.tie_output = false;
   s.seed = 4;
   return s;
@@ -52,9 +52,9 @@ TEST_CASE("cuda decoding: steps and searches stay within 1e-4 of the CPU's") {
     seen.push_back(step({9, 10, 11, 3}, 4));
     return seen;
   };
-  for (const AttentionKind kind :
-       {AttentionKind::softmax, AttentionKind::exact, AttentionKind::rmfa}) {
-    CAPTURE(static_cast<int>(kind));
+  for (const AttentionKind& kind :
+       {attention_kind("softmax"), attention_kind("exact"), attention_kind("rmfa")}) {
+    CAPTURE(kind.name);
     Transformer on_cpu(small(kind)), on_card(small(kind));
     for (Transformer* model : {&on_cpu, &on_card}) {
       // Preferences, so that no two hypotheses are nearly as good.

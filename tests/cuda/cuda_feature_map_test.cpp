@@ -9,7 +9,7 @@
 #include "macgrad/core/kernels.h"
 #include "macgrad/cuda/step_values.h"
 #include "macgrad/nn/attention_core.h"
-#include "macgrad/nn/feature_map.h"
+#include "macgrad/nn/maclaurin_features.h"
 #include "macgrad/tests/cuda/device.h"
 #include "macgrad/tests/op_cases.h"
 
@@ -61,7 +61,7 @@ TEST_CASE("cuda feature map: draws of any layout keep their place in memory") {
     const FeatureDraw first = gpu.features.current(DType::float32, kGpu);
     const auto part = gpu.features.recorded_part();
     REQUIRE(part.has_value());
-    const DrawBounds bounds = draw_bounds(gpu.features.kernel(), first.plan);
+    const DrawBounds bounds = draw_bounds(gpu.features.function(), first.plan);
     CHECK(first.omega.size(-1) == bounds.projections);
     CHECK(first.weight.size(0) == bounds.features);
     for (uint32_t step = 1; step < 20; ++step) {
@@ -97,12 +97,12 @@ TEST_CASE("cuda feature map: a draw above the bounds lies by itself, the next is
   const FeatureSettings settings = settings_of(DrawMethod::iid, 1);
   Map gpu(settings), cpu(settings);
   const FeaturePlan plan = gpu.features.training_draw().plan;
-  const DrawBounds bounds = draw_bounds(gpu.features.kernel(), plan);
+  const DrawBounds bounds = draw_bounds(gpu.features.function(), plan);
   const DrawKey key = gpu.features.training_draw().key;
   const auto projections = [&](uint32_t step) {
     DrawKey one = key;
     one.step = step;
-    return draw_features(gpu.features.kernel(), settings, plan, one).projections();
+    return draw_features(gpu.features.function(), settings, plan, one).projections();
   };
   uint32_t large = 1;
   while (projections(large) <= bounds.projections) REQUIRE(++large < 100000);
@@ -220,14 +220,12 @@ TEST_CASE("cuda feature map: a state of another law or seed gives draws another 
 
 TEST_CASE("cuda feature map: backward after the next draw is refused by name") {
   ModelRandom random(3);
-  AttentionSettings settings;
-  settings.kind = AttentionKind::rmfa;
-  settings.unit_rows_given = true;
+  AttentionSettings settings = paper_attention();
   settings.features = 16;
-  RmfaCore core(nullptr, "core", settings, 2, 8, random);
+  LinearAttentionCore core(nullptr, "core", settings, {AttentionRole::self, 2, 8, &random});
   core.to(kGpu);
   const Variable x(Tensor::full({1, 2, 3, 8}, 0.1, DType::float32, kGpu), true);
-  const auto loss = [&] { return sum(core.forward(x, x, x, {})); };
+  const auto loss = [&] { return sum(core.forward({x, x, x, {}, {}})); };
   core.begin_step(1, 0);
   const Variable late = loss();
   // Before the draw is made, too: a replay may have made it.

@@ -11,7 +11,6 @@
 #include "macgrad/autograd/engine.h"
 #include "macgrad/core/kernel.h"
 #include "macgrad/core/step_graph.h"
-#include "macgrad/nn/attention_core.h"
 #include "macgrad/nn/loss.h"
 #include "macgrad/nn/optimizer.h"
 #include "macgrad/nn/transformer.h"
@@ -40,7 +39,7 @@ struct Cost {
   std::string by_slot;
 };
 
-// One update of a model of 4 + 4 layers, captured as `multi30k` does.
+// One update of a model of 4 + 4 layers, captured as nn::TrainingStep does.
 Cost cost_of_step(const nn::AttentionSettings& attention) {
   nn::TransformerSettings settings;
   settings.source_vocabulary = settings.target_vocabulary = 12;
@@ -52,7 +51,7 @@ Cost cost_of_step(const nn::AttentionSettings& attention) {
   settings.layer.attention = attention;
   nn::Transformer model(settings);
   model.to(kGpu);
-  nn::Adam adam(nn::decay_groups(model, 0.0));
+  nn::Adam adam(model);
   const Tensor ids = Tensor::full({2, 4}, 5.0, DType::int64, kGpu);
   const Tensor valid = Tensor::full({2, 4}, 1.0, DType::boolean, kGpu);
   const auto loss = [&] {
@@ -64,14 +63,16 @@ Cost cost_of_step(const nn::AttentionSettings& attention) {
   adam.zero_grad();
   Cost cost;
   model.begin_step(2, 0);
-  REQUIRE(nn::recorded_draws(model));
+  REQUIRE(model.captured_state());
   std::optional<StepGraph> graph;
   {
     const SlotCalls calls;
     graph.emplace(kGpu, [&] {
-      model.record_live_step();
-      backward(loss());
-      adam.record_step(1.0);
+      model.queue_captured_draws();
+      model.begin_micro_batch(kLiveStep, 0);
+      const Variable sum = loss();
+      backward(sum);
+      adam.capture_step({.clip_norm = 1.0}, sum.value());
       adam.zero_grad();
     });
     for (const auto& [slot, n] : calls.calls()) {
@@ -81,7 +82,7 @@ Cost cost_of_step(const nn::AttentionSettings& attention) {
   }
 #ifdef MACGRAD_CUDA_EMULATED
   const uint64_t before = emulation::launches();
-  graph->replay({.step = 2, .adam_step = 2, .lr = 1e-3});
+  graph->replay({.step = 2, .update = 2, .lr = 1e-3});
   cost.launches = static_cast<int64_t>(emulation::launches() - before);
 #endif
   return cost;
@@ -91,9 +92,7 @@ TEST_CASE("cuda launches: a training step of 4 + 4 layers stays within its count
   [[maybe_unused]] const OpenMemory open;
   nn::AttentionSettings softmax;
   softmax.dropout = 0.1;
-  nn::AttentionSettings rmfa;
-  rmfa.kind = nn::AttentionKind::rmfa;
-  rmfa.ppsbn = true;
+  nn::AttentionSettings rmfa = nn::paper_attention();
   rmfa.features = 16;
   for (const auto& [attention, calls, launches] :
        {std::tuple{&softmax, 551, 600}, {&rmfa, 625, 806}}) {

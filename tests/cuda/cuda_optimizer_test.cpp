@@ -219,17 +219,63 @@ TEST_CASE("cuda sum_of_squares: dtypes together, exact, in any order of threads"
                     "[sum_of_squares] needs floating tensors, got int64");
 }
 
+void run(const Lists& l, const SgdArgs& args, bool momentum) {
+  kernels::sgd(l.params, l.masters, l.grads, momentum ? l.first : Tensors{}, args);
+}
+
+TEST_CASE("cuda sgd: sizes, dtypes in one list, masters, alignment, with and without momentum") {
+  for (const bool masters : {false, true}) {
+    const std::vector<int64_t> sizes{1, 5, 2048, 2049, 0, 5000, 33, 4100, 1030};
+    const Lists start = masters ? lists_with_masters(sizes) : lists_of(sizes, kMixed);
+    for (const bool momentum : {true, false}) {
+      SgdArgs args{.lr = 0.01, .momentum = 0.9, .weight_decay = 0.1, .grad_scale = 0.25};
+      args.clip_value = 0.125;
+      const Lists expected = copy_of(start, kCpu);
+      const Lists aligned = copy_of(start, kGpu), off = copy_of(start, kGpu, true);
+      for (int step = 0; step < 3; ++step)
+        for (const Lists* l : {&expected, &aligned, &off}) run(*l, args, momentum);
+      check_near(aligned, expected);
+      check_near(off, expected);
+      CHECK(difference(expected.params[5], start.params[5]) > 0);
+      // Read from device memory.
+      const Lists live = copy_of(start, kGpu);
+      SgdArgs reading = args;
+      reading.lr = 2.0;
+      reading.grad_scale = 0.5;
+      reading.momentum = 0.0;
+      reading.step = kLiveUpdate;
+      cuda::set_step_values({.lr = 0.005, .grad_scale = 0.5, .momentum = 0.9});
+      for (int step = 0; step < 3; ++step) run(live, reading, momentum);
+      for (size_t i = 0; i < start.params.size(); ++i)
+        CHECK(same_bits(live.params[i], aligned.params[i]));
+      // Gradients that are not finite change nothing.
+      const Tensor total =
+          Tensor::full({1}, std::numeric_limits<double>::infinity(), DType::float64, kGpu);
+      cuda::clip_live_gradients(total, 0.0);
+      run(live, reading, momentum);
+      for (size_t i = 0; i < start.params.size(); ++i)
+        CHECK(same_bits(live.params[i], aligned.params[i]));
+    }
+  }
+  const Lists mixed = copy_of(lists_of({3}, {DType::float32}), kGpu);
+  CHECK_THROWS_WITH(kernels::sgd(mixed.params, Tensors{}, mixed.grads,
+                                 Tensors{mixed.first[0].to(DType::float64)}, SgdArgs{}),
+                    "[sgd] parameter 0 is float32, its gradient float32, its moments float64; the "
+                    "gradient must be float32, moments float32");
+}
+
 void check_live_steps(const Lists& start) {
-  AdamArgs args{.lr = 0.02, .weight_decay = 0.01};
+  AdamArgs args{.lr = 0.02, .beta1 = 0.8, .weight_decay = 0.01, .clip_value = 0.25};
   // As one over a number of tokens: a norm times it is not exact.
   args.grad_scale = 1.0 / 3;
   args.step = 4;
   AdamArgs live = args;
   live.lr = 2.0;  // a group's factor
   live.grad_scale = 1.0;
-  live.step = kLiveAdamStep;
+  live.beta1 = 0.5;  // that of the step values holds
+  live.step = kLiveUpdate;
   const Lists given = copy_of(start, kGpu), read = copy_of(start, kGpu);
-  cuda::set_step_values({.adam_step = 4, .lr = 0.01, .grad_scale = 1.0 / 3});
+  cuda::set_step_values({.update = 4, .lr = 0.01, .grad_scale = 1.0 / 3, .momentum = 0.8});
   run(given, args);
   run(read, live);
   for (size_t i = 0; i < start.params.size(); ++i)
@@ -240,7 +286,7 @@ void check_live_steps(const Lists& start) {
   kernels::sum_of_squares(read.grads, total);
   args.grad_scale = 1.0 / std::sqrt(total.item());
   const Lists again = copy_of(read, kCpu);
-  cuda::set_step_values({.adam_step = 4, .lr = 0.01, .grad_scale = 1.0 / 3});
+  cuda::set_step_values({.update = 4, .lr = 0.01, .grad_scale = 1.0 / 3, .momentum = 0.8});
   cuda::clip_live_gradients(total, 1.0);
   run(read, live);
   run(again, args);
@@ -250,7 +296,7 @@ void check_live_steps(const Lists& start) {
   const Lists kept = copy_of(read, kCpu);
   read.grads[0].fill(std::numeric_limits<double>::infinity());
   kernels::sum_of_squares(read.grads, total);
-  cuda::set_step_values({.adam_step = 5, .lr = 0.01});
+  cuda::set_step_values({.update = 5, .lr = 0.01, .momentum = 0.8});
   cuda::clip_live_gradients(total, 1.0);
   run(read, live);
   for (size_t i = 0; i < start.params.size(); ++i) {

@@ -127,7 +127,7 @@ Results run(const Operands& x, const RmfaArgs& args, bool backward, bool cancell
   Results r;
   r.out = heads(x.q, x.v.size(3));
   r.den = Tensor::empty({x.q.size(0), x.q.size(1), x.q.size(2)}, compute_dtype(dtype), device);
-  r.stats = Tensor::empty({2}, DType::float64, device);
+  r.stats = Tensor::empty({4}, DType::float64, device);
   kernels::rmfa_forward(x.q, x.k, x.v, x.key_valid, x.query_valid, x.omega, x.weight, args, r.out,
                         r.den, r.stats, Scratch{});
   if (backward) {
@@ -179,8 +179,10 @@ void check_case(const Case& c, double tolerance, DType dtype = DType::float32,
   CHECK(near(got.den, expected.den) <= tolerance);
   const auto stats = got.stats.to(kCpu).to_vector<double>();
   const auto wanted = expected.stats.to_vector<double>();
-  if (dtype == DType::float32 && tolerance < 1e-4) CHECK(stats[0] == wanted[0]);
-  CHECK((stats[1] == wanted[1] || std::abs(stats[1] - wanted[1]) <= tolerance * 4));
+  if (dtype == DType::float32 && tolerance < 1e-4) CHECK(stats[1] == wanted[1]);
+  CHECK(stats[0] == wanted[0]);
+  CHECK(stats[2] == wanted[2]);
+  CHECK((stats[3] == wanted[3] || std::abs(stats[3] - wanted[3]) <= tolerance * 4));
   if (!backward) return;
   // Where few keys are seen, the gradient is the small difference of what comes through numerator
   // and denominator: what rounds are those.

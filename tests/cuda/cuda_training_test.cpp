@@ -10,6 +10,7 @@
 #include "macgrad/experiments/multi30k/evaluation.h"
 #include "macgrad/experiments/multi30k/training.h"
 #include "macgrad/experiments/nmse/measure.h"
+#include "macgrad/nn/maclaurin_features.h"
 #include "macgrad/nn/positions.h"
 #include "macgrad/tests/composites_allowed.h"
 #include "macgrad/tests/cuda/device.h"
@@ -56,15 +57,15 @@ Run train(const Multi30kSettings& s, const AfterUpdate& after = {}) {
   Trainer trainer(s, data);
   Run run;
   for (int64_t epoch = 1; !trainer.finished(); ++epoch)
-    trainer.train_epoch(epoch, [&](const UpdateReport& r) {
+    trainer.train_epoch(epoch, [&](const nn::StepReport& r) {
       run.losses.push_back(r.loss);
-      run.norms.push_back(r.norm);
-      run.replays = r.replays;
-      run.large_draws = r.large_draws;
-      if (after) after(trainer, r.update);
+      run.norms.push_back(r.gradient_norm);
+      if (after) after(trainer, r.step);
       return true;
     });
-  run.refused = trainer.refused_replays();
+  run.replays = trainer.step().replays();
+  run.large_draws = trainer.step().left_out();
+  run.refused = trainer.step().eager_reasons();
   for (const auto& [name, value] : trainer.model().state_dict())
     run.state[name] = value.to(kCpu).clone();
   run.translations =
@@ -135,11 +136,15 @@ TEST_CASE("cuda training: replayed updates are the eager ones, bit for bit") {
   }
 }
 
-std::vector<nn::RmfaCore*> rmfa_cores(Trainer& trainer) {
-  std::vector<nn::RmfaCore*> cores;
+std::vector<nn::LinearAttentionCore*> rmfa_cores(Trainer& trainer) {
+  std::vector<nn::LinearAttentionCore*> cores;
   for (nn::Module* m : trainer.model().modules())
-    if (auto* core = dynamic_cast<nn::RmfaCore*>(m)) cores.push_back(core);
+    if (auto* core = dynamic_cast<nn::LinearAttentionCore*>(m)) cores.push_back(core);
   return cores;
+}
+
+nn::RandomMaclaurinFeatures& features_of(nn::LinearAttentionCore& core) {
+  return dynamic_cast<nn::RandomMaclaurinFeatures&>(core.map());
 }
 
 // Small batches of two shapes, nearly all of whose updates can be replayed.
@@ -164,8 +169,8 @@ TEST_CASE("cuda training: shapes are recorded anew when the draws get another pl
     // Between the warm-up of shapes and their recording, and after it. A plan of `optimal` depends
     // on the scale.
     const auto grow = [&](Trainer& trainer, int64_t update) {
-      for (nn::RmfaCore* core : rmfa_cores(trainer)) {
-        if (const auto part = core->features.recorded_part(); part) places = part->front();
+      for (nn::LinearAttentionCore* core : rmfa_cores(trainer)) {
+        if (const auto part = features_of(*core).recorded_part(); part) places = part->front();
         if (update != first) continue;
         const nn::Parameter& theta = *core->logit_scale.theta;
         theta.value().fill(theta.value().item() + std::log(4.0));
@@ -195,14 +200,14 @@ TEST_CASE("cuda training: updates with a draw larger than its place run eagerly 
   const TranslationData data = load_translation_data(s);
   Trainer trainer(s, data);
   const auto exceeds = [&](uint64_t seed, uint32_t first, uint32_t last) {
-    for (nn::RmfaCore* core : rmfa_cores(trainer)) {
-      const nn::FeatureDraw& draw = core->features.training_draw();
-      const auto bounds = nn::draw_bounds(core->features.kernel(), draw.plan);
+    for (nn::LinearAttentionCore* core : rmfa_cores(trainer)) {
+      const nn::FeatureDraw& draw = features_of(*core).training_draw();
+      const auto bounds = nn::draw_bounds(features_of(*core).function(), draw.plan);
       DrawKey key = draw.key;
       REQUIRE(key.seed == s.common.seed);
       key.seed = seed;
       for (key.step = first; key.step <= last; ++key.step)
-        if (nn::draw_features(core->features.kernel(), draw.settings, draw.plan, key)
+        if (nn::draw_features(features_of(*core).function(), draw.settings, draw.plan, key)
                 .projections() > bounds.projections)
           return true;
     }
@@ -333,10 +338,10 @@ TEST_CASE("cuda nmse: a cell measures what the CPU measures") {
   const auto cpu = measured("cpu"), gpu = measured("cuda");
   REQUIRE(cpu.size() == gpu.size());
   for (size_t i = 0; i < cpu.size(); ++i) {
-    CHECK(gpu[i].rmfa.log10 == doctest::Approx(cpu[i].rmfa.log10).epsilon(1e-3));
-    CHECK(gpu[i].linear.log10 == doctest::Approx(cpu[i].linear.log10).epsilon(2e-2));
-    CHECK(gpu[i].rmfa_gradients[0].log10 ==
-          doctest::Approx(cpu[i].rmfa_gradients[0].log10).epsilon(1e-2));
+    CHECK(gpu[i].approximate.log10 == doctest::Approx(cpu[i].approximate.log10).epsilon(1e-3));
+    CHECK(gpu[i].taylor1.log10 == doctest::Approx(cpu[i].taylor1.log10).epsilon(2e-2));
+    CHECK(gpu[i].approximate_gradients[0].log10 ==
+          doctest::Approx(cpu[i].approximate_gradients[0].log10).epsilon(1e-2));
   }
 }
 

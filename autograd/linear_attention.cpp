@@ -1,0 +1,253 @@
+// Linear attention on given features and its composite. Factorised, (Σ_j φ_k v̄ᵀ) and φ_q times it,
+// where every query sees the same keys; through the T×S matrix of weights where it is causal, since
+// the maximum that keeps a row in range is over the keys of that row alone.
+
+#include "macgrad/autograd/linear_attention.h"
+
+#include <cmath>
+#include <limits>
+#include <memory>
+
+#include "macgrad/autograd/attention_support.h"
+#include "macgrad/autograd/fused.h"
+#include "macgrad/autograd/ops.h"
+
+namespace macgrad {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+// exp(x - shift) where `hidden` is false, else 0. The shift is a constant; where it is -inf
+// everything that it is the maximum of is 0.
+Variable shifted_exp(const Variable& x, const Variable& shift, const Tensor& hidden) {
+  const Variable finite = masked_fill(shift, equal(shift.value(), -kInfinity), 0.0);
+  return hide(exp(hide(x - finite, hidden, 0.0)), hidden, 0.0);
+}
+
+// The largest of x over `dim` where `hidden` is false, as a constant; -inf where there is nothing.
+Variable largest(const Variable& x, const Tensor& hidden, int dim) {
+  return max(hide(x.detach(), hidden, -kInfinity), dim, true).first;
+}
+
+// The operands in the dtype of the sums, with zeros at hidden positions.
+struct Operands {
+  Variable q, k, v;     // (B,H,T,M), (B,H,S,M), (B,H,S,dv)
+  Variable log_weight;  // (B,H,1,S)
+  Tensor hidden_key;    // (B,1|H,1,S) bool or undefined
+  Tensor hidden_query;  // (B,1,T,1) bool or undefined
+};
+
+Operands operands(const Variables& in, const AttentionMask& mask, const LinearAttentionArgs& args) {
+  Operands x;
+  if (mask.key_valid.defined()) x.hidden_key = not_(mask.key_valid).unsqueeze(1).unsqueeze(1);
+  if (mask.query_valid.defined()) x.hidden_query = not_(mask.query_valid).unsqueeze(1).unsqueeze(3);
+  const bool wide = args.log_features || in.size() > 3;
+  const DType dtype = wide ? DType::float64 : compute_dtype(in[0].dtype());
+  if (in.size() > 3) {
+    x.log_weight = unsqueeze(in[3], 2);
+    x.hidden_key = or_(x.hidden_key, equal(x.log_weight.value(), -kInfinity));
+    x.log_weight = hide(x.log_weight, x.hidden_key, 0.0);
+  }
+  const Tensor hidden_row = x.hidden_key.defined() ? x.hidden_key.transpose(2, 3) : Tensor();
+  x.q = hide(cast(in[0], dtype), x.hidden_query, 0.0);
+  x.k = hide(cast(in[1], dtype), hidden_row, 0.0);
+  x.v = hide(cast(in[2], dtype), hidden_row, 0.0);
+  if (args.log_features && args.constant > 0) {
+    // κ is one more feature: log κ of the query, 0 of the key.
+    const auto append = [&](Variable& phi, double value) {
+      Shape shape = phi.shape();
+      shape[3] = 1;
+      phi = concat({phi, Variable(Tensor::full(shape, value, dtype, phi.device()))}, 3);
+    };
+    append(x.q, std::log(args.constant));
+    append(x.k, 0.0);
+  }
+  return x;
+}
+
+// 1 where `hidden` is false, else 0.
+Variable visible_ones(const Shape& shape, const Variable& like, const Tensor& hidden) {
+  return hide(Variable(Tensor::full(shape, 1.0, like.dtype(), like.device())), hidden, 0.0);
+}
+
+struct Sums {
+  Variable num;    // (B,H,T,dv), times exp(-shift)
+  Variable den;    // (B,H,T,1), likewise
+  Variable total;  // Σ_j w_j, likewise, broadcasts to den; 0 without a visible key
+  Variable shift;  // broadcasts to den; undefined: 0
+};
+
+// Every query sees the same keys.
+Sums full_sums(const Operands& x, const LinearAttentionArgs& args) {
+  const Tensor hidden_row = x.hidden_key.defined() ? x.hidden_key.transpose(2, 3) : Tensor();
+  Variable w = visible_ones({x.k.size(0), x.k.size(1), x.k.size(2), 1}, x.k, hidden_row);
+  Sums s;
+  Variable phi_q = x.q, phi_k, values = x.v;
+  double constant = args.constant;
+  if (args.log_features) {
+    // c, one number per feature, and s, one per query; nn/README.md, linear attention.
+    const Variable a = x.log_weight.defined() ? x.k + transpose(x.log_weight, 2, 3) : x.k;
+    const Variable c = largest(a, hidden_row, 2);
+    const Variable exponents = x.q + c;
+    s.shift = largest(exponents, {}, 3);
+    phi_q = shifted_exp(exponents, s.shift, {});
+    phi_k = shifted_exp(a, c, hidden_row);
+    constant = 0.0;
+  } else {
+    if (x.log_weight.defined()) {
+      const Variable l = transpose(x.log_weight, 2, 3);
+      s.shift = largest(l, hidden_row, 2);
+      w = shifted_exp(l, s.shift, hidden_row);
+    }
+    phi_k = x.k * w;
+    values = x.v * w;
+  }
+  s.total = sum(w, {2}, true);
+  phi_q.named("phi_q");
+  phi_k.named("phi_k");
+  const Variable state = matmul(transpose(phi_k, 2, 3), x.v).named("state");
+  s.num = matmul(phi_q, state);
+  s.den = matmul(phi_q, transpose(sum(phi_k, {2}, true), 2, 3));
+  if (constant > 0) {
+    s.num = s.num + constant * sum(values, {2}, true);
+    s.den = s.den + constant * s.total;
+  }
+  return s;
+}
+
+// Query i sees keys up to i + S - T.
+Sums causal_sums(const Operands& x, const LinearAttentionArgs& args) {
+  const int64_t T = x.q.size(2), S = x.k.size(2);
+  const Tensor hidden = or_(x.hidden_key, not_(not_ahead(T, S, x.q.device())));
+  Sums s;
+  Variable w = visible_ones({1, 1, T, S}, x.q, hidden);
+  Variable weights;  // (B,H,T,S)
+  if (args.log_features) {
+    // (B,H,T,S,M)
+    Variable exponents = unsqueeze(x.q, 3) + unsqueeze(x.k, 2);
+    if (x.log_weight.defined()) exponents = exponents + unsqueeze(x.log_weight, 4);
+    s.shift = largest(largest(exponents, hidden.unsqueeze(4), 4), {}, 3);
+    weights = sum(shifted_exp(exponents, s.shift, hidden.unsqueeze(4)), {4});
+    s.shift = squeeze(s.shift, 4);
+  } else {
+    if (x.log_weight.defined()) {
+      const Variable l = expand(x.log_weight, {x.q.size(0), x.q.size(1), T, S});
+      s.shift = largest(l, hidden, 3);
+      w = shifted_exp(l, s.shift, hidden);
+    }
+    weights = (matmul(x.q, transpose(x.k, 2, 3)) + args.constant) * w;
+  }
+  s.total = sum(w, {3}, true);
+  weights.named("weights");
+  s.num = matmul(weights, x.v);
+  s.den = sum(weights, {3}, true);
+  return s;
+}
+
+Variables composite(const Variables& in, const AttentionMask& mask,
+                    const LinearAttentionArgs& args) {
+  const Operands x = operands(in, mask, args);
+  const DType dtype = in[0].dtype();
+  // Zeros; there is no maximum over nothing.
+  if (x.v.numel() == 0 || x.q.size(2) == 0)
+    return {cast(matmul(matmul(x.q, transpose(x.k, 2, 3)), x.v), dtype)};
+  Sums s = mask.causal ? causal_sums(x, args) : full_sums(x, args);
+  const Tensor blind = or_(equal(s.total.value(), 0.0), x.hidden_query);
+  Variable out = s.num.named("numerator");
+  if (args.normaliser == Normaliser::quotient) {
+    Variable safe = s.den.named("denominator");
+    if (args.floor > 0) {
+      const Variable lowest = s.total * args.floor;
+      safe = where(less(safe.value(), lowest.value()), lowest, safe);
+    }
+    out = out / masked_fill(safe, blind, 1.0);
+  } else {
+    out = s.shift.defined() ? out * (exp(s.shift) * args.factor) : out * args.factor;
+  }
+  return {cast(masked_fill(out, blind, 0.0), dtype)};
+}
+
+}  // namespace
+
+Variable linear_attention(const Variable& phi_q, const Variable& phi_k, const Variable& v,
+                          const Variable& log_weight, const AttentionMask& mask,
+                          const LinearAttentionArgs& args, Tensor* statistics) {
+  const char* op = "linear_attention";
+  check_qkv(op, phi_q, phi_k, v, mask);
+  check(args.constant >= 0.0 && std::isfinite(args.constant),
+        "[{}] the constant {} must be a finite number >= 0", op, args.constant);
+  check(args.floor >= 0.0 && std::isfinite(args.floor),
+        "[{}] the floor {} must be a finite number >= 0", op, args.floor);
+  check(args.floor == 0.0 || (!args.log_features && args.normaliser == Normaliser::quotient),
+        "[{}] floor {}: only denominators of features, not of log-features, are floored; use 0", op,
+        args.floor);
+  check(args.factor == 1.0 || args.normaliser == Normaliser::none,
+        "[{}] factor {} cancels in the quotient; use it with Normaliser::none", op, args.factor);
+  check(phi_q.size(3) > 0 || args.constant > 0.0,
+        "[{}] the kernel is 0: phi_q {} has no feature and the constant is 0", op, phi_q.shape());
+  if (phi_q.dtype() == DType::bfloat16) {
+    const auto wide = [](const Variable& x) { return cast(x, DType::float32); };
+    return cast(
+        linear_attention(wide(phi_q), wide(phi_k), wide(v), log_weight, mask, args, statistics),
+        DType::bfloat16);
+  }
+  Variables in{phi_q, phi_k, v};
+  if (log_weight.defined()) {
+    check(log_weight.shape() == Shape{phi_k.size(0), phi_k.size(1), phi_k.size(2)} &&
+              is_floating(log_weight.dtype()) && log_weight.device() == phi_k.device(),
+          "[{}] log_weight {} {} on {} must be floating (B = {}, H = {}, S = {}) on {}", op,
+          name(log_weight.dtype()), log_weight.shape(), text(log_weight.device()), phi_k.size(0),
+          phi_k.size(1), phi_k.size(2), text(phi_k.device()));
+    in.push_back(cast(log_weight, DType::float64));
+  }
+  const Tensor key_valid = packed(mask.key_valid);
+  const Tensor query_valid = packed(mask.query_valid);
+  const bool causal = mask.causal;
+  const int64_t B = v.size(0), H = v.size(1), T = phi_q.size(2), dv = v.size(3);
+  const auto weight_of = [](const Tensors& all) {
+    return all.size() > 3 ? all[3].contiguous() : Tensor();
+  };
+  FusedOp fused;
+  fused.name = op;
+  fused.attributes = {{"features", fmt::format("{}", phi_q.size(3))},
+                      {"log_features", args.log_features ? "true" : "false"},
+                      {"causal", causal ? "true" : "false"}};
+  fused.constants = {{key_valid, "linear_attention's key mask"},
+                     {query_valid, "linear_attention's query mask"}};
+  const auto measured = std::make_shared<Tensor>();
+  fused.supports = [=](const Tensors& x) {
+    const Tensor none;
+    return kernels::linear_attention_forward.supports(x[0].device(), x[0], x[1], x[2], weight_of(x),
+                                                      key_valid, query_valid, args, causal, none,
+                                                      none, none, Scratch{});
+  };
+  fused.forward = [=](const Tensors& x) {
+    Tensor out = empty_heads(B, H, T, dv, x[0]);
+    Tensor sums = Tensor::empty({B, H, T, 3}, DType::float64, x[0].device());
+    Tensor stats = Tensor::empty({4}, DType::float64, x[0].device());
+    kernels::linear_attention_forward(unit_stride(x[0]), unit_stride(x[1]), unit_stride(x[2]),
+                                      weight_of(x), key_valid, query_valid, args, causal, out, sums,
+                                      stats, Scratch{});
+    *measured = stats;
+    return FusedOp::Forward{{out}, {sums}};
+  };
+  fused.backward = [=](const Tensors& x, const FusedOp::Forward& result, const Tensors& g,
+                       const std::vector<bool>&) {
+    Tensors d;
+    for (size_t i = 0; i < 3; ++i) d.push_back(empty_heads(B, H, x[i].size(2), x[i].size(3), x[i]));
+    d.push_back(x.size() > 3 ? Tensor::empty(x[3].shape(), DType::float64, x[3].device())
+                             : Tensor());
+    kernels::linear_attention_backward(unit_stride(x[0]), unit_stride(x[1]), unit_stride(x[2]),
+                                       weight_of(x), key_valid, query_valid, result.outputs[0],
+                                       result.saved[0], unit_stride(g[0]), args, causal, d[0], d[1],
+                                       d[2], d[3], Scratch{});
+    d.resize(x.size());
+    return d;
+  };
+  fused.composite = [=](const Variables& x) { return composite(x, mask, args); };
+  const Variable out = apply_fused(fused, in)[0];
+  if (statistics) *statistics = *measured;
+  return out;
+}
+
+}  // namespace macgrad
