@@ -308,7 +308,7 @@ Variable rmfa(const Variable& q, const Variable& k, const Variable& v, const Att
   };
   op.composite = [=](const Variables& in) { return rmfa_composite(in, mask, omega, weight, args); };
   const Variable out = apply_fused(op, {q, k, v})[0];
-  if (statistics) *statistics = *measured;
+  if (statistics && measured->defined()) *statistics = *measured;
   return out;
 }
 

@@ -246,7 +246,7 @@ Variable linear_attention(const Variable& phi_q, const Variable& phi_k, const Va
   };
   fused.composite = [=](const Variables& x) { return composite(x, mask, args); };
   const Variable out = apply_fused(fused, in)[0];
-  if (statistics) *statistics = *measured;
+  if (statistics && measured->defined()) *statistics = *measured;
   return out;
 }
 

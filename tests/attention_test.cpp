@@ -469,8 +469,10 @@ TEST_CASE("decoding with a state equals causal attention over the whole") {
               mask.query_valid = valid.slice(1, t, end).contiguous();
             }
             const Variable some = core(at(q), at(k), at(v), mask, &state);
+            // Signed features of the maps have smaller denominators.
+            const double single = settings.kind.uses_map ? 4e-6 : 1e-6;
             check_relative(some.value(), whole.slice(2, t, end),
-                           dtype == DType::float64 ? 1e-12 : 4e-6);
+                           dtype == DType::float64 ? 1e-12 : single);
           }
           CHECK(state.length() == kPlaces);
         }
