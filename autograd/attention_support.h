@@ -57,7 +57,7 @@ inline Variable hide(const Variable& x, const Tensor& hidden, double value) {
   return hidden.defined() ? masked_fill(x, hidden, value) : x;
 }
 
-/// (1, 1, T, S): j <= i + S - T. Counted on the device: a recorded step may not copy to it.
+/// (1, 1, T, S): j <= i + S - T. Counted on the device: a captured step may not copy to it.
 Tensor not_ahead(int64_t T, int64_t S, Device device);
 
 }  // namespace macgrad

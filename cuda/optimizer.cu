@@ -278,22 +278,31 @@ struct Entry {
   int64_t size;
 };
 
-template <class P, class W>
-void adam_of(InOutList params, InOutList masters, InList grads, InOutList first, InOutList second,
-             const AdamArgs& args) {
-  constexpr int operands = adam_operands<P, W>;
+// The parameters of dtype P that have elements; fill(e, i) sets the operands of parameter i.
+template <class P, int operands, class Fill>
+std::vector<Entry<operands>> entries_of(InOutList params, Fill&& fill) {
   std::vector<Entry<operands>> entries;
   for (size_t i = 0; i < params.list.size(); ++i) {
     const int64_t n = params.list[i].numel();
     if (n == 0 || params.list[i].dtype() != dtype_of<P>()) continue;
     Entry<operands> e{{}, n};
+    fill(e, i);
+    entries.push_back(e);
+  }
+  return entries;
+}
+
+template <class P, class W>
+void adam_of(InOutList params, InOutList masters, InList grads, InOutList first, InOutList second,
+             const AdamArgs& args) {
+  constexpr int operands = adam_operands<P, W>;
+  const auto entries = entries_of<P, operands>(params, [&](Entry<operands>& e, size_t i) {
     e.at[kMaster] = masters.list[i].raw();
     e.at[kGrad] = grads.list[i].raw();
     e.at[kFirst] = first.list[i].raw();
     e.at[kSecond] = second.list[i].raw();
     if constexpr (operands > kParam) e.at[kParam] = params.list[i].raw();
-    entries.push_back(e);
-  }
+  });
   const StepValues* live = args.step == kLiveUpdate ? live_step_values() : nullptr;
   for_tables<operands>(entries, adam_chunk<W>,
                        [&]<int bytes>(const TensorTable<operands, bytes>& table, uint32_t blocks) {
@@ -307,17 +316,12 @@ template <class P, class W>
 void sgd_of(InOutList params, InOutList masters, InList grads, InOutList moments,
             const SgdArgs& args) {
   constexpr int operands = sgd_operands<P, W>;
-  std::vector<Entry<operands>> entries;
-  for (size_t i = 0; i < params.list.size(); ++i) {
-    const int64_t n = params.list[i].numel();
-    if (n == 0 || params.list[i].dtype() != dtype_of<P>()) continue;
-    Entry<operands> e{{}, n};
+  const auto entries = entries_of<P, operands>(params, [&](Entry<operands>& e, size_t i) {
     e.at[kMaster] = masters.list[i].raw();
     e.at[kGrad] = grads.list[i].raw();
     e.at[kFirst] = moments.list.empty() ? nullptr : moments.list[i].raw();
     if constexpr (operands > kSgdParam) e.at[kSgdParam] = params.list[i].raw();
-    entries.push_back(e);
-  }
+  });
   const StepValues* live = args.step == kLiveUpdate ? live_step_values() : nullptr;
   for_tables<operands>(entries, adam_chunk<W>,
                        [&]<int bytes>(const TensorTable<operands, bytes>& table, uint32_t blocks) {

@@ -61,7 +61,7 @@ const std::map<std::string, std::function<void(const std::string&)>>& checks() {
       {"transformer",
        [](const std::string& text) {
          CHECK(number(text, "accuracy ") > 0.95);  // 0.25 by chance
-         CHECK(number(text, "smallest denominator ") < 10.0);
+         CHECK(number(text, "smallest denominator ") < 1.0);
        }},
       {"own_kernel",
        [](const std::string& text) {

@@ -16,6 +16,7 @@
 #include "macgrad/autograd/fused.h"
 #include "macgrad/autograd/ops.h"
 #include "macgrad/tests/errors.h"
+#include "macgrad/tests/padding.h"
 
 namespace macgrad::testing {
 namespace {
@@ -77,13 +78,9 @@ Data make_data(const Case& c, unsigned seed) {
   };
   data.key_valid = mask(c.key_mask, c.S);
   data.query_valid = mask(c.query_mask, c.T);
-  const auto poison = [&](Doubles& x, const std::vector<uint8_t>& valid, int64_t n,
+  const auto poison = [&](std::vector<double>& x, const std::vector<uint8_t>& valid, int64_t n,
                           int64_t columns) {
-    for (int64_t i = 0; i < c.B * c.H * n; ++i) {
-      const int64_t b = i / (c.H * n);
-      if (valid[static_cast<size_t>(b * n + i % n)]) continue;
-      for (int64_t j = 0; j < columns; ++j) x[static_cast<size_t>(i * columns + j)] = kNan;
-    }
+    testing::fill_hidden_rows(x, valid, c.B, c.H, n, columns);
   };
   poison(data.q, data.query_valid, c.T, c.M);
   poison(data.k, data.key_valid, c.S, c.M);

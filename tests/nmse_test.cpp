@@ -119,14 +119,14 @@ TEST_CASE("optimal is nowhere worse than another draw method") {
       s.logit_scale = scale;
       s.batch = 1;
       s.heads = 4;
-      s.repeats = 16;
+      s.repeats = 64;
       const auto rows = measured(s);
       for (int64_t features : s.features) {
         const NmseRow& best = row_of(rows, "optimal", features);
         for (const NmseRow& r : rows) {
-          // An error above 0.3 is that of denominators near 0: its mean does not exist, and with
-          // more repeats (300) it is above 1 for every method, so none is of use there.
-          if (r.features != features || r.approximate.log10 > -0.5) continue;
+          // An error above 1 is that of denominators near 0: its mean does not exist, and no
+          // method is of use there.
+          if (r.features != features || r.approximate.log10 > 0) continue;
           ++compared;
           CAPTURE(std::string(kernel));
           CAPTURE(scale);
@@ -135,7 +135,7 @@ TEST_CASE("optimal is nowhere worse than another draw method") {
           CAPTURE(r.approximate.log10);
           CAPTURE(best.approximate.log10);
           CHECK(best.approximate.log10 <
-                r.approximate.log10 + 4 * std::hypot(best.approximate.se, r.approximate.se) + 0.01);
+                r.approximate.log10 + 3 * std::hypot(best.approximate.se, r.approximate.se) + 0.01);
         }
       }
     }

@@ -13,6 +13,7 @@
 #include <random>
 
 #include "macgrad/core/kernels.h"
+#include "macgrad/tests/padding.h"
 
 using namespace macgrad;
 
@@ -73,13 +74,9 @@ Data make_data(const Case& c, unsigned seed) {
   };
   data.key_valid = mask(c.key_mask, c.S);
   data.query_valid = mask(c.query_mask, c.T);
-  auto poison = [&](std::vector<double>& x, const std::vector<uint8_t>& valid, int64_t n,
-                    int64_t columns) {
-    for (int64_t i = 0; i < c.B * c.H * n; ++i) {
-      const int64_t b = i / (c.H * n);
-      if (valid[static_cast<size_t>(b * n + i % n)]) continue;
-      for (int64_t j = 0; j < columns; ++j) x[static_cast<size_t>(i * columns + j)] = kNan;
-    }
+  const auto poison = [&](std::vector<double>& x, const std::vector<uint8_t>& valid, int64_t n,
+                          int64_t columns) {
+    testing::fill_hidden_rows(x, valid, c.B, c.H, n, columns);
   };
   poison(data.k, data.key_valid, c.S, c.d);
   poison(data.v, data.key_valid, c.S, c.dv);
