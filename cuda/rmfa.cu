@@ -6,36 +6,19 @@
 // keys before it and walks tile by tile: the state, plus the masked product inside the tile; the
 // block advances its state in device memory. Shape letters: B batch, H heads, T queries (Tn), S
 // keys, d head dimension, dv values. Equations: nn/README.md, RMFA.
-#include <limits>
-
 #include "macgrad/cuda/backend.h"
+#include "macgrad/cuda/denominators.cuh"
 #include "macgrad/cuda/rmfa_states.cuh"
 
 namespace macgrad::cuda {
 namespace rmfa {
 namespace {
 
-/// Denominators, how many were floored, and the smallest one over its number of keys.
-struct Seen {
-  double rows = 0.0;
-  double unsafe = 0.0;
-  double smallest = INFINITY;
-
-  __device__ void add(double count, double floored, double ratio) {
-    rows += count;
-    unsafe += floored;
-    if (ratio < smallest) smallest = ratio;
-  }
-};
-struct SmallestRatio {
-  __device__ double operator()(double a, double b) const { return b < a ? b : a; }
-};
-
 template <class E>
 struct Result {
   Rows<E> out;
   float* den = nullptr;    // (B, H, T)
-  double* seen = nullptr;  // three numbers per block
+  double* seen = nullptr;  // Denominators::kNumbers per block
 };
 
 /// Half of a row's sum Σ_m a_m b_m over 64 elements; the halves sit in neighbouring lanes.
@@ -71,7 +54,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   float* phi = causal ? memory.features : memory.products;
   const int ld_phi = causal ? kLd : block.ld_products;
   const int64_t end = part * length + length < p.Tn ? part * length + length : p.Tn;
-  Seen seen;
+  Denominators seen;
   for (int64_t t = part * length; t < end; t += kTile) {
     const int n = static_cast<int>(end - t < kTile ? end - t : kTile);
     const bool* query_valid = p.query_valid ? p.query_valid + b * p.Tn + t : nullptr;
@@ -160,7 +143,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
         value = den + layout.constant * memory.totals[map.dv];
         const float bound = static_cast<float>(p.floor * count);
         const bool unsafe = p.floor > 0.0 ? value < bound : value <= 0.0f;
-        seen.add(1.0, unsafe ? 1.0 : 0.0, static_cast<double>(value) / count);
+        seen.add(1.0, unsafe ? 1.0 : 0.0, 0.0, static_cast<double>(value) / count);
         memory.inverse[r] = 1.0f / (p.floor > 0.0 && unsafe ? bound : value);
       }
       if (r < n) result.den[int64_t{head} * p.Tn + t + r] = value;
@@ -173,33 +156,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     __syncthreads();
     store_rows<W>(result.out.at(b, h, t), result.out.token, map.dv, n, memory.x, memory.live);
   }
-  const double rows = block_sum<kThreads>(seen.rows, memory.reduce);
-  const double unsafe = block_sum<kThreads>(seen.unsafe, memory.reduce);
-  const double smallest = block_reduce<kThreads>(seen.smallest, memory.reduce, SmallestRatio{});
-  if (tid == 0) {
-    result.seen[3 * blockIdx.x] = rows;
-    result.seen[3 * blockIdx.x + 1] = unsafe;
-    result.seen[3 * blockIdx.x + 2] = smallest;
-  }
-}
-
-constexpr int kJoinThreads = 256;
-
-__global__ void __launch_bounds__(kJoinThreads)
-    join_statistics(const double* seen, int64_t blocks, double* stats) {
-  double* scratch = shared_memory<double>();
-  Seen mine;
-  for (int64_t i = threadIdx.x; i < blocks; i += kJoinThreads)
-    mine.add(seen[3 * i], seen[3 * i + 1], seen[3 * i + 2]);
-  const double rows = block_sum<kJoinThreads>(mine.rows, scratch);
-  const double unsafe = block_sum<kJoinThreads>(mine.unsafe, scratch);
-  const double smallest = block_reduce<kJoinThreads>(mine.smallest, scratch, SmallestRatio{});
-  if (threadIdx.x == 0) {
-    stats[0] = rows;
-    stats[1] = unsafe;
-    stats[2] = 0.0;
-    stats[3] = smallest;
-  }
+  seen.write<kThreads>(result.seen + Denominators::kNumbers * blockIdx.x, memory.reduce);
 }
 
 template <class E>
@@ -228,8 +185,7 @@ void forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& ke
              int64_t{kTile});
     }
   });
-  launch(join_statistics, {1, kJoinThreads, kJoinThreads / kWarp * sizeof(double)}, memory.seen,
-         int64_t{blocks}, stats.data<double>());
+  join_denominators(memory.seen, blocks, stats.data<double>());
 }
 
 }  // namespace

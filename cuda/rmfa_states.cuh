@@ -6,6 +6,7 @@
 // then the sums of v and u alone, which the constant multiplies.
 #pragma once
 
+#include "macgrad/cuda/denominators.cuh"
 #include "macgrad/cuda/launch.h"
 #include "macgrad/cuda/math_mode.h"
 #include "macgrad/cuda/rmfa_block.cuh"
@@ -14,16 +15,18 @@ namespace macgrad::cuda::rmfa {
 
 /// Adds the tile's products to the column of u: feature m of this thread over its half of the
 /// tokens. The halves meet in reduce_halves.
-__device__ inline float column_of_u(const float* features, int ld, const float* u) {
+template <class T>
+__device__ inline T column_of_u(const T* features, int ld, const T* u) {
   const int m = static_cast<int>(threadIdx.x) % kTile;
   const int begin = static_cast<int>(threadIdx.x) / kTile * (kTile / 2);
-  float sum = 0.0f;
+  T sum = 0;
 #pragma unroll 8
   for (int t = begin; t < begin + kTile / 2; ++t) sum += features[t * ld + m] * u[t];
   return sum;
 }
-/// Sum of both halves, for the threads of the first. `scratch`: 64 floats.
-__device__ inline float reduce_halves(float value, float* scratch) {
+/// Sum of both halves, for the threads of the first. `scratch`: 64 values.
+template <class T>
+__device__ inline T reduce_halves(T value, T* scratch) {
   const int i = static_cast<int>(threadIdx.x);
   __syncthreads();
   if (i >= kTile) scratch[i - kTile] = value;
@@ -125,7 +128,7 @@ struct Memory {
   int* counts = nullptr;
   float* key_states = nullptr;
   float* query_states = nullptr;  // backward
-  double* seen = nullptr;         // forward: three statistics per block
+  double* seen = nullptr;         // forward: Denominators::kNumbers per block
   size_t bytes = 0;
 
   Memory(void* base, const Map& map, const Cut& cut, int64_t B, int64_t H, int64_t Tn, bool masked,
@@ -138,7 +141,8 @@ struct Memory {
     if (backward) {
       query_states = arena.take<float>(cut.queries.count() * B * H * map.state_size());
     } else {
-      seen = arena.take<double>(3 * B * H * (causal ? cut.segments : tiles_of(Tn)));
+      seen = arena.take<double>(Denominators::kNumbers * B * H *
+                                (causal ? cut.segments : tiles_of(Tn)));
     }
     bytes = arena.bytes();
   }
