@@ -102,6 +102,10 @@ int register_cuda_kernels() {
             cuda::rmfa_forward_scratch);
   fill_slot(kernels::rmfa_backward, cuda::rmfa_backward, cuda::rmfa_backward_supports,
             cuda::rmfa_backward_scratch);
+  fill_slot(kernels::linear_attention_forward, cuda::linear_attention_forward,
+            cuda::linear_attention_forward_supports, cuda::linear_attention_forward_scratch);
+  fill_slot(kernels::linear_attention_backward, cuda::linear_attention_backward, nullptr,
+            cuda::linear_attention_backward_scratch);
   return filled;
 }
 

@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "macgrad/core/cpu/rmfa_problem.h"
+#include "macgrad/core/linear_attention_shifts.h"
 #include "macgrad/core/vector_math.h"
 
 namespace macgrad::cpu::linear {
@@ -18,21 +19,13 @@ using rmfa::Block;
 using rmfa::Rows;
 
 inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
-/// 2^-60: products of factors of at most 1 that matter to a larger sum are normal float32 numbers.
-inline constexpr double kSmallest = 0x1p-60;
-
-/// The third of the numbers that the forward kernel leaves of a query: it has no denominator, one,
-/// a floored one, or one that was summed again in log space.
-inline constexpr double kNone = 0.0, kUsed = 1.0, kFloored = 2.0, kRecomputed = 3.0;
-
-/// Below every log-feature: c of a feature that no key has. Finite, so that differences are
-/// numbers.
-inline constexpr double kLowest = -1e30;
-
-/// exp(before - after), and 0 where there was nothing before.
-inline double growth(double before, double after) {
-  return before == -kInfinity ? 0.0 : std::exp(before - after);
-}
+using macgrad::linear::growth;
+using macgrad::linear::kFloored;
+using macgrad::linear::kLowest;
+using macgrad::linear::kNone;
+using macgrad::linear::kRecomputed;
+using macgrad::linear::kSmallest;
+using macgrad::linear::kUsed;
 
 /// Buffers of one thread.
 template <class T>

@@ -10,7 +10,6 @@
 #include "macgrad/autograd/engine.h"
 #include "macgrad/autograd/linear_attention.h"
 #include "macgrad/autograd/ops.h"
-#include "macgrad/core/kernels.h"
 #include "macgrad/experiments/bench/groups.h"
 #include "macgrad/nn/attention_settings.h"
 #include "macgrad/nn/maclaurin_draw.h"
@@ -36,8 +35,6 @@ class AttentionRows {
     draw_ = nn::draw_features(kernel, settings, DrawKey{1, 2, 0, 0}, precision.dtype);
     draw_.omega = draw_.omega.to(table.place().device);
     draw_.weight = draw_.weight.to(table.place().device);
-    // A device without the kernel runs the composite, which these rows do not measure.
-    if (!kernels::linear_attention_forward.has(table.place().device.type)) return;
     for (const auto& [map, matrix] : {std::pair{"positive", "orf"}, {"trig", "iid"}}) {
       nn::AttentionSettings s;
       s.map = nn::feature_map(map);
@@ -219,9 +216,7 @@ class AttentionRows {
                    const std::string& rmfa_name) const {
     const std::string name = fmt::format("linear_attention{}{} M={} n={}", log ? " log" : "",
                                          mask.causal ? " causal" : "", sizes_.features, n);
-    // A device without the kernel runs the composite, which these rows do not measure.
-    if (!wants_either(name) || !kernels::linear_attention_forward.has(table_.place().device.type))
-      return;
+    if (!wants_either(name)) return;
     Inputs in = normal_inputs(sizes_.batch, n, sizes_.features);
     LinearAttentionArgs args;
     args.log_features = log;

@@ -17,6 +17,7 @@
 #include "macgrad/tests/cuda/orders.h"
 #include "macgrad/tests/cuda/rounding.h"
 #include "macgrad/tests/op_cases.h"
+#include "macgrad/tests/padding.h"
 
 namespace macgrad::testing {
 namespace {
@@ -60,17 +61,6 @@ Tensor tokens(const Case& c, int64_t n, int64_t columns, uint32_t draw, double f
       .transpose(1, 2);
 }
 
-// Padding must not be looked at.
-void poison(const Tensor& x, const Tensor& valid) {
-  if (!valid.defined()) return;
-  const auto values = valid.to_vector<double>();
-  for (int64_t i = 0; i < valid.numel(); ++i) {
-    if (values[static_cast<size_t>(i)] != 0) continue;
-    const int64_t n = valid.size(1);
-    x.select(0, i / n).select(1, i % n).fill(std::numeric_limits<double>::quiet_NaN());
-  }
-}
-
 Operands make_operands(const Case& c) {
   Operands x;
   int64_t P = 0;
@@ -86,10 +76,10 @@ Operands make_operands(const Case& c) {
   if (c.key_mask) x.key_valid = random_mask({c.B, c.S}, 7);
   if (c.query_mask) x.query_valid = random_mask({c.B, c.T}, 8);
   if (c.blind) x.key_valid.slice(0, 0, 1).fill(0.0);
-  poison(x.k, x.key_valid);
-  poison(x.v, x.key_valid);
-  poison(x.q, x.query_valid);
-  poison(x.grad, x.query_valid);
+  fill_hidden_rows(x.k, x.key_valid);
+  fill_hidden_rows(x.v, x.key_valid);
+  fill_hidden_rows(x.q, x.query_valid);
+  fill_hidden_rows(x.grad, x.query_valid);
   return x;
 }
 
