@@ -2,9 +2,9 @@
 // States of the keys first (linear_attention_states.cu); then a block per 64 queries reads the
 // state of the keys before them and, causal, adds the masked product with its own keys.
 //
-// cuBLAS would do for the full form of plain features without weights alone, whose products are a
-// third of the work; one path for all forms reads the features as often and needs no T×M copies.
-// Shape letters: B batch, H heads, T queries (Tn), S keys, C columns, dv values. Equations:
+// cuBLAS fits only the full form of plain features without weights and masks; the other forms would
+// need shifted or masked copies of the features in device memory. One path for all forms needs
+// none. Shape letters: B batch, H heads, T queries (Tn), S keys, C columns, dv values. Equations:
 // nn/README.md, other maps.
 #include "macgrad/cuda/backend.h"
 #include "macgrad/cuda/linear_attention_causal.cuh"
@@ -13,6 +13,8 @@
 namespace macgrad::cuda {
 namespace linear {
 namespace {
+
+static_assert(kSeenNumbers == Denominators::kNumbers);
 
 template <class T>
 struct Result {
@@ -64,7 +66,8 @@ struct Reader : Causal<T, rounding> {
   }
   /// Adds the block's own keys.
   __device__ void add_scores() {
-    for (int r = warp_index(); r < kTile; r += kThreads / kWarp) {
+    for (int r = warp_index(); r < n; r += kThreads / kWarp) {
+      if (!m.live[r]) continue;
       const T* row = m.scores + r * kLd;
       const T sum = warp_sum(row[lane_index()] + row[lane_index() + kWarp]);
       if (lane_index() == 0) m.den[r] += sum;

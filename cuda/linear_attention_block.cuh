@@ -46,7 +46,7 @@ struct Problem {
   bool causal = false, quotient = true;
   Map map;
   Ranges keys, queries;
-  int blocks = 0, shift_columns = 0;
+  int shift_columns = 0;
   double *shifts = nullptr, *weights = nullptr, *floors = nullptr;
   T *inner = nullptr, *key_states = nullptr, *query_states = nullptr, *scalars = nullptr;
 
@@ -71,7 +71,6 @@ struct Problem {
         map(its_map),
         keys(cut.keys),
         queries(cut.queries),
-        blocks(cut.blocks),
         shift_columns(memory.shift_columns),
         shifts(memory.shifts),
         weights(memory.weights),

@@ -24,6 +24,9 @@ using rmfa::kThreads;
 using rmfa::kTile;
 using rmfa::Ranges;
 
+/// Statistics per block of queries (denominators.cuh).
+inline constexpr int kSeenNumbers = 4;
+
 /// Widths of a state and how they are cut.
 struct Map {
   int M = 0, C = 0, dv = 0;
@@ -53,8 +56,8 @@ inline Map make_map(const Tensor& q, const Tensor& v, const LinearAttentionArgs&
   return map;
 }
 
-/// Both sides' ranges. Queries of block i read the key state `key_state(i)`; keys read the sum of
-/// the query states from their own on.
+/// Both sides' ranges. A causal block of queries reads the sum of the key states before its own
+/// keys; keys read the sum of the query states after their own block.
 struct Cut {
   int blocks = 0;      // of queries; 0 unless causal
   int key_states = 0;  // the last block's keys are in nobody's state
@@ -92,7 +95,7 @@ struct Memory {
   T* query_states = nullptr;  // backward: (query ranges, heads, state)
   double* floors = nullptr;   // backward: (query ranges, heads): Σ of what floors pull
   T* scalars = nullptr;       // backward: (heads, T, 3)
-  double* seen = nullptr;     // forward: Denominators::kNumbers per block
+  double* seen = nullptr;     // forward: kSeenNumbers per block
   int shift_columns = 0;
   size_t bytes = 0;
 
@@ -109,7 +112,7 @@ struct Memory {
       floors = arena.take<double>(cut.queries.count() * heads);
       scalars = arena.take<T>(heads * Tn * 3);
     } else {
-      seen = arena.take<double>(4 * heads * rmfa::tiles_of(Tn));
+      seen = arena.take<double>(kSeenNumbers * heads * rmfa::tiles_of(Tn));
     }
     bytes = arena.bytes();
   }

@@ -103,7 +103,7 @@ struct Shapes {
 };
 constexpr int64_t kLength = 3, kKeys = 5;  // some keys lie before all queries
 
-/// Operands of both kinds of attention.
+/// Operands of attention.
 struct Operands {
   Tensor q, k, v, grad, out, dq, dk, dv;
   Tensor statistics, den;  // kept by softmax attention and by RMFA
@@ -157,7 +157,7 @@ std::vector<Pass> rmfa_passes(const Shapes& s, DType dtype, bool causal) {
   args.causal = causal;
   const Tensor omega = exact_signs({s.d, 4}, 9, dtype).to(kGpu);
   const Tensor weight = exact_values({3}, 10, dtype).to(kGpu);
-  const Tensor seen = Tensor::empty({2}, DType::float64, kGpu);
+  const Tensor seen = Tensor::empty({4}, DType::float64, kGpu);
   const Tensor none;
   return {{"rmfa forward",
            kernels::rmfa_forward.supports(kGpu, x->q, x->k, x->v, none, none, omega, weight, args,
@@ -175,11 +175,45 @@ std::vector<Pass> rmfa_passes(const Shapes& s, DType dtype, bool causal) {
            }}};
 }
 
+// `supports` of the forward kernel answers for both passes.
+std::vector<Pass> linear_passes(const Shapes& s, DType dtype, bool causal) {
+  const auto x = std::make_shared<Operands>(s, dtype);
+  const Tensor sums = Tensor::full({1, 1, kLength, 3}, 1.0, DType::float64, kGpu);
+  const Tensor seen = Tensor::empty({4}, DType::float64, kGpu);
+  const LinearAttentionArgs args{.constant = 1.0};
+  const Tensor none;
+  const Support support = kernels::linear_attention_forward.supports(
+      kGpu, x->q, x->k, x->v, none, none, none, args, causal, none, none, none, Scratch{});
+  return {{"linear attention forward", support,
+           [=] {
+             kernels::linear_attention_forward(x->q, x->k, x->v, none, none, none, args, causal,
+                                               x->out, sums, seen, Scratch{});
+           }},
+          {"linear attention backward", support, [=] {
+             kernels::linear_attention_backward(x->q, x->k, x->v, none, none, none, x->out, sums,
+                                                x->grad, args, causal, x->dq, x->dk, x->dv, none,
+                                                Scratch{});
+           }}};
+}
+
 TEST_CASE("supports accepts a call exactly when its launches go through, whatever the card") {
   int accepted = 0, refused = 0;
+  const auto check = [&](const Pass& pass) {
+    const std::string failure = failure_of(pass.call);
+    CHECK((failure == "") == pass.support.ok);
+    CHECK((failure == "" || failure.find("bytes of shared memory per block") != std::string::npos));
+    (pass.support.ok ? accepted : refused)++;
+  };
   for (const int kibibytes : {99, 163, 227}) {
     if (!has_shared_memory(kibibytes)) continue;
     const CardWith card(size_t{1024} * static_cast<size_t>(kibibytes));
+    for (const DType dtype : {DType::float32, DType::float64})
+      for (const bool causal : {false, true})
+        for (const Pass& pass : linear_passes({65, 130}, dtype, causal)) {
+          INFO(kibibytes, " KiB, ", pass.name, " ", std::string(name(dtype)), " causal ", causal);
+          CHECK(pass.support.ok == (dtype == DType::float32 || kibibytes > 99));
+          check(pass);
+        }
     for (const auto mode : {cuda::MathMode::exact, cuda::MathMode::tf32, cuda::MathMode::bf16}) {
       const MathModeScope scope(mode);
       for (const DType dtype : {DType::float32, DType::bfloat16}) {
@@ -191,12 +225,7 @@ TEST_CASE("supports accepts a call exactly when its launches go through, whateve
               for (const Pass& pass : passes) {
                 INFO(kibibytes, " KiB, ", pass.name, " ", std::string(name(dtype)), " mode ",
                      static_cast<int>(mode), " d ", s.d, " dv ", s.dv, " causal ", causal);
-                const std::string failure = failure_of(pass.call);
-                CHECK((failure == "") == pass.support.ok);
-                const bool of_memory =
-                    failure.find("bytes of shared memory per block") != std::string::npos;
-                CHECK((failure == "" || of_memory));
-                (pass.support.ok ? accepted : refused)++;
+                check(pass);
               }
             }
           }
