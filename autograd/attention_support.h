@@ -1,6 +1,8 @@
 // What the attention ops share: checks of their operands, and masks as tensors.
 #pragma once
 
+#include <cmath>
+
 #include "macgrad/autograd/attention.h"
 #include "macgrad/autograd/op_support.h"
 
@@ -28,6 +30,37 @@ inline void check_qkv(const char* op, const Variable& q, const Variable& k, cons
   };
   check_mask(mask.key_valid, k.size(2), "key_valid");
   check_mask(mask.query_valid, q.size(2), "query_valid");
+}
+
+/// Checks the floor of linear attention.
+inline void check_floor(const char* op, const LinearAttentionArgs& args) {
+  check(args.floor >= 0.0 && std::isfinite(args.floor),
+        "[{}] the floor {} must be a finite number >= 0", op, args.floor);
+  check(args.floor == 0.0 || (!args.log_features && args.normaliser == Normaliser::quotient),
+        "[{}] floor {}: only denominators of features, not of log-features, are floored; use 0", op,
+        args.floor);
+}
+
+/// The key log-weight of k (B,H,S,·), checked, in float64.
+inline Variable wide_log_weight(const char* op, const Variable& log_weight, const Variable& k) {
+  check(log_weight.shape() == Shape{k.size(0), k.size(1), k.size(2)} &&
+            is_floating(log_weight.dtype()) && log_weight.device() == k.device(),
+        "[{}] log_weight {} {} on {} must be floating (B = {}, H = {}, S = {}) on {}", op,
+        name(log_weight.dtype()), log_weight.shape(), text(log_weight.device()), k.size(0),
+        k.size(1), k.size(2), text(k.device()));
+  return cast(log_weight, DType::float64);
+}
+/// ℓ of q, k, v and perhaps ℓ, as the kernels read it.
+inline Tensor weight_of(const Tensors& x) {
+  return x.size() > 3 ? x[3].contiguous() : Tensor();
+}
+/// For the gradients of q, k, v and ℓ, undefined without it.
+inline Tensors empty_gradients(const Tensors& x) {
+  Tensors d;
+  for (size_t i = 0; i < 3; ++i)
+    d.push_back(empty_heads(x[i].size(0), x[i].size(1), x[i].size(2), x[i].size(3), x[i]));
+  d.push_back(x.size() > 3 ? Tensor::empty(x[3].shape(), DType::float64, x[3].device()) : Tensor());
+  return d;
 }
 
 /// The mask as the kernels read it.

@@ -176,11 +176,7 @@ Variable linear_attention(const Variable& phi_q, const Variable& phi_k, const Va
   check_qkv(op, phi_q, phi_k, v, mask);
   check(args.constant >= 0.0 && std::isfinite(args.constant),
         "[{}] the constant {} must be a finite number >= 0", op, args.constant);
-  check(args.floor >= 0.0 && std::isfinite(args.floor),
-        "[{}] the floor {} must be a finite number >= 0", op, args.floor);
-  check(args.floor == 0.0 || (!args.log_features && args.normaliser == Normaliser::quotient),
-        "[{}] floor {}: only denominators of features, not of log-features, are floored; use 0", op,
-        args.floor);
+  check_floor(op, args);
   check(args.factor == 1.0 || args.normaliser == Normaliser::none,
         "[{}] factor {} cancels in the quotient; use it with Normaliser::none", op, args.factor);
   check(phi_q.size(3) > 0 || args.constant > 0.0,
@@ -192,21 +188,11 @@ Variable linear_attention(const Variable& phi_q, const Variable& phi_k, const Va
         DType::bfloat16);
   }
   Variables in{phi_q, phi_k, v};
-  if (log_weight.defined()) {
-    check(log_weight.shape() == Shape{phi_k.size(0), phi_k.size(1), phi_k.size(2)} &&
-              is_floating(log_weight.dtype()) && log_weight.device() == phi_k.device(),
-          "[{}] log_weight {} {} on {} must be floating (B = {}, H = {}, S = {}) on {}", op,
-          name(log_weight.dtype()), log_weight.shape(), text(log_weight.device()), phi_k.size(0),
-          phi_k.size(1), phi_k.size(2), text(phi_k.device()));
-    in.push_back(cast(log_weight, DType::float64));
-  }
+  if (log_weight.defined()) in.push_back(wide_log_weight(op, log_weight, phi_k));
   const Tensor key_valid = packed(mask.key_valid);
   const Tensor query_valid = packed(mask.query_valid);
   const bool causal = mask.causal;
   const int64_t B = v.size(0), H = v.size(1), T = phi_q.size(2), dv = v.size(3);
-  const auto weight_of = [](const Tensors& all) {
-    return all.size() > 3 ? all[3].contiguous() : Tensor();
-  };
   FusedOp fused;
   fused.name = op;
   fused.attributes = {{"features", fmt::format("{}", phi_q.size(3))},
@@ -233,10 +219,7 @@ Variable linear_attention(const Variable& phi_q, const Variable& phi_k, const Va
   };
   fused.backward = [=](const Tensors& x, const FusedOp::Forward& result, const Tensors& g,
                        const std::vector<bool>&) {
-    Tensors d;
-    for (size_t i = 0; i < 3; ++i) d.push_back(empty_heads(B, H, x[i].size(2), x[i].size(3), x[i]));
-    d.push_back(x.size() > 3 ? Tensor::empty(x[3].shape(), DType::float64, x[3].device())
-                             : Tensor());
+    Tensors d = empty_gradients(x);
     kernels::linear_attention_backward(unit_stride(x[0]), unit_stride(x[1]), unit_stride(x[2]),
                                        weight_of(x), key_valid, query_valid, result.outputs[0],
                                        result.saved[0], unit_stride(g[0]), args, causal, d[0], d[1],

@@ -59,6 +59,19 @@ struct LinearAttentionArgs {
   double factor = 1.0;  // multiplies the result with Normaliser::none
 };
 
+/// What linear attention takes of the m projections u = s·xΩ of a row (nn/README.md, other maps).
+enum class ProjectionFunction : uint8_t {
+  exponential,    // φ = e^u/√m, as log-features
+  trigonometric,  // φ = [cos u, sin u]/√m
+};
+
+/// Linear attention on functions of projections (autograd/projected_attention.h).
+struct ProjectedAttentionArgs {
+  ProjectionFunction function = ProjectionFunction::exponential;
+  double scale = 1.0;  // s
+  double floor = 0.0;  // as in LinearAttentionArgs
+};
+
 /// Signs of random features are independent, rows of fresh Hadamard blocks, or rows of Hadamard
 /// blocks of which those of one degree are shifted against each other, so that no combination of
 /// rows comes twice.
@@ -254,6 +267,24 @@ inline constinit Kernel<void(In, In, In, In, In, In, In, In, In, const LinearAtt
     linear_attention_backward{
         "linear_attention_backward",
         {cpu::linear_attention_backward, nullptr, cpu::linear_attention_backward_scratch}};
+
+/// Linear attention of q (B, H, T, d) and k (B, H, S, d), whose M features the kernel computes from
+/// omega (d, m) or (H, d, m); the other operands, sums and stats as in linear_attention_forward.
+/// state (B, H, M, dv) of q's dtype and state_sums (B, H, 2, M + 1) float64 are both absent or,
+/// without a causal mask, what the backward kernel then need not sum again: Σ_j φ_k v_jᵀ; Σ_j φ_k
+/// and Σ_j w_j; the shifts of the features and of the weights.
+inline constinit Kernel<void(In, In, In, In, In, In, In, const ProjectedAttentionArgs&, bool, Out,
+                             Out, Out, Out, Out, Scratch)>
+    projected_attention_forward{
+        "projected_attention_forward",
+        {cpu::projected_attention_forward, nullptr, cpu::projected_attention_forward_scratch}};
+/// The operands of the forward kernel, its out, sums, state and state_sums, grad; writes the
+/// gradients of q, k, v and log_weight (absent without it).
+inline constinit Kernel<void(In, In, In, In, In, In, In, In, In, In, In, In,
+                             const ProjectedAttentionArgs&, bool, Out, Out, Out, Out, Scratch)>
+    projected_attention_backward{
+        "projected_attention_backward",
+        {cpu::projected_attention_backward, nullptr, cpu::projected_attention_backward_scratch}};
 
 /// Draws of the features of many maps at once, one entry of each list a map. laws: float64 vectors,
 /// how many features each degree 0 … kRmfaLayoutLevels has besides the tail, then the weight of a

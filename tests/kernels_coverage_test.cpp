@@ -14,9 +14,14 @@ namespace macgrad::testing {
 namespace {
 
 // Slots of fused ops whose CPU kernels take float32 and float64 only.
-const std::set<std::string> kNoBfloat16 = {
-    "softmax_attention_forward", "softmax_attention_backward", "rmfa_forward", "rmfa_backward",
-    "linear_attention_forward",  "linear_attention_backward"};
+const std::set<std::string> kNoBfloat16 = {"softmax_attention_forward",
+                                           "softmax_attention_backward",
+                                           "rmfa_forward",
+                                           "rmfa_backward",
+                                           "linear_attention_forward",
+                                           "linear_attention_backward",
+                                           "projected_attention_forward",
+                                           "projected_attention_backward"};
 
 // Slots that no differentiable op calls: each with its definition.
 void run_other_slots(DType dtype) {

@@ -17,7 +17,9 @@ const std::vector<int> kCounts = {2, 3, 8, 16};
 int64_t size_of(const OpCase& row) {
   if (row.op == "softmax_attention") return 150;
   if (row.name == "matmul of odd rows") return 300;
-  return row.op == "rmfa" || row.op == "linear_attention" ? 300 : 40'001;
+  const bool is_attention =
+      row.op == "rmfa" || row.op == "linear_attention" || row.op == "projected_attention";
+  return is_attention ? 300 : 40'001;
 }
 
 // Elementwise ops share one loop: a few stand for all.

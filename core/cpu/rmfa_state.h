@@ -78,8 +78,8 @@ void accumulate(const FeatureMap<T>& map, const Block<T>& block, const State<T>&
       state.fsum[m] += sum;
     }
   }
-  // Sums down the columns of a block stay in T: 128 terms; float64 carries them from block to
-  // block.
+  // Sums down the columns of a block stay in T: at most 256 terms; float64 carries them from block
+  // to block.
   auto add_columns = [&](const T* values, int64_t stride, int64_t columns, const T* factor,
                          double* total) {
     for (int64_t j = 0; j < columns; ++j) row[j] = T(0);
@@ -163,10 +163,13 @@ void pull_inputs(const FeatureMap<T>& map, const Block<T>& block, const State<T>
                  const T* dp, T* dx, int64_t lddx, T* row) {
   const int64_t n = block.n, d = map.d;
   if (n == 0) return;
-  gemm(true, true, n, d, map.P, T(1), dp, block.ld, map.omega, map.width, T(0), dx, lddx);
+  // Without projections the first product would only write zeros for the second to add to.
+  const bool only_linear = map.P == 0 && map.has_linear();
+  if (!only_linear)
+    gemm(true, true, n, d, map.P, T(1), dp, block.ld, map.omega, map.width, T(0), dx, lddx);
   if (!map.has_linear()) return;
   gemm(false, true, n, d, state.dv, map.linear, block.v, block.ldv, state.kv + map.M * state.dv,
-       state.dv, T(1), dx, lddx);
+       state.dv, only_linear ? T(0) : T(1), dx, lddx);
   for (int64_t j = 0; j < d; ++j) row[j] = map.linear * static_cast<T>(state.fsum[map.M + j]);
   for (int64_t t = 0; t < n; ++t) {
     const T u = block.u[t];

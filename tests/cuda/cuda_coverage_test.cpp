@@ -19,7 +19,9 @@ const std::set<std::string> kFloat32 = {"softmax_attention_forward", "softmax_at
                                         "rmfa_forward", "rmfa_backward"};
 
 // Without a CUDA kernel: a GPU runs the op's composite.
-const std::set<std::string> kCpuOnly = {"linear_attention_forward", "linear_attention_backward"};
+const std::set<std::string> kCpuOnly = {"linear_attention_forward", "linear_attention_backward",
+                                        "projected_attention_forward",
+                                        "projected_attention_backward"};
 
 // Slots that no differentiable op calls; their values are checked in cuda_random_test,
 // cuda_feature_map_test and cuda_optimizer_test.
@@ -48,7 +50,8 @@ TEST_CASE("every kernel slot runs on the CUDA device in every dtype it serves") 
       if (dtype == DType::bfloat16 && !row.bfloat16) continue;
       if (dtype == DType::float64 && (row.op == "softmax_attention" || row.op == "rmfa")) continue;
       CAPTURE(row.name);
-      const CompositesAllowed allowed(row.op == "linear_attention");
+      const CompositesAllowed allowed(row.op == "linear_attention" ||
+                                      row.op == "projected_attention");
       Tensors inputs;
       for (const Tensor& t : make_inputs(row.inputs, dtype)) inputs.push_back(t.to(kGpu));
       evaluate(row, inputs, row.gradient ? 1 : 0);

@@ -26,7 +26,7 @@ Tensors moved(const Tensors& list, Device device) {
 
 // Linear attention has no CUDA kernel; a GPU runs its composite.
 bool on_cpu_only(const OpCase& row) {
-  return row.op == "linear_attention";
+  return row.op == "linear_attention" || row.op == "projected_attention";
 }
 
 TEST_CASE("cuda op table: every dtype agrees with float64 on the CPU, values and derivatives") {
