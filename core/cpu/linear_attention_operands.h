@@ -107,7 +107,7 @@ class Operands {
         M(projection ? projection.columns() : q.size(3)),
         dv(v.size(3)),
         C(M + (log && arguments.constant > 0.0)),
-        block(is_causal ? rmfa::kCausalBlock : kFullBlock),
+        block(is_causal ? rmfa::kCausalBlock : std::clamp<int64_t>(std::max(Tn, S), 1, kFullBlock)),
         map(C, {}, C > 0 ? 1.0 : 0.0, log ? 0.0 : arguments.constant),
         log_constant_(log && arguments.constant > 0.0 ? std::log(arguments.constant) : 0.0),
         q_(q),
