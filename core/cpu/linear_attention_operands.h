@@ -273,10 +273,8 @@ class Operands {
   void shifted(const T* a, double last, U offset, U sign, const U* c, T* x) const {
 #pragma omp simd
     for (int64_t m = 0; m < M; ++m)
-      x[m] = static_cast<T>(static_cast<U>(a[m]) + (offset + sign * c[m]));
-    if (C > M) x[M] = static_cast<T>(static_cast<U>(last) + (offset + sign * c[M]));
-#pragma omp simd
-    for (int64_t m = 0; m < C; ++m) x[m] = std::exp(x[m]);
+      x[m] = std::exp(static_cast<T>(static_cast<U>(a[m]) + (offset + sign * c[m])));
+    if (C > M) x[M] = std::exp(static_cast<T>(static_cast<U>(last) + (offset + sign * c[M])));
   }
 
   double log_constant_;
