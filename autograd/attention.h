@@ -6,7 +6,9 @@
 #include <limits>
 
 #include "macgrad/autograd/variable.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/generator.h"
+#include "macgrad/core/kernels/rmfa.h"
+#include "macgrad/core/kernels/sbn.h"
 
 namespace macgrad {
 

@@ -10,6 +10,7 @@
 #include "macgrad/autograd/linear_attention.h"
 #include "macgrad/autograd/node.h"
 #include "macgrad/autograd/ops.h"
+#include "macgrad/autograd/projected_attention.h"
 #include "macgrad/autograd/scope.h"
 #include "macgrad/autograd/variable.h"
 #include "macgrad/core/core.h"

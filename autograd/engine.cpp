@@ -1,19 +1,20 @@
-// How gradients flow: the nodes that lead from the results to what is asked for are taken from a
-// queue in descending id, each adds its vjp to the cotangents of its inputs, and hooks, records and
-// anomaly mode look on. Cotangents are Variables, so that create_graph records them like any op.
+// How gradients flow: the nodes behind the results are visited in descending order of their ids,
+// each adds its vjp to the cotangents of its inputs, and hooks, records and anomaly mode watch.
+// Cotangents are Variables, so that create_graph records them like any op.
 #include "macgrad/autograd/engine.h"
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <map>
-#include <queue>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "macgrad/autograd/node.h"
 #include "macgrad/autograd/ops.h"
 #include "macgrad/autograd/scope.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/elementwise.h"
+#include "macgrad/core/kernels/optimizer.h"
 
 namespace macgrad {
 
@@ -121,7 +122,7 @@ void accumulate(Sum& sum, const Variable& g, bool create_graph) {
 
 struct NodeState {
   std::shared_ptr<Node> node;
-  std::vector<Sum> outputs;
+  std::vector<Sum> outputs{};
   bool leads = false;  // to something whose gradient is wanted
 };
 
@@ -167,20 +168,19 @@ class Engine {
       }
       std::sort(wanted_leaves_.begin(), wanted_leaves_.end());
     }
-    for (auto& [id, node] : order_) {
-      NodeState& state = states_.at(node);
-      for (const Node::Input& in : node->inputs) state.leads = state.leads || input_wanted(in);
-    }
+    for (NodeState& state : states_)
+      for (const Node::Input& in : state.node->inputs)
+        state.leads = state.leads || input_wanted(in);
   }
 
   bool reaches(const Variable& v) const {
-    if (v.node()) return states_.contains(v.node().get());
+    if (v.node()) return index_.contains(v.node().get());
     return seen_leaves_.contains(v.meta().get());
   }
 
   void run(const Variables& outputs, const Variables& cotangents) {
     for (size_t i = 0; i < outputs.size(); ++i) seed(outputs[i], cotangents[i]);
-    for (auto it = order_.rbegin(); it != order_.rend(); ++it) step(states_.at(it->second));
+    for (auto state = states_.rbegin(); state != states_.rend(); ++state) step(*state);
     finish_leaves();
   }
 
@@ -206,31 +206,36 @@ class Engine {
 
  private:
   void discover(const Variables& outputs) {
-    std::vector<Node*> stack;
     const auto visit = [&](const std::shared_ptr<Node>& node) {
-      if (!node || states_.contains(node.get())) return;
-      states_[node.get()] = {node, std::vector<Sum>(node->outputs.size()), false};
-      stack.push_back(node.get());
+      if (node && index_.try_emplace(node.get(), 0).second) states_.push_back({node});
     };
     for (const Variable& v : outputs) {
       visit(v.node());
-      if (!v.node() && v.requires_grad()) seen_leaves_[v.meta().get()] = true;
+      if (!v.node() && v.requires_grad()) seen_leaves_.insert(v.meta().get());
     }
-    while (!stack.empty()) {
-      Node* node = stack.back();
-      stack.pop_back();
-      order_[node->id] = node;
-      for (const Node::Input& in : node->inputs) {
+    for (size_t i = 0; i < states_.size(); ++i) {  // states_ grows meanwhile
+      const Node& node = *states_[i].node;
+      for (const Node::Input& in : node.inputs) {
         visit(in.node);
-        if (in.meta) seen_leaves_[in.meta.get()] = true;
+        if (in.meta) seen_leaves_.insert(in.meta.get());
       }
     }
+    std::sort(states_.begin(), states_.end(),
+              [](const NodeState& a, const NodeState& b) { return a.node->id < b.node->id; });
+    for (size_t i = 0; i < states_.size(); ++i) {
+      index_[states_[i].node.get()] = i;
+      states_[i].outputs.resize(states_[i].node->outputs.size());
+    }
   }
+
+  NodeState& state_of(const Node* node) { return states_[index_.at(node)]; }
+  const NodeState& state_of(const Node* node) const { return states_[index_.at(node)]; }
 
   bool input_wanted(const Node::Input& in) const {
     if (!in.requires_grad) return false;
     if (in.node) {
-      if (states_.at(in.node.get()).leads) return true;
+      if (state_of(in.node.get()).leads) return true;
+      if (wanted_outputs_.empty()) return false;
       const auto it = wanted_outputs_.find(in.node.get());
       return it != wanted_outputs_.end() &&
              std::find(it->second.begin(), it->second.end(), in.output) != it->second.end();
@@ -241,9 +246,8 @@ class Engine {
 
   void seed(const Variable& output, const Variable& cotangent) {
     if (output.node()) {
-      accumulate(
-          states_.at(output.node().get()).outputs[static_cast<size_t>(output.output_index())],
-          cotangent, options_.create_graph);
+      accumulate(state_of(output.node().get()).outputs[static_cast<size_t>(output.output_index())],
+                 cotangent, options_.create_graph);
     } else if (output.requires_grad()) {
       add_to_leaf(output.meta(), cotangent);
     }
@@ -286,7 +290,7 @@ class Engine {
     require(!node.released,
             "{} was already differentiated and its graph freed; pass retain_graph to run backward "
             "twice",
-            node.text());
+            node);
     VjpContext context;
     context.node_ = state.node;
     context.create_graph_ = options_.create_graph;
@@ -313,7 +317,7 @@ class Engine {
         options_.record->add_rule_seconds(
             node.id, std::chrono::duration<double>(Clock::now() - start).count());
       check(gradients.size() == node.inputs.size(),
-            "the rule of {} gave {} gradients for {} inputs", node.text(), gradients.size(),
+            "the rule of {} gave {} gradients for {} inputs", node, gradients.size(),
             node.inputs.size());
       for (size_t i = 0; i < gradients.size(); ++i) {
         if (!context.needs_[i] || !gradients[i].defined()) continue;
@@ -325,9 +329,10 @@ class Engine {
 
   void deliver(const Node& node, size_t i, Variable g) {
     const Node::Input& in = node.inputs[i];
-    check(g.dtype() == in.dtype && g.device() == in.device,
-          "the gradient of input {} of {} is {} on {}, the input {} on {}", i, node.text(),
-          name(g.dtype()), text(g.device()), name(in.dtype), text(in.device));
+    if (g.dtype() != in.dtype || g.device() != in.device) [[unlikely]]
+      throw Error("the gradient of input {} of {} is {} on {}, the input {} on {}{}", i, node,
+                  name(g.dtype()), text(g.device()), name(in.dtype), text(in.device),
+                  scope_suffix());
     if (g.shape() != in.shape) g = sum_to(g, in.shape);
     if (AnomalyMode::active() && !all_finite(g.value()))
       throw AnomalyError(
@@ -336,7 +341,7 @@ class Engine {
                       node.op, i, in.shape, node.text(), scope_suffix()),
           node.id, i);
     if (in.node) {
-      accumulate(states_.at(in.node.get()).outputs[static_cast<size_t>(in.output)], g,
+      accumulate(state_of(in.node.get()).outputs[static_cast<size_t>(in.output)], g,
                  options_.create_graph);
     } else {
       add_to_leaf(in.meta, g);
@@ -363,11 +368,11 @@ class Engine {
   }
 
   GradOptions options_;
-  std::unordered_map<Node*, NodeState> states_;
-  std::map<uint64_t, Node*> order_;
-  std::unordered_map<Variable::Meta*, bool> seen_leaves_;
+  std::vector<NodeState> states_;  // ids grow
+  std::unordered_map<const Node*, size_t> index_;
+  std::unordered_set<const Variable::Meta*> seen_leaves_;
   bool all_leaves_ = false;
-  std::unordered_map<Node*, std::vector<int>> wanted_outputs_;
+  std::unordered_map<const Node*, std::vector<int>> wanted_outputs_;
   std::vector<Variable::Meta*> wanted_leaves_;
   std::unordered_map<Variable::Meta*, Leaf> leaves_;
   std::vector<Variable::Meta*> leaf_order_;
@@ -404,12 +409,11 @@ Variables grad(const Variables& outputs, const Variables& inputs, const Variable
   const Variables seeds = full_cotangents(outputs, cotangents);
   Engine engine(outputs, options);
   for (const Variable& v : inputs) {
-    check(v.defined() && v.requires_grad(), "[grad] input '{}' does not ask for a gradient",
-          v.defined() ? v.name() : "undefined");
+    check(v.defined() && v.requires_grad(), "[grad] input '{}' does not require a gradient", v);
     check(
         options.allow_unused || engine.reaches(v),
         "[grad] the outputs do not depend on '{}'; pass allow_unused to get an undefined gradient",
-        v.name());
+        v);
   }
   engine.set_targets(&inputs);
   engine.run(outputs, seeds);
@@ -425,8 +429,7 @@ Variables grad(const Variables& outputs, const Variables& inputs, const Variable
 
 void backward(const Variable& output, const Variable& cotangent, const GradOptions& options) {
   check(output.defined() && output.requires_grad(),
-        "[backward] nothing asks for a gradient: '{}' has no history",
-        output.defined() ? output.name() : "undefined");
+        "[backward] nothing requires a gradient: '{}' has no history", output);
   const GradMode mode(options.create_graph);
   const Variables outputs{output};
   const Variables seeds = full_cotangents(outputs, {cotangent});

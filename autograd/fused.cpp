@@ -36,21 +36,21 @@ void log_fallback(const std::string& op, const std::string& reason) {
 
 Tensors values(const Variables& variables) {
   Tensors list;
+  list.reserve(variables.size());
   for (const Variable& v : variables) list.push_back(v.value());
   return list;
 }
 
 Support kernels_support(const FusedOp& op, const Tensors& x, const Variables& inputs) {
-  const Support forward = op.supports ? op.supports(x) : Support{};
-  if (!forward || !op.supports_backward || !wants_recording(inputs)) return forward;
-  return op.supports_backward(x);
+  Support forward = op.supports(x);
+  return forward && wants_recording(inputs) ? op.supports_backward(x) : forward;
 }
 
 Variables run_composite(const FusedOp& op, const Variables& inputs) {
-  const Scope scope(op.name);
+  const Scope scope(op.name());
   Variables outputs = op.composite(inputs);
   if (!outputs.empty() && outputs[0].node())
-    outputs[0].node()->attributes.emplace_back("path", "composite");
+    outputs[0].node()->attributes.push_back({"path", "composite"});
   return outputs;
 }
 
@@ -93,41 +93,112 @@ Variables differentiate(const FusedOp& op, const Variables& inputs, const Variab
   return result;
 }
 
+template <class List>
+List front(const List& all, size_t count) {
+  return List(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(count));
+}
+template <class List>
+List rest(const List& all, size_t count) {
+  return List(all.begin() + static_cast<std::ptrdiff_t>(count), all.end());
+}
+
 // The backward kernel as an op of (inputs…, cotangents…).
-FusedOp backward_op(const FusedOp& op, const FusedOp::Forward& result, size_t inputs,
-                    const std::vector<bool>& needs) {
-  FusedOp back;
-  back.name = op.name + "_backward";
-  back.attributes = op.attributes;
-  const auto front = [inputs]<class List>(const List& all) {
-    return List(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(inputs));
-  };
-  const auto rest = [inputs]<class List>(const List& all) {
-    return List(all.begin() + static_cast<std::ptrdiff_t>(inputs), all.end());
-  };
-  back.forward = [op, result, needs, front, rest](const Tensors& all) {
-    Tensors gradients = op.backward(front(all), result, rest(all), needs);
-    FusedOp::Forward f;
-    for (size_t i = 0; i < needs.size(); ++i)
-      if (needs[i]) f.outputs.push_back(gradients[i]);
-    return f;
-  };
-  back.composite = [op, needs, front, rest](const Variables& all) {
-    const Variables x = front(all);
-    Variables gradients = differentiate(op, x, rest(all), needs, /*create_graph=*/true);
+class BackwardOp : public FusedOp {
+ public:
+  BackwardOp(std::shared_ptr<const FusedOp> op, const Result& result, size_t inputs,
+             const std::vector<bool>& needs)
+      : op_(std::move(op)),
+        name_(std::string(op_->name()) + "_backward"),
+        result_(result),
+        inputs_(inputs),
+        needs_(needs) {}
+
+  const char* name() const override { return name_.c_str(); }
+  Attributes attributes() const override { return op_->attributes(); }
+  Result forward(const Tensors& all) override {
+    const Tensors gradients =
+        op_->backward(front(all, inputs_), result_, rest(all, inputs_), needs_);
+    Result needed;
+    for (size_t i = 0; i < needs_.size(); ++i)
+      if (needs_[i]) needed.outputs.push_back(gradients[i]);
+    return needed;
+  }
+  bool has_backward() const override { return false; }
+  Variables composite(const Variables& all) const override {
+    const Variables x = front(all, inputs_);
+    const Variables gradients =
+        differentiate(*op_, x, rest(all, inputs_), needs_, /*create_graph=*/true);
     Variables kept;
-    for (size_t i = 0; i < needs.size(); ++i) {
-      if (!needs[i]) continue;
+    for (size_t i = 0; i < needs_.size(); ++i) {
+      if (!needs_[i]) continue;
       kept.push_back(gradients[i].defined()
                          ? gradients[i]
                          : Variable(Tensor::zeros(x[i].shape(), x[i].dtype(), x[i].device())));
     }
     return kept;
-  };
-  return back;
-}
+  }
+
+ private:
+  std::shared_ptr<const FusedOp> op_;
+  std::string name_;
+  Result result_;
+  size_t inputs_;
+  std::vector<bool> needs_;
+};
+
+// What the rule of a fused op keeps.
+struct Kept {
+  std::shared_ptr<FusedOp> op;
+  std::vector<Saved> inputs;
+  std::vector<SavedTensor> constants;
+  FusedOp::Result result;
+  std::vector<uint64_t> versions = versions_now();
+
+  // The backward kernel reads results and statistics as well as operands.
+  std::vector<uint64_t> versions_now() const {
+    std::vector<uint64_t> now;
+    now.reserve(result.outputs.size() + result.saved.size());
+    for (const Tensors* list : {&result.outputs, &result.saved})
+      for (const Tensor& t : *list) now.push_back(t.version());
+    return now;
+  }
+
+  Variables operator()(const VjpContext& ctx) const {
+    require(versions_now() == versions,
+            "the result of {} was overwritten in place after it was saved for its gradient: run "
+            "backward before changing it, or compute the forward pass again",
+            op->name());
+    for (const SavedTensor& constant : constants) constant();
+    Variables operands, cotangents;
+    operands.reserve(inputs.size());
+    for (const Saved& s : inputs) operands.push_back(s());
+    for (size_t i = 0; i < result.outputs.size(); ++i)
+      cotangents.push_back(ctx.cotangent(static_cast<int>(i)));
+    if (!op->has_backward())
+      return differentiate(*op, operands, cotangents, ctx.needs(), ctx.create_graph());
+    Variables gradients(operands.size());
+    if (!ctx.create_graph()) {
+      const Tensors g = op->backward(values(operands), result, values(cotangents), ctx.needs());
+      for (size_t i = 0; i < g.size(); ++i)
+        if (ctx.needs(static_cast<int>(i)) && g[i].defined()) gradients[i] = Variable(g[i]);
+      return gradients;
+    }
+    const size_t count = operands.size();
+    operands.insert(operands.end(), cotangents.begin(), cotangents.end());
+    const Variables found =
+        apply_fused(std::make_shared<BackwardOp>(op, result, count, ctx.needs()), operands);
+    for (size_t i = 0, w = 0; i < count; ++i)
+      if (ctx.needs(static_cast<int>(i))) gradients[i] = found[w++];
+    return gradients;
+  }
+};
 
 }  // namespace
+
+Tensors FusedOp::backward(const Tensors&, const Result&, const Tensors&,
+                          const std::vector<bool>&) const {
+  throw Error("[{}] has no backward kernel: override backward() or has_backward()", name());
+}
 
 Unfused::Unfused() {
   ++unfused_depth;
@@ -136,53 +207,22 @@ Unfused::~Unfused() {
   --unfused_depth;
 }
 
-Variables apply_fused(const FusedOp& op, const Variables& inputs) {
-  if (unfused_depth > 0) return run_composite(op, inputs);
+Variables apply_fused(const std::shared_ptr<FusedOp>& op, const Variables& inputs) {
+  if (unfused_depth > 0) return run_composite(*op, inputs);
   const Tensors x = values(inputs);
-  if (const Support support = kernels_support(op, x, inputs); !support) {
-    log_fallback(op.name, support.reason);
-    return run_composite(op, inputs);
+  if (const Support support = kernels_support(*op, x, inputs); !support) {
+    log_fallback(op->name(), support.reason);
+    return run_composite(*op, inputs);
   }
-  FusedOp::Forward result = op.forward(x);
-  // The backward kernel reads results and statistics as well as operands.
-  const auto versions_of = [](const FusedOp::Forward& f) {
-    std::vector<uint64_t> versions;
-    for (const Tensors* list : {&f.outputs, &f.saved})
-      for (const Tensor& t : *list) versions.push_back(t.version());
-    return versions;
-  };
-  std::vector<Saved> saved;
-  saved.reserve(inputs.size());
-  for (const Variable& v : inputs) saved.emplace_back(v);
+  FusedOp::Result result = op->forward(x);
+  if (!wants_recording(inputs)) return record(op->name(), inputs, result.outputs, nullptr);
   const Tensors outputs = result.outputs;
-  Vjp vjp = [op, saved = std::move(saved), versions_of, versions = versions_of(result),
-             result = std::move(result)](const VjpContext& ctx) {
-    require(versions_of(result) == versions,
-            "the result of {} was overwritten in place after it was saved for its gradient: run "
-            "backward before changing it, or compute the forward pass again",
-            op.name);
-    for (const SavedTensor& constant : op.constants) constant();
-    Variables operands, cotangents;
-    for (const Saved& s : saved) operands.push_back(s());
-    for (size_t i = 0; i < result.outputs.size(); ++i)
-      cotangents.push_back(ctx.cotangent(static_cast<int>(i)));
-    if (!op.backward)
-      return differentiate(op, operands, cotangents, ctx.needs(), ctx.create_graph());
-    Variables gradients(operands.size());
-    if (!ctx.create_graph()) {
-      const Tensors g = op.backward(values(operands), result, values(cotangents), ctx.needs());
-      for (size_t i = 0; i < g.size(); ++i)
-        if (ctx.needs(static_cast<int>(i)) && g[i].defined()) gradients[i] = Variable(g[i]);
-      return gradients;
-    }
-    const size_t count = operands.size();
-    operands.insert(operands.end(), cotangents.begin(), cotangents.end());
-    const Variables found = apply_fused(backward_op(op, result, count, ctx.needs()), operands);
-    for (size_t i = 0, w = 0; i < count; ++i)
-      if (ctx.needs(static_cast<int>(i))) gradients[i] = found[w++];
-    return gradients;
-  };
-  return record(op.name.c_str(), inputs, outputs, std::move(vjp), op.attributes);
+  return record(op->name(), inputs, outputs,
+                Kept{.op = op,
+                     .inputs = std::vector<Saved>(inputs.begin(), inputs.end()),
+                     .constants = op->constants(),
+                     .result = std::move(result)},
+                op->attributes());
 }
 
 }  // namespace macgrad

@@ -3,43 +3,48 @@
 // whose composite is derived by differentiating the forward composite.
 #pragma once
 
-#include <functional>
+#include <memory>
 #include <string>
 
 #include "macgrad/autograd/node.h"
-#include "macgrad/core/kernel.h"
+#include "macgrad/core/operands.h"
 
 namespace macgrad {
 
-struct FusedOp {
-  struct Forward {
+/// One call of a fused op: a derived class holds what the call needs besides its inputs. Only what
+/// runs is called: without a gradient neither attributes nor constants nor backward.
+class FusedOp {
+ public:
+  struct Result {
     Tensors outputs;  // of the op
     Tensors saved;    // statistics for the backward kernel; no gradients
   };
-  std::string name;
-  Attributes attributes;
-  /// What the rules read beside inputs and results: masks, targets, feature draws. Overwriting one
-  /// before the gradient is asked for is an error that names it.
-  std::vector<SavedTensor> constants;
-  /// Whether the kernels take these operands; absent: yes.
-  std::function<Support(const Tensors& inputs)> supports;
+
+  virtual ~FusedOp() = default;
+  virtual const char* name() const = 0;
+  virtual Attributes attributes() const { return {}; }
+  /// What the rules read in addition to inputs and results: masks, targets, feature draws.
+  /// Overwriting one before the backward pass is an error that names it.
+  virtual std::vector<SavedTensor> constants() const { return {}; }
+  /// Whether the kernels take these operands.
+  virtual Support supports(const Tensors&) const { return {}; }
   /// The same for the backward kernel, checked before the forward kernel runs when a gradient may
   /// be needed.
-  std::function<Support(const Tensors& inputs)> supports_backward;
-  std::function<Forward(const Tensors& inputs)> forward;
-  /// Gradients of the inputs; entries not in `needs` may stay undefined. Absent: the composite is
-  /// differentiated.
-  std::function<Tensors(const Tensors& inputs, const Forward& result, const Tensors& cotangents,
-                        const std::vector<bool>& needs)>
-      backward;
+  virtual Support supports_backward(const Tensors&) const { return {}; }
+  virtual Result forward(const Tensors& inputs) = 0;
+  /// Without a backward kernel the composite is differentiated, and backward() is not called.
+  virtual bool has_backward() const { return true; }
+  /// Gradients of the inputs; entries not in `needs` may stay undefined.
+  virtual Tensors backward(const Tensors& inputs, const Result& result, const Tensors& cotangents,
+                           const std::vector<bool>& needs) const;
   /// The same outputs from primitive ops.
-  std::function<Variables(const Variables& inputs)> composite;
+  virtual Variables composite(const Variables& inputs) const = 0;
 };
 
-/// Runs the op: its kernels where they serve the operands, else its composite on the same device
+/// Runs the op: its kernels where they take the operands, else its composite on the same device
 /// (the reason is logged once; an Error with MACGRAD_FUSED=strict). Inside Unfused, always the
 /// composite.
-Variables apply_fused(const FusedOp& op, const Variables& inputs);
+Variables apply_fused(const std::shared_ptr<FusedOp>& op, const Variables& inputs);
 
 /// While alive, fused ops of this thread record their composites, so that inner values and their
 /// gradients can be seen.

@@ -8,8 +8,8 @@
 #include <limits>
 #include <memory>
 
-#include "macgrad/autograd/attention_support.h"
 #include "macgrad/autograd/fused.h"
+#include "macgrad/autograd/linear_attention_support.h"
 #include "macgrad/autograd/ops.h"
 
 namespace macgrad {
@@ -85,7 +85,7 @@ Sums full_sums(const Operands& x, const LinearAttentionArgs& args) {
   Variable phi_q = x.q, phi_k, values = x.v;
   double constant = args.constant;
   if (args.log_features) {
-    // c, one number per feature, and s, one per query; nn/README.md, linear attention.
+    // c, one number per feature, and s, one per query; nn/README.md, other maps.
     const Variable a = x.log_weight.defined() ? x.k + transpose(x.log_weight, 2, 3) : x.k;
     const Variable c = largest(a, hidden_row, 2);
     const Variable exponents = x.q + c;
@@ -144,8 +144,8 @@ Sums causal_sums(const Operands& x, const LinearAttentionArgs& args) {
   return s;
 }
 
-Variables composite(const Variables& in, const AttentionMask& mask,
-                    const LinearAttentionArgs& args) {
+Variables linear_attention_composite(const Variables& in, const AttentionMask& mask,
+                                     const LinearAttentionArgs& args) {
   const Operands x = operands(in, mask, args);
   const DType dtype = in[0].dtype();
   // Zeros; there is no maximum over nothing.
@@ -167,6 +167,66 @@ Variables composite(const Variables& in, const AttentionMask& mask,
   return {cast(masked_fill(out, blind, 0.0), dtype)};
 }
 
+class LinearAttention : public WeightedAttentionOp {
+ public:
+  LinearAttention(const AttentionMask& given, const LinearAttentionArgs& args, int64_t features)
+      : WeightedAttentionOp(given), args_(args), features_(features) {}
+
+  const char* name() const override { return "linear_attention"; }
+  Attributes attributes() const override {
+    return {
+        {"features", features_}, {"log_features", args_.log_features}, {"causal", mask_.causal}};
+  }
+  std::vector<SavedTensor> constants() const override { return mask_constants(); }
+  Support supports(const Tensors& x) const override {
+    return kernels::linear_attention_forward.supports(x[0].device(), operands(x));
+  }
+  Support supports_backward(const Tensors& x) const override {
+    return kernels::linear_attention_backward.supports(x[0].device(), operands(x));
+  }
+  Result forward(const Tensors& x) override {
+    const Tensors rows = rows_with_weight(x);
+    const Tensor out = output_of(x);
+    const Tensor sums = Tensor::empty(out.shape().with(3, 3), DType::float64, out.device());
+    statistics = Tensor::empty({4}, DType::float64, out.device());
+    kernels::linear_attention_forward(
+        {.in = operands(rows), .out = out, .sums = sums, .stats = statistics});
+    return {{out}, {sums}};
+  }
+  Tensors backward(const Tensors& x, const Result& result, const Tensors& g,
+                   const std::vector<bool>&) const override {
+    const Tensors rows = rows_with_weight(x);
+    Tensors d = gradients_with_weight(x);
+    kernels::linear_attention_backward({.in = operands(rows),
+                                        .out = result.outputs[0],
+                                        .sums = result.saved[0],
+                                        .grad = unit_stride(g[0]),
+                                        .dphi_q = d[0],
+                                        .dphi_k = d[1],
+                                        .dv = d[2],
+                                        .dlog_weight = weight_of(d)});
+    return d;
+  }
+  Variables composite(const Variables& in) const override {
+    return linear_attention_composite(in, mask_, args_);
+  }
+
+ private:
+  LinearAttentionOperands operands(const Tensors& x) const {
+    return {.phi_q = x[0],
+            .phi_k = x[1],
+            .v = x[2],
+            .log_weight = weight_of(x),
+            .key_valid = key_valid_,
+            .query_valid = query_valid_,
+            .args = args_,
+            .causal = mask_.causal};
+  }
+
+  LinearAttentionArgs args_;
+  int64_t features_;
+};
+
 }  // namespace
 
 Variable linear_attention(const Variable& phi_q, const Variable& phi_k, const Variable& v,
@@ -176,11 +236,7 @@ Variable linear_attention(const Variable& phi_q, const Variable& phi_k, const Va
   check_qkv(op, phi_q, phi_k, v, mask);
   check(args.constant >= 0.0 && std::isfinite(args.constant),
         "[{}] the constant {} must be a finite number >= 0", op, args.constant);
-  check(args.floor >= 0.0 && std::isfinite(args.floor),
-        "[{}] the floor {} must be a finite number >= 0", op, args.floor);
-  check(args.floor == 0.0 || (!args.log_features && args.normaliser == Normaliser::quotient),
-        "[{}] floor {}: only denominators of features, not of log-features, are floored; use 0", op,
-        args.floor);
+  check_floor(op, args);
   check(args.factor == 1.0 || args.normaliser == Normaliser::none,
         "[{}] factor {} cancels in the quotient; use it with Normaliser::none", op, args.factor);
   check(phi_q.size(3) > 0 || args.constant > 0.0,
@@ -192,61 +248,10 @@ Variable linear_attention(const Variable& phi_q, const Variable& phi_k, const Va
         DType::bfloat16);
   }
   Variables in{phi_q, phi_k, v};
-  if (log_weight.defined()) {
-    check(log_weight.shape() == Shape{phi_k.size(0), phi_k.size(1), phi_k.size(2)} &&
-              is_floating(log_weight.dtype()) && log_weight.device() == phi_k.device(),
-          "[{}] log_weight {} {} on {} must be floating (B = {}, H = {}, S = {}) on {}", op,
-          name(log_weight.dtype()), log_weight.shape(), text(log_weight.device()), phi_k.size(0),
-          phi_k.size(1), phi_k.size(2), text(phi_k.device()));
-    in.push_back(cast(log_weight, DType::float64));
-  }
-  const Tensor key_valid = packed(mask.key_valid);
-  const Tensor query_valid = packed(mask.query_valid);
-  const bool causal = mask.causal;
-  const int64_t B = v.size(0), H = v.size(1), T = phi_q.size(2), dv = v.size(3);
-  const auto weight_of = [](const Tensors& all) {
-    return all.size() > 3 ? all[3].contiguous() : Tensor();
-  };
-  FusedOp fused;
-  fused.name = op;
-  fused.attributes = {{"features", fmt::format("{}", phi_q.size(3))},
-                      {"log_features", args.log_features ? "true" : "false"},
-                      {"causal", causal ? "true" : "false"}};
-  fused.constants = {{key_valid, "linear_attention's key mask"},
-                     {query_valid, "linear_attention's query mask"}};
-  const auto measured = std::make_shared<Tensor>();
-  fused.supports = [=](const Tensors& x) {
-    const Tensor none;
-    return kernels::linear_attention_forward.supports(x[0].device(), x[0], x[1], x[2], weight_of(x),
-                                                      key_valid, query_valid, args, causal, none,
-                                                      none, none, Scratch{});
-  };
-  fused.forward = [=](const Tensors& x) {
-    Tensor out = empty_heads(B, H, T, dv, x[0]);
-    Tensor sums = Tensor::empty({B, H, T, 3}, DType::float64, x[0].device());
-    Tensor stats = Tensor::empty({4}, DType::float64, x[0].device());
-    kernels::linear_attention_forward(unit_stride(x[0]), unit_stride(x[1]), unit_stride(x[2]),
-                                      weight_of(x), key_valid, query_valid, args, causal, out, sums,
-                                      stats, Scratch{});
-    *measured = stats;
-    return FusedOp::Forward{{out}, {sums}};
-  };
-  fused.backward = [=](const Tensors& x, const FusedOp::Forward& result, const Tensors& g,
-                       const std::vector<bool>&) {
-    Tensors d;
-    for (size_t i = 0; i < 3; ++i) d.push_back(empty_heads(B, H, x[i].size(2), x[i].size(3), x[i]));
-    d.push_back(x.size() > 3 ? Tensor::empty(x[3].shape(), DType::float64, x[3].device())
-                             : Tensor());
-    kernels::linear_attention_backward(unit_stride(x[0]), unit_stride(x[1]), unit_stride(x[2]),
-                                       weight_of(x), key_valid, query_valid, result.outputs[0],
-                                       result.saved[0], unit_stride(g[0]), args, causal, d[0], d[1],
-                                       d[2], d[3], Scratch{});
-    d.resize(x.size());
-    return d;
-  };
-  fused.composite = [=](const Variables& x) { return composite(x, mask, args); };
+  if (log_weight.defined()) in.push_back(wide_log_weight(op, log_weight, phi_k));
+  const auto fused = std::make_shared<LinearAttention>(mask, args, phi_q.size(3));
   const Variable out = apply_fused(fused, in)[0];
-  if (statistics && measured->defined()) *statistics = *measured;
+  if (statistics && fused->statistics.defined()) *statistics = fused->statistics;
   return out;
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "macgrad/autograd/attention.h"
+#include "macgrad/core/kernels/linear_attention.h"
 
 namespace macgrad {
 
@@ -23,8 +24,8 @@ namespace macgrad {
 ///
 /// Queries without a visible key and invalid queries give 0 with gradients 0; values at hidden
 /// positions, NaN included, change nothing. A floored denominator passes a gradient to ℓ through
-/// the w_j of the floor, and none to features. There is no CUDA kernel: a GPU runs the composite,
-/// which holds T·S numbers per head when causal, and T·S·M of log-features.
+/// the w_j of the floor, and none to features. The composite, which second derivatives use, holds
+/// T·S numbers per head when causal, and T·S·M of log-features.
 ///
 /// Errors: shapes, dtypes or devices that do not fit, a negative κ or floor, a floor for
 /// log-features, a factor with Normaliser::quotient. `statistics`, if not null, is set to what

@@ -37,7 +37,7 @@ void delete_node(Node* node) noexcept {
   deleting = false;
 }
 
-void check_finite(const char* op, const Variables& inputs, const Tensors& outputs) {
+void check_finite(const char* op, const Variables& inputs, std::span<const Tensor> outputs) {
   for (size_t i = 0; i < outputs.size(); ++i) {
     if (all_finite(outputs[i])) continue;
     std::string names;
@@ -66,7 +66,8 @@ Saved::Saved(const Variable& v, bool needed) {
 
 namespace {
 
-void check_version(const Tensor& t, uint64_t saved, const std::string& what) {
+template <class What>
+void check_version(const Tensor& t, uint64_t saved, const What& what) {
   require(t.version() == saved,
           "'{}' of shape {} was overwritten in place after it was saved for its gradient (version "
           "{}, saved {}): run backward before changing it, or compute the forward pass again",
@@ -76,7 +77,7 @@ void check_version(const Tensor& t, uint64_t saved, const std::string& what) {
 }  // namespace
 
 const Variable& Saved::operator()() const {
-  if (variable_.defined()) check_version(variable_.value(), version_, variable_.name());
+  if (variable_.defined()) check_version(variable_.value(), version_, variable_);
   return variable_;
 }
 
@@ -123,11 +124,22 @@ void Node::release() {
   vjp = nullptr;
 }
 
+Variable unrecorded(const char* op, const Variables& inputs, const Tensor& output) {
+  if (anomaly_depth > 0) check_finite(op, inputs, {&output, 1});
+  return Variable(output);
+}
+
 Variables record(const char* op, const Variables& inputs, const Tensors& results, Vjp vjp,
-                 Attributes attributes, bool keep_outputs) {
+                 std::span<const Attribute> attributes, bool keep_outputs) {
+  Variables result;
+  result.reserve(results.size());
+  if (!wants_recording(inputs)) {
+    if (anomaly_depth > 0) check_finite(op, inputs, results);
+    for (const Tensor& t : results) result.emplace_back(t);
+    return result;
+  }
   Tensors edited;
-  const bool watched = record_tool && wants_recording(inputs);
-  if (watched) [[unlikely]] {
+  if (record_tool) [[unlikely]] {
     edited = results;
     record_tool->edit(op, inputs, edited);
     for (size_t i = 0; i < results.size(); ++i)
@@ -135,17 +147,11 @@ Variables record(const char* op, const Variables& inputs, const Tensors& results
                 edited[i].dtype() == results[i].dtype(),
             "[{}] a tool put another shape or dtype in place of output {}", op, i);
   }
-  const Tensors& outputs = watched ? edited : results;
+  const Tensors& outputs = record_tool ? edited : results;
   if (anomaly_depth > 0) check_finite(op, inputs, outputs);
-  Variables result;
-  result.reserve(outputs.size());
-  if (!wants_recording(inputs)) {
-    for (const Tensor& t : outputs) result.emplace_back(t);
-    return result;
-  }
   const std::shared_ptr<Node> node(new Node, delete_node);
   node->op = op;
-  node->attributes = std::move(attributes);
+  node->attributes.assign(attributes.begin(), attributes.end());
   node->vjp = std::move(vjp);
   node->id = next_id++;
   node->backward_of = backward_of_id;
@@ -172,26 +178,20 @@ Variables record(const char* op, const Variables& inputs, const Tensors& results
                              t.defined() ? t.version() : 0});
     result.emplace_back(t, std::move(meta), node, static_cast<int>(i));
   }
-  if (watched) record_tool->recorded(node, inputs, outputs);
+  if (record_tool) record_tool->recorded(node, inputs, outputs);
   return result;
 }
 
-Variable record(const char* op, const Variables& inputs, const Tensor& output, Rules rules,
-                Attributes attributes, bool keep_outputs) {
-  check(rules.each.size() == inputs.size(), "[{}] has {} inputs and {} gradient rules", op,
-        inputs.size(), rules.each.size());
+void check_rules(const char* op, const Variables& inputs, std::initializer_list<bool> given) {
+  check(given.size() == inputs.size(), "[{}] has {} inputs and {} gradient rules", op,
+        inputs.size(), given.size());
   for (size_t i = 0; i < inputs.size(); ++i)
-    check(rules.each[i] != nullptr || !inputs[i].requires_grad(),
-          "[{}] has no gradient with respect to input {} ('{}'); detach() it", op, i,
-          inputs[i].name());
-  Vjp vjp = [each = std::move(rules.each)](const VjpContext& ctx) {
-    Variables gradients(each.size());
-    for (size_t i = 0; i < each.size(); ++i)
-      if (ctx.needs(static_cast<int>(i))) gradients[i] = each[i](ctx.cotangent(), ctx);
-    return gradients;
-  };
-  return record(op, inputs, Tensors{output}, std::move(vjp), std::move(attributes),
-                keep_outputs)[0];
+    check(given.begin()[i] || !inputs[i].requires_grad(),
+          "[{}] has no gradient with respect to input {} ('{}'); detach() it", op, i, inputs[i]);
+}
+
+std::string Attribute::text() const {
+  return std::visit([](const auto& v) { return fmt::format("{}", v); }, value);
 }
 
 bool RecordTool::active() {

@@ -4,8 +4,13 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
+#include <string_view>
+#include <tuple>
+#include <type_traits>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "macgrad/autograd/variable.h"
@@ -13,8 +18,13 @@
 
 namespace macgrad {
 
-/// Printable settings of an op: {"dim", "1"}.
-using Attributes = std::vector<std::pair<std::string, std::string>>;
+/// A setting of an op, for inspection: {"dim", 1}. Its text is made when it is read.
+struct Attribute {
+  std::string_view name;  // of static lifetime
+  std::variant<bool, int64_t, double, std::string, Shape> value;
+  std::string text() const;
+};
+using Attributes = std::vector<Attribute>;
 
 /// A Variable kept for a gradient rule, with the version it had. Reading it after its memory was
 /// overwritten is an error that names it.
@@ -66,13 +76,15 @@ class VjpContext {
 /// Gradient rule: cotangents of the outputs to gradients of the inputs (undefined = zero), written
 /// in Variable ops. A gradient of broadcast shape is summed to the input's shape by the engine.
 using Vjp = std::function<Variables(const VjpContext&)>;
-/// Rule for one input.
-using InputRule = std::function<Variable(const Variable& cotangent, const VjpContext&)>;
-/// Rule made of one function an input; only those asked for are called. An empty function means
-/// that the input is not differentiable: recording it with requires_grad is an error.
+/// Rule made of one function (cotangent, context) -> gradient per input; only those that are needed
+/// are called. nullptr means that the input is not differentiable: recording it with requires_grad
+/// is an error.
+template <class... Rule>
 struct Rules {
-  Rules(std::initializer_list<InputRule> list) : each(list) {}
-  std::vector<InputRule> each;
+  static_assert((!requires { typename Rule::result_type; } && ...),
+                "an empty std::function would only be found by the backward pass; pass a lambda");
+  explicit Rules(Rule... rules) : each(std::move(rules)...) {}
+  std::tuple<Rule...> each;
 };
 
 class Node : public std::enable_shared_from_this<Node> {
@@ -115,12 +127,34 @@ class Node : public std::enable_shared_from_this<Node> {
 /// Whether record() enters an op with these inputs into the graph.
 bool wants_recording(const Variables& inputs);
 /// Enters an op into the graph and returns its outputs as Variables. Without recording (NoGrad, or
-/// no input asks for a gradient) they are plain values. `keep_outputs`: the rule reads output(i).
+/// no input requires a gradient) they are plain values. `keep_outputs`: the rule reads output(i).
 Variables record(const char* op, const Variables& inputs, const Tensors& outputs, Vjp vjp,
-                 Attributes attributes = {}, bool keep_outputs = false);
-/// One output, one function an input.
-Variable record(const char* op, const Variables& inputs, const Tensor& output, Rules rules,
-                Attributes attributes = {}, bool keep_outputs = false);
+                 std::span<const Attribute> attributes = {}, bool keep_outputs = false);
+/// An output of an op that is not recorded.
+Variable unrecorded(const char* op, const Variables& inputs, const Tensor& output);
+/// Throws an Error if an input without a rule requires a gradient.
+void check_rules(const char* op, const Variables& inputs, std::initializer_list<bool> given);
+
+/// One output, one function per input.
+template <class... Rule>
+Variable record(const char* op, const Variables& inputs, const Tensor& output, Rules<Rule...> rules,
+                std::initializer_list<Attribute> attributes = {}, bool keep_outputs = false) {
+  check_rules(op, inputs, {!std::is_same_v<Rule, std::nullptr_t>...});
+  if (!wants_recording(inputs)) return unrecorded(op, inputs, output);
+  Vjp vjp = [rules = std::move(rules)](const VjpContext& ctx) {
+    Variables gradients(sizeof...(Rule));
+    int i = 0;
+    const auto apply = [&](const auto& rule) {
+      if constexpr (!std::is_same_v<std::remove_cvref_t<decltype(rule)>, std::nullptr_t>)
+        if (ctx.needs(i)) gradients[static_cast<size_t>(i)] = rule(ctx.cotangent(), ctx);
+      ++i;
+    };
+    std::apply([&](const auto&... each) { (apply(each), ...); }, rules.each);
+    return gradients;
+  };
+  return record(op, inputs, Tensors{output}, std::move(vjp),
+                std::span(attributes.begin(), attributes.size()), keep_outputs)[0];
+}
 
 /// A tool that sees every op that enters the graph. While a Watch of it lives it is asked for each
 /// op of this thread that is recorded; the latest Watch wins.
@@ -176,3 +210,11 @@ class AnomalyMode {
 uint64_t& current_backward_of();
 
 }  // namespace macgrad
+
+/// A Node in a message is its text, which costs nothing unless the message is shown.
+template <>
+struct fmt::formatter<macgrad::Node> : fmt::formatter<std::string> {
+  auto format(const macgrad::Node& node, fmt::format_context& ctx) const {
+    return fmt::formatter<std::string>::format(node.text(), ctx);
+  }
+};

@@ -8,7 +8,6 @@
 #include "macgrad/autograd/node.h"
 #include "macgrad/autograd/ops.h"
 #include "macgrad/autograd/scope.h"
-#include "macgrad/core/kernels.h"
 
 namespace macgrad {
 
@@ -17,6 +16,8 @@ inline void check_defined(const char* op, const Variable& v, const char* role = 
 }
 
 inline void check_same_kind(const char* op, const Tensor& a, const Tensor& b) {
+  if (a.dtype() == b.dtype() && a.device() == b.device()) [[likely]]
+    return;
   check(a.dtype() == b.dtype(), "[{}] dtypes differ: {} {} and {} {}; cast one", op,
         name(a.dtype()), a.shape(), name(b.dtype()), b.shape());
   check(a.device() == b.device(), "[{}] devices differ: {} and {}; move one", op, text(a.device()),
@@ -41,6 +42,13 @@ inline int checked_dim(const char* op, int dim, const Shape& shape) {
   check(dim >= -shape.rank() && dim < shape.rank(), "[{}] dimension {} is out of range for {}", op,
         dim, shape);
   return dim < 0 ? dim + shape.rank() : dim;
+}
+
+/// Dimensions as an attribute.
+inline Shape shape_of(const std::vector<int>& dims) {
+  Shape shape;
+  for (const int d : dims) shape.push_back(d);
+  return shape;
 }
 
 /// (…, N) as (R, N). Spelled out: an extent of -1 is not decided where N = 0.

@@ -3,6 +3,9 @@
 #include <cmath>
 
 #include "macgrad/autograd/op_support.h"
+#include "macgrad/core/kernels/arrays.h"
+#include "macgrad/core/kernels/elementwise.h"
+#include "macgrad/core/kernels/random.h"
 
 namespace macgrad {
 namespace {
@@ -71,37 +74,37 @@ Variable zero_gradient(const Variable&, const VjpContext&) {
 }  // namespace
 
 Variable add(const Variable& a, const Variable& b) {
-  return record("add", {a, b}, run(kernels::add, a, b), {pass, pass});
+  return record("add", {a, b}, run(kernels::add, a, b), Rules{pass, pass});
 }
 
 Variable sub(const Variable& a, const Variable& b) {
   return record("sub", {a, b}, run(kernels::sub, a, b),
-                {pass, [](const Variable& g, const VjpContext&) { return neg(g); }});
+                Rules{pass, [](const Variable& g, const VjpContext&) { return neg(g); }});
 }
 
 Variable mul(const Variable& a, const Variable& b) {
   Tensor y = run(kernels::mul, a, b);
   return record("mul", {a, b}, y,
-                {[b = Saved(b, a.requires_grad())](const Variable& g, const VjpContext&) {
-                   return mul(g, b());
-                 },
-                 [a = Saved(a, b.requires_grad())](const Variable& g, const VjpContext&) {
-                   return mul(g, a());
-                 }});
+                Rules{[b = Saved(b, a.requires_grad())](const Variable& g, const VjpContext&) {
+                        return mul(g, b());
+                      },
+                      [a = Saved(a, b.requires_grad())](const Variable& g, const VjpContext&) {
+                        return mul(g, a());
+                      }});
 }
 
 Variable div(const Variable& a, const Variable& b) {
   return record("div", {a, b}, run(kernels::div, a, b),
-                {[b = Saved(b)](const Variable& g, const VjpContext&) { return div(g, b()); },
-                 [b = Saved(b)](const Variable& g, const VjpContext& ctx) {
-                   return neg(div(mul(g, ctx.output()), b()));
-                 }},
+                Rules{[b = Saved(b)](const Variable& g, const VjpContext&) { return div(g, b()); },
+                      [b = Saved(b)](const Variable& g, const VjpContext& ctx) {
+                        return neg(div(mul(g, ctx.output()), b()));
+                      }},
                 {}, b.requires_grad());
 }
 
 Variable neg(const Variable& x) {
   return record("neg", {x}, run(kernels::neg, x),
-                {[](const Variable& g, const VjpContext&) { return neg(g); }});
+                Rules{[](const Variable& g, const VjpContext&) { return neg(g); }});
 }
 
 namespace {
@@ -117,7 +120,7 @@ Variable extremum(const BinaryKernel& kernel, const Variable& a, const Variable&
     };
   };
   return record(kernel.name(), {a, b}, run(kernel, a, b),
-                {rule(Saved(a), Saved(b)), rule(Saved(b), Saved(a))});
+                Rules{rule(Saved(a), Saved(b)), rule(Saved(b), Saved(a))});
 }
 
 }  // namespace
@@ -130,22 +133,24 @@ Variable minimum(const Variable& a, const Variable& b) {
 }
 
 Variable pow(const Variable& a, const Variable& b) {
-  return record(
-      "pow", {a, b}, run(kernels::pow, a, b),
-      {[a = Saved(a), b = Saved(b)](const Variable& g, const VjpContext&) {
-         // Where b = 0 the function is constant; 0·a^-1 would be NaN at a = 0. Elsewhere b stays
-         // as it is, for the mixed second derivative.
-         const Tensor constant = where(equal(a().value(), 0.0), Variable(equal(b().value(), 0.0)),
-                                       Variable(Tensor::zeros({}, DType::boolean, b().device())))
-                                     .value();
-         return masked_fill(mul(g, mul(b(), pow(a(), add(masked_fill(b(), constant, 1.0), -1.0)))),
+  return record("pow", {a, b}, run(kernels::pow, a, b),
+                Rules{[a = Saved(a), b = Saved(b)](const Variable& g, const VjpContext&) {
+                        // Where b = 0 the function is constant; 0·a^-1 would be NaN at a = 0.
+                        // Elsewhere b stays as it is, for the mixed second derivative.
+                        const Tensor constant =
+                            where(equal(a().value(), 0.0), Variable(equal(b().value(), 0.0)),
+                                  Variable(Tensor::zeros({}, DType::boolean, b().device())))
+                                .value();
+                        return masked_fill(
+                            mul(g, mul(b(), pow(a(), add(masked_fill(b(), constant, 1.0), -1.0)))),
                             constant, 0.0);
-       },
-       [a = Saved(a)](const Variable& g, const VjpContext& ctx) {
-         const Tensor zero = equal(a().value(), 0.0);
-         return masked_fill(mul(g, mul(ctx.output(), log(masked_fill(a(), zero, 1.0)))), zero, 0.0);
-       }},
-      {}, b.requires_grad());
+                      },
+                      [a = Saved(a)](const Variable& g, const VjpContext& ctx) {
+                        const Tensor zero = equal(a().value(), 0.0);
+                        return masked_fill(
+                            mul(g, mul(ctx.output(), log(masked_fill(a(), zero, 1.0)))), zero, 0.0);
+                      }},
+                {}, b.requires_grad());
 }
 
 Variable pow(const Variable& a, double exponent) {
@@ -154,14 +159,15 @@ Variable pow(const Variable& a, double exponent) {
 
 Variable signed_pow(const Variable& a, const Variable& b) {
   return record("signed_pow", {a, b}, run(kernels::signed_pow, a, b),
-                {[a = Saved(a), b = Saved(b)](const Variable& g, const VjpContext&) {
-                   return mul(g, mul(b(), pow(abs(a()), add(b(), -1.0))));
-                 },
-                 [a = Saved(a)](const Variable& g, const VjpContext& ctx) {
-                   const Tensor zero = equal(a().value(), 0.0);
-                   return masked_fill(
-                       mul(g, mul(ctx.output(), log(masked_fill(abs(a()), zero, 1.0)))), zero, 0.0);
-                 }},
+                Rules{[a = Saved(a), b = Saved(b)](const Variable& g, const VjpContext&) {
+                        return mul(g, mul(b(), pow(abs(a()), add(b(), -1.0))));
+                      },
+                      [a = Saved(a)](const Variable& g, const VjpContext& ctx) {
+                        const Tensor zero = equal(a().value(), 0.0);
+                        return masked_fill(
+                            mul(g, mul(ctx.output(), log(masked_fill(abs(a()), zero, 1.0)))), zero,
+                            0.0);
+                      }},
                 {}, b.requires_grad());
 }
 
@@ -190,7 +196,7 @@ Variable abs(const Variable& x) {
   return by_input(kernels::abs, x, sign);
 }
 Variable sign(const Variable& x) {
-  return record("sign", {x}, run(kernels::sign, x), {zero_gradient});
+  return record("sign", {x}, run(kernels::sign, x), Rules{zero_gradient});
 }
 Variable sin(const Variable& x) {
   return by_input(kernels::sin, x, [](const Variable& v) { return cos(v); });
@@ -216,16 +222,17 @@ namespace {
 // b where a > 0, else 0: the gradient of relu, linear in b.
 Variable relu_grad(const Variable& a, const Variable& b) {
   return record("relu_grad", {a, b}, run(kernels::relu_grad, a, b),
-                {zero_gradient, [a = Saved(a)](const Variable& g, const VjpContext&) {
-                   return relu_grad(a(), g);
-                 }});
+                Rules{zero_gradient, [a = Saved(a)](const Variable& g, const VjpContext&) {
+                        return relu_grad(a(), g);
+                      }});
 }
 
 }  // namespace
 
 Variable relu(const Variable& x) {
   // The result tells as much as the input: both are positive in the same places.
-  return record("relu", {x}, run(kernels::relu, x), {[](const Variable& g, const VjpContext& ctx) {
+  return record("relu", {x}, run(kernels::relu, x),
+                Rules{[](const Variable& g, const VjpContext& ctx) {
                   return relu_grad(ctx.output().detach(), g);
                 }},
                 {}, /*keep_outputs=*/true);
@@ -268,10 +275,13 @@ Variable where(const Tensor& condition, const Variable& a, const Variable& b) {
   Tensor y = Tensor::empty(shape, a.dtype(), a.device());
   kernels::where(condition.expand(shape), a.value().expand(shape), b.value().expand(shape), y);
   const SavedTensor kept(condition, "where's condition");
-  return record(
-      "where", {a, b}, y,
-      {[kept](const Variable& g, const VjpContext&) { return where(kept(), g, number(0.0, g)); },
-       [kept](const Variable& g, const VjpContext&) { return where(kept(), number(0.0, g), g); }});
+  return record("where", {a, b}, y,
+                Rules{[kept](const Variable& g, const VjpContext&) {
+                        return where(kept(), g, number(0.0, g));
+                      },
+                      [kept](const Variable& g, const VjpContext&) {
+                        return where(kept(), number(0.0, g), g);
+                      }});
 }
 
 Variable where(const Tensor& condition, const Variable& a, double b) {
@@ -290,13 +300,13 @@ Variable cast(const Variable& x, DType dtype) {
         name(x.dtype()), name(dtype));
   return record(
       "cast", {x}, x.value().to(dtype),
-      {[from = x.dtype()](const Variable& g, const VjpContext&) { return cast(g, from); }},
+      Rules{[from = x.dtype()](const Variable& g, const VjpContext&) { return cast(g, from); }},
       {{"dtype", name(dtype)}});
 }
 
 Variable identity(const Variable& x) {
   check_defined("identity", x);
-  return record("identity", {x}, x.value(), {pass});
+  return record("identity", {x}, x.value(), Rules{pass});
 }
 
 Tensor equal(const Tensor& a, const Tensor& b) {
@@ -340,9 +350,10 @@ Variable dropout(const Variable& x, double p, const DrawKey& key) {
   if (p == 0.0) return x;
   Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
   kernels::dropout(x.value().contiguous(), y, p, key);
-  return record("dropout", {x}, y,
-                {[p, key](const Variable& g, const VjpContext&) { return dropout(g, p, key); }},
-                {{"p", fmt::format("{}", p)}});
+  return record("dropout", {x}, y, Rules{[p, key](const Variable& g, const VjpContext&) {
+                  return dropout(g, p, key);
+                }},
+                {{"p", p}});
 }
 
 }  // namespace macgrad

@@ -1,6 +1,7 @@
 // Gathering and scattering by integer Tensors; each is the other's gradient rule.
 
 #include "macgrad/autograd/op_support.h"
+#include "macgrad/core/kernels/arrays.h"
 
 namespace macgrad {
 namespace {
@@ -28,12 +29,12 @@ Variable gather(const Variable& x, int dim, const Tensor& index) {
   const Tensor places = around(index, dim);
   kernels::gather(around(x.value(), dim), places, y.view(places.shape()));
   return record("gather", {x}, y,
-                {[dim, kept = SavedTensor(index, "gather's index"), from = x.shape()](
-                     const Variable& g, const VjpContext&) {
+                Rules{[dim, kept = SavedTensor(index, "gather's index"), from = x.shape()](
+                          const Variable& g, const VjpContext&) {
                   return scatter_add(Variable(Tensor::zeros(from, g.dtype(), g.device())), dim,
                                      kept(), g);
                 }},
-                {{"dim", fmt::format("{}", dim)}});
+                {{"dim", dim}});
 }
 
 Variable scatter_add(const Variable& x, int dim, const Tensor& index, const Variable& source) {
@@ -48,10 +49,10 @@ Variable scatter_add(const Variable& x, int dim, const Tensor& index, const Vari
   Tensor y = x.value().clone();
   kernels::scatter_add(around(index, dim), around(source.value(), dim), around(y, dim));
   return record("scatter_add", {x, source}, y,
-                {[](const Variable& g, const VjpContext&) { return g; },
-                 [dim, kept = SavedTensor(index, "scatter_add's index")](
-                     const Variable& g, const VjpContext&) { return gather(g, dim, kept()); }},
-                {{"dim", fmt::format("{}", dim)}});
+                Rules{[](const Variable& g, const VjpContext&) { return g; },
+                      [dim, kept = SavedTensor(index, "scatter_add's index")](
+                          const Variable& g, const VjpContext&) { return gather(g, dim, kept()); }},
+                {{"dim", dim}});
 }
 
 Variable index_select(const Variable& x, int dim, const Tensor& index) {
@@ -65,12 +66,12 @@ Variable index_select(const Variable& x, int dim, const Tensor& index) {
   const Tensor t = around(x.value(), dim);
   kernels::index_select(t, places, y.view({t.size(0), index.size(0), t.size(2)}));
   return record("index_select", {x}, y,
-                {[dim, kept = SavedTensor(places, "index_select's index"), from = x.shape()](
-                     const Variable& g, const VjpContext&) {
+                Rules{[dim, kept = SavedTensor(places, "index_select's index"), from = x.shape()](
+                          const Variable& g, const VjpContext&) {
                   return index_add(Variable(Tensor::zeros(from, g.dtype(), g.device())), dim,
                                    kept(), g);
                 }},
-                {{"dim", fmt::format("{}", dim)}});
+                {{"dim", dim}});
 }
 
 Variable index_add(const Variable& x, int dim, const Tensor& index, const Variable& source) {
@@ -87,10 +88,10 @@ Variable index_add(const Variable& x, int dim, const Tensor& index, const Variab
   kernels::index_add(places, around(source.value(), dim), around(y, dim));
   return record(
       "index_add", {x, source}, y,
-      {[](const Variable& g, const VjpContext&) { return g; },
-       [dim, kept = SavedTensor(places, "index_add's index")](
-           const Variable& g, const VjpContext&) { return index_select(g, dim, kept()); }},
-      {{"dim", fmt::format("{}", dim)}});
+      Rules{[](const Variable& g, const VjpContext&) { return g; },
+            [dim, kept = SavedTensor(places, "index_add's index")](
+                const Variable& g, const VjpContext&) { return index_select(g, dim, kept()); }},
+      {{"dim", dim}});
 }
 
 Variable embedding(const Variable& weight, const Tensor& index) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "macgrad/autograd/op_support.h"
+#include "macgrad/core/kernels/arrays.h"
 
 namespace macgrad {
 namespace {
@@ -29,8 +30,8 @@ Variable matmul(const Variable& a, const Variable& b) {
   check(a.rank() >= 2 && b.rank() >= 2,
         "[matmul] needs matrices, got {} x {}; unsqueeze vectors first", a.shape(), b.shape());
   check_same_kind("matmul", a.value(), b.value());
-  check(a.size(-1) == b.size(-2), "[matmul] inner sizes differ: {} {} x {} {}", a.name(), a.shape(),
-        b.name(), b.shape());
+  check(a.size(-1) == b.size(-2), "[matmul] inner sizes differ: {} {} x {} {}", a, a.shape(), b,
+        b.shape());
   if (b.rank() == 2 && a.rank() > 2) {
     const Shape out = a.shape().with(a.rank() - 1, b.size(1));
     return reshape(matmul(reshape(a, as_rows(a.shape())), b), out);
@@ -49,12 +50,12 @@ Variable matmul(const Variable& a, const Variable& b) {
   kernels::matmul(gemm_ready(a.value().expand(with_matrix(a.size(-2), a.size(-1)))),
                   gemm_ready(b.value().expand(with_matrix(b.size(-2), b.size(-1)))), y, 1.0, 0.0);
   return record("matmul", {a, b}, y,
-                {[b = Saved(b, a.requires_grad())](const Variable& g, const VjpContext&) {
-                   return matmul(g, transposed(b()));
-                 },
-                 [a = Saved(a, b.requires_grad())](const Variable& g, const VjpContext&) {
-                   return matmul(transposed(a()), g);
-                 }});
+                Rules{[b = Saved(b, a.requires_grad())](const Variable& g, const VjpContext&) {
+                        return matmul(g, transposed(b()));
+                      },
+                      [a = Saved(a, b.requires_grad())](const Variable& g, const VjpContext&) {
+                        return matmul(transposed(a()), g);
+                      }});
 }
 
 Variable linear(const Variable& x, const Variable& weight, const Variable& bias) {

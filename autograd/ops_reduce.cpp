@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "macgrad/autograd/op_support.h"
+#include "macgrad/core/kernels/arrays.h"
 
 namespace macgrad {
 namespace {
@@ -70,11 +71,11 @@ std::pair<Variable, Tensor> extremum(const Kernel<void(In, Out, Out)>& kernel, c
   Tensor index = Tensor::empty(shape, DType::int64, x.device());
   kernel(t, y.view({t.size(0), t.size(2)}), index.view({t.size(0), t.size(2)}));
   Variable v = record(kernel.name(), {x}, y,
-                      {[index, dim, from = x.shape()](const Variable& g, const VjpContext&) {
+                      Rules{[index, dim, from = x.shape()](const Variable& g, const VjpContext&) {
                         const Variable zeros(Tensor::zeros(from, g.dtype(), g.device()));
                         return scatter_add(zeros, dim, index, g);
                       }},
-                      {{"dim", fmt::format("{}", dim)}});
+                      {{"dim", dim}});
   if (keepdim) return {v, index};
   return {squeeze(v, dim), index.squeeze(dim)};
 }
@@ -86,9 +87,9 @@ Variable sum(const Variable& x, std::vector<int> dims, bool keepdim) {
   dims = checked_dims("sum", std::move(dims), x.shape());
   return record(
       "sum", {x}, sum_tensor(x.value(), dims, keepdim),
-      {[from = x.shape(), kept = kept_shape(x.shape(), dims)](
-           const Variable& g, const VjpContext&) { return expand(reshape(g, kept), from); }},
-      {{"dims", fmt::format("{}", fmt::join(dims, ","))}});
+      Rules{[from = x.shape(), kept = kept_shape(x.shape(), dims)](
+                const Variable& g, const VjpContext&) { return expand(reshape(g, kept), from); }},
+      {{"dims", shape_of(dims)}});
 }
 
 Variable mean(const Variable& x, std::vector<int> dims, bool keepdim) {
@@ -138,10 +139,10 @@ Variable cumsum(const Variable& x, int dim, bool reverse) {
   Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
   const Tensor t = around(x.value(), dim);
   kernels::cumsum(t, y.view(t.shape()), reverse);
-  return record("cumsum", {x}, y, {[dim, reverse](const Variable& g, const VjpContext&) {
+  return record("cumsum", {x}, y, Rules{[dim, reverse](const Variable& g, const VjpContext&) {
                   return cumsum(g, dim, !reverse);
                 }},
-                {{"dim", fmt::format("{}", dim)}});
+                {{"dim", dim}});
 }
 
 Variable logsumexp(const Variable& x, int dim, bool keepdim) {

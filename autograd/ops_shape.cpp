@@ -1,6 +1,7 @@
 // Views and rearrangements. Views share memory; their rules rearrange the cotangent back.
 
 #include "macgrad/autograd/op_support.h"
+#include "macgrad/core/kernels/arrays.h"
 
 namespace macgrad {
 namespace {
@@ -10,7 +11,7 @@ Variable place(const Variable& g, int dim, int64_t start, int64_t step, int64_t 
   const int64_t end = g.size(dim) == 0 ? start : start + (g.size(dim) - 1) * step + 1;
   Tensor y = Tensor::zeros(g.shape().with(dim, extent), g.dtype(), g.device());
   kernels::copy(g.value(), y.slice(dim, start, end, step));
-  return record("place", {g}, y, {[=](const Variable& gg, const VjpContext&) {
+  return record("place", {g}, y, Rules{[=](const Variable& gg, const VjpContext&) {
                   return slice(gg, dim, start, end, step);
                 }});
 }
@@ -26,8 +27,8 @@ Variable reshape(const Variable& x, const Shape& shape) {
         "[reshape] {} with {} elements does not fit {}", x.shape(), x.numel(), shape);
   return record(
       "reshape", {x}, x.value().reshape(shape),
-      {[from = x.shape()](const Variable& g, const VjpContext&) { return reshape(g, from); }},
-      {{"shape", shape.text()}});
+      Rules{[from = x.shape()](const Variable& g, const VjpContext&) { return reshape(g, from); }},
+      {{"shape", shape}});
 }
 
 Variable permute(const Variable& x, std::vector<int> dims) {
@@ -38,18 +39,20 @@ Variable permute(const Variable& x, std::vector<int> dims) {
   std::vector<int> inverse(dims.size());
   for (size_t i = 0; i < dims.size(); ++i)
     inverse[static_cast<size_t>(dims[i])] = static_cast<int>(i);
-  return record("permute", {x}, x.value().permute(std::span<const int>(dims)),
-                {[inverse](const Variable& g, const VjpContext&) { return permute(g, inverse); }},
-                {{"dims", fmt::format("{}", fmt::join(dims, ","))}});
+  return record(
+      "permute", {x}, x.value().permute(std::span<const int>(dims)),
+      Rules{[inverse](const Variable& g, const VjpContext&) { return permute(g, inverse); }},
+      {{"dims", shape_of(dims)}});
 }
 
 Variable transpose(const Variable& x, int dim0, int dim1) {
   check_defined("transpose", x);
   dim0 = checked_dim("transpose", dim0, x.shape());
   dim1 = checked_dim("transpose", dim1, x.shape());
-  return record("transpose", {x}, x.value().transpose(dim0, dim1),
-                {[=](const Variable& g, const VjpContext&) { return transpose(g, dim0, dim1); }},
-                {{"dims", fmt::format("{},{}", dim0, dim1)}});
+  return record(
+      "transpose", {x}, x.value().transpose(dim0, dim1),
+      Rules{[=](const Variable& g, const VjpContext&) { return transpose(g, dim0, dim1); }},
+      {{"dims", Shape{dim0, dim1}}});
 }
 
 Variable expand(const Variable& x, const Shape& shape) {
@@ -58,8 +61,7 @@ Variable expand(const Variable& x, const Shape& shape) {
   check(broadcasts_to(x.shape(), shape), "[expand] {} does not expand to {}", x.shape(), shape);
   // The engine sums the cotangent back to x's shape.
   return record("expand", {x}, x.value().expand(shape),
-                {[](const Variable& g, const VjpContext&) { return g; }},
-                {{"shape", shape.text()}});
+                Rules{[](const Variable& g, const VjpContext&) { return g; }}, {{"shape", shape}});
 }
 
 Variable unsqueeze(const Variable& x, int dim) {
@@ -68,8 +70,8 @@ Variable unsqueeze(const Variable& x, int dim) {
         dim, x.shape());
   if (dim < 0) dim += x.rank() + 1;
   return record("unsqueeze", {x}, x.value().unsqueeze(dim),
-                {[dim](const Variable& g, const VjpContext&) { return squeeze(g, dim); }},
-                {{"dim", fmt::format("{}", dim)}});
+                Rules{[dim](const Variable& g, const VjpContext&) { return squeeze(g, dim); }},
+                {{"dim", dim}});
 }
 
 Variable squeeze(const Variable& x, int dim) {
@@ -77,8 +79,8 @@ Variable squeeze(const Variable& x, int dim) {
   dim = checked_dim("squeeze", dim, x.shape());
   check(x.size(dim) == 1, "[squeeze] dimension {} of {} is not 1", dim, x.shape());
   return record("squeeze", {x}, x.value().squeeze(dim),
-                {[dim](const Variable& g, const VjpContext&) { return unsqueeze(g, dim); }},
-                {{"dim", fmt::format("{}", dim)}});
+                Rules{[dim](const Variable& g, const VjpContext&) { return unsqueeze(g, dim); }},
+                {{"dim", dim}});
 }
 
 Variable slice(const Variable& x, int dim, int64_t start, int64_t end, int64_t step) {
@@ -86,12 +88,11 @@ Variable slice(const Variable& x, int dim, int64_t start, int64_t end, int64_t s
   dim = checked_dim("slice", dim, x.shape());
   check(0 <= start && start <= end && end <= x.size(dim) && step >= 1,
         "[slice] {}:{}:{} is outside dimension {} of {}", start, end, step, dim, x.shape());
-  return record(
-      "slice", {x}, x.value().slice(dim, start, end, step),
-      {[=, extent = x.size(dim)](const Variable& g, const VjpContext&) {
-        return place(g, dim, start, step, extent);
-      }},
-      {{"dim", fmt::format("{}", dim)}, {"range", fmt::format("{}:{}:{}", start, end, step)}});
+  return record("slice", {x}, x.value().slice(dim, start, end, step),
+                Rules{[=, extent = x.size(dim)](const Variable& g, const VjpContext&) {
+                  return place(g, dim, start, step, extent);
+                }},
+                {{"dim", dim}, {"start", start}, {"end", end}, {"step", step}});
 }
 
 Variable select(const Variable& x, int dim, int64_t index) {
@@ -121,9 +122,10 @@ Variable concat(const Variables& parts, int dim) {
     kernels::copy(p.value(), y.slice(dim, at, at + p.size(dim)));
     at += p.size(dim);
   }
-  return record("concat", parts, Tensors{y},
-                [sizes, dim](const VjpContext& ctx) { return split(ctx.cotangent(), sizes, dim); },
-                {{"dim", fmt::format("{}", dim)}})
+  return record(
+             "concat", parts, Tensors{y},
+             [sizes, dim](const VjpContext& ctx) { return split(ctx.cotangent(), sizes, dim); },
+             Attributes{{"dim", dim}})
       .front();
 }
 
@@ -161,17 +163,17 @@ Variable pad(const Variable& x, int dim, int64_t before, int64_t after, double v
   const int64_t n = x.size(dim);
   Tensor y = Tensor::full(x.shape().with(dim, before + n + after), value, x.dtype(), x.device());
   kernels::copy(x.value(), y.slice(dim, before, before + n));
-  return record("pad", {x}, y, {[=](const Variable& g, const VjpContext&) {
+  return record("pad", {x}, y, Rules{[=](const Variable& g, const VjpContext&) {
                   return slice(g, dim, before, before + n);
                 }},
-                {{"dim", fmt::format("{}", dim)}, {"size", fmt::format("{},{}", before, after)}});
+                {{"dim", dim}, {"before", before}, {"after", after}});
 }
 
 Variable contiguous(const Variable& x) {
   check_defined("contiguous", x);
   if (x.value().is_contiguous()) return x;
   return record("contiguous", {x}, x.value().clone(),
-                {[](const Variable& g, const VjpContext&) { return g; }});
+                Rules{[](const Variable& g, const VjpContext&) { return g; }});
 }
 
 }  // namespace macgrad

@@ -1,10 +1,12 @@
 // preSBN and postSBN (paper, Algorithm 1; settled in nn/README.md) as fused ops.
 
 #include <limits>
+#include <memory>
 
 #include "macgrad/autograd/attention.h"
 #include "macgrad/autograd/fused.h"
 #include "macgrad/autograd/op_support.h"
+#include "macgrad/core/kernels/sbn.h"
 
 namespace macgrad {
 namespace {
@@ -12,7 +14,7 @@ namespace {
 // Rows of a norm up to this become 0, with zero gradient.
 constexpr double kSmallestNorm = 1e-12;
 
-struct PreSbn {
+struct PreSbnSettings {
   SbnStatistics statistics;
   double eps;
   Tensor valid;    // (B, T) or undefined
@@ -21,7 +23,7 @@ struct PreSbn {
 
 // x less its mean over valid positions, for each head and channel; 0 where x is invalid. Without
 // any valid position the mean is 0.
-Variable centred_by_channel(const Variable& x, const PreSbn& p, double count) {
+Variable centred_by_channel(const Variable& x, const PreSbnSettings& p, double count) {
   if (!p.valid.defined()) return centred(x, {0, 2});
   if (count == 0) return x;
   const double lowest = -std::numeric_limits<double>::infinity();
@@ -41,7 +43,8 @@ Tensor like(const Tensor& t) {
                        : Tensor::empty(t.shape(), t.dtype(), t.device());
 }
 
-Variable pre_sbn_composite(const Variable& given, const PreSbn& p, const SbnMoments& fixed) {
+Variable pre_sbn_composite(const Variable& given, const PreSbnSettings& p,
+                           const SbnMoments& fixed) {
   const Variable x = p.valid.defined() ? masked_fill(given, p.invalid, 0.0) : given;
   Variable normal;
   // Rows whose squared norm is at most this become 0.
@@ -71,6 +74,93 @@ Variable pre_sbn_composite(const Variable& given, const PreSbn& p, const SbnMome
   return masked_fill(normal * rsqrt(masked_fill(square, tiny, 1.0)), tiny, 0.0);
 }
 
+class PreSbn : public FusedOp {
+ public:
+  PreSbn(const PreSbnSettings& settings, const SbnMoments& used, const SbnRunning& running)
+      : p_(settings), used_(used), running_(running) {}
+
+  const char* name() const override { return "pre_sbn"; }
+  Attributes attributes() const override {
+    return {{"statistics", p_.statistics == SbnStatistics::batch   ? "batch"
+                           : p_.statistics == SbnStatistics::fixed ? "fixed"
+                                                                   : "row"},
+            {"eps", p_.eps}};
+  }
+  std::vector<SavedTensor> constants() const override { return {{p_.valid, "pre_sbn's mask"}}; }
+  Result forward(const Tensors& x) override {
+    const Tensor y = like(x[0]);
+    kernels::pre_sbn_forward({.x = unit_stride(x[0]),
+                              .valid = p_.valid,
+                              .statistics = p_.statistics,
+                              .eps = p_.eps,
+                              .mean = used_.mean,
+                              .var = used_.var,
+                              .running_mean = running_.mean,
+                              .running_var = running_.var,
+                              .momentum = running_.momentum,
+                              .y = y});
+    measured = true;
+    return {{y}, {}};
+  }
+  Tensors backward(const Tensors& x, const Result&, const Tensors& g,
+                   const std::vector<bool>&) const override {
+    const Tensor dx = like(x[0]);
+    kernels::pre_sbn_backward({.x = unit_stride(x[0]),
+                               .valid = p_.valid,
+                               .mean = used_.mean,
+                               .var = used_.var,
+                               .grad = unit_stride(g[0]),
+                               .statistics = p_.statistics,
+                               .eps = p_.eps,
+                               .dx = dx});
+    return {dx};
+  }
+  Variables composite(const Variables& in) const override {
+    PreSbnSettings masked = p_;
+    if (p_.valid.defined()) masked.invalid = not_(p_.valid).unsqueeze(1).unsqueeze(3);
+    return {pre_sbn_composite(in[0], masked, used_)};
+  }
+
+  bool measured = false;  // whether the kernel wrote the moments
+
+ private:
+  PreSbnSettings p_;
+  SbnMoments used_;
+  SbnRunning running_;
+};
+
+class PostSbn : public FusedOp {
+ public:
+  explicit PostSbn(double eps) : eps_(eps) {}
+
+  const char* name() const override { return "post_sbn"; }
+  Result forward(const Tensors& x) override {
+    const Tensor y = like(x[0]);
+    kernels::post_sbn_forward(unit_stride(x[0]), x[1].contiguous(), x[2].contiguous(), eps_, y);
+    return {{y}, {}};
+  }
+  Tensors backward(const Tensors& x, const Result&, const Tensors& g,
+                   const std::vector<bool>&) const override {
+    Tensors d{like(x[0]), like(x[1]), like(x[2])};
+    kernels::post_sbn_backward({.x = unit_stride(x[0]),
+                                .gamma = x[1].contiguous(),
+                                .beta = x[2].contiguous(),
+                                .grad = unit_stride(g[0]),
+                                .eps = eps_,
+                                .dx = d[0],
+                                .dgamma = d[1],
+                                .dbeta = d[2]});
+    return d;
+  }
+  Variables composite(const Variables& in) const override {
+    const Variable s = in[1] * in[0];
+    return {s * pow(s * s + eps_ * eps_, (in[2] - 1.0) * 0.5)};
+  }
+
+ private:
+  double eps_;
+};
+
 }  // namespace
 
 Variable pre_sbn(const Variable& x, const Tensor& valid, SbnStatistics statistics, double eps,
@@ -90,7 +180,7 @@ Variable pre_sbn(const Variable& x, const Tensor& valid, SbnStatistics statistic
         "[pre_sbn] running statistics must be contiguous floating tensors of shape ({}, {}) on {}, "
         "got {} of shape {}",
         x.size(1), x.size(3), text(x.device()), name(t->dtype()), t->shape());
-  const PreSbn p{statistics, eps, valid.defined() ? valid.contiguous() : valid, {}};
+  const PreSbnSettings p{statistics, eps, valid.defined() ? valid.contiguous() : valid, {}};
   const DType dtype = compute_dtype(x.dtype());
   SbnMoments used;
   if (statistics == SbnStatistics::fixed) {
@@ -104,37 +194,11 @@ Variable pre_sbn(const Variable& x, const Tensor& valid, SbnStatistics statistic
     used = {Tensor::empty({x.size(1), x.size(3)}, dtype, x.device()),
             Tensor::empty({x.size(1), x.size(3)}, dtype, x.device())};
   }
-  FusedOp op;
-  op.name = "pre_sbn";
-  op.attributes = {{"statistics", statistics == SbnStatistics::batch   ? "batch"
-                                  : statistics == SbnStatistics::fixed ? "fixed"
-                                                                       : "row"},
-                   {"eps", fmt::format("{}", eps)}};
-  op.constants = {{p.valid, "pre_sbn's mask"}};
-  const auto measured = std::make_shared<bool>(false);  // whether a kernel filled `used`
-  op.forward = [=](const Tensors& in) {
-    Tensor y = like(in[0]);
-    *measured = true;
-    kernels::pre_sbn_forward(unit_stride(in[0]), p.valid, p.statistics, p.eps, used.mean, used.var,
-                             running.mean, running.var, running.momentum, y);
-    return FusedOp::Forward{{y}, {}};
-  };
-  op.backward = [=](const Tensors& in, const FusedOp::Forward&, const Tensors& g,
-                    const std::vector<bool>&) {
-    Tensor dx = like(in[0]);
-    kernels::pre_sbn_backward(unit_stride(in[0]), p.valid, used.mean, used.var, unit_stride(g[0]),
-                              p.statistics, p.eps, dx);
-    return Tensors{dx};
-  };
-  op.composite = [=](const Variables& in) {
-    PreSbn masked = p;
-    if (p.valid.defined()) masked.invalid = not_(p.valid).unsqueeze(1).unsqueeze(3);
-    return Variables{pre_sbn_composite(in[0], masked, used)};
-  };
+  const auto op = std::make_shared<PreSbn>(p, used, running);
   const Variable y = apply_fused(op, {x})[0];
   if (statistics == SbnStatistics::batch) {
     // Moments and running statistics are wanted whichever way the op ran.
-    if (!*measured && (moments || running.mean.defined())) op.forward({x.value()});
+    if (!op->measured && (moments || running.mean.defined())) op->forward({x.value()});
     if (moments) *moments = used;
   }
   return y;
@@ -150,26 +214,7 @@ Variable post_sbn(const Variable& x, const Variable& gamma, const Variable& beta
           x.size(-1));
     check_same_kind("post_sbn", x.value(), p->value());
   }
-  FusedOp op;
-  op.name = "post_sbn";
-  op.forward = [eps](const Tensors& in) {
-    Tensor y = like(in[0]);
-    kernels::post_sbn_forward(unit_stride(in[0]), in[1].contiguous(), in[2].contiguous(), eps, y);
-    return FusedOp::Forward{{y}, {}};
-  };
-  op.backward = [eps](const Tensors& in, const FusedOp::Forward&, const Tensors& g,
-                      const std::vector<bool>&) {
-    Tensors d;
-    for (const Tensor& t : in) d.push_back(like(t));
-    kernels::post_sbn_backward(unit_stride(in[0]), in[1].contiguous(), in[2].contiguous(),
-                               unit_stride(g[0]), eps, d[0], d[1], d[2]);
-    return d;
-  };
-  op.composite = [eps](const Variables& in) {
-    const Variable s = in[1] * in[0];
-    return Variables{s * pow(s * s + eps * eps, (in[2] - 1.0) * 0.5)};
-  };
-  return apply_fused(op, {x, gamma, beta})[0];
+  return apply_fused(std::make_shared<PostSbn>(eps), {x, gamma, beta})[0];
 }
 
 }  // namespace macgrad

@@ -35,14 +35,14 @@ bool Variable::requires_grad() const {
 }
 
 void Variable::set_requires_grad(bool value) const {
-  require(meta_ != nullptr && is_leaf(), "set_requires_grad on {}, which is not a leaf", name());
-  require(!value || is_floating(dtype()), "{} of {} cannot have a gradient; cast it first", name(),
+  require(meta_ != nullptr && is_leaf(), "set_requires_grad on {}, which is not a leaf", *this);
+  require(!value || is_floating(dtype()), "{} of {} cannot have a gradient; cast it first", *this,
           macgrad::name(dtype()));
   meta_->requires_grad = value;
 }
 
 void Variable::set_value(Tensor value) {
-  require(is_leaf(), "set_value on {}, which is not a leaf", name());
+  require(is_leaf(), "set_value on {}, which is not a leaf", *this);
   value_ = std::move(value);
 }
 
@@ -57,7 +57,7 @@ void Variable::set_grad(Variable gradient) const {
 }
 
 void Variable::retain_grad() const {
-  require(meta_ != nullptr && requires_grad(), "retain_grad on {}, which has no gradient", name());
+  require(meta_ != nullptr && requires_grad(), "retain_grad on {}, which has no gradient", *this);
   meta_->retain_grad = true;
 }
 
@@ -68,13 +68,14 @@ const Variable& Variable::named(std::string name) const {
 }
 
 std::string Variable::name() const {
+  if (!defined()) return "undefined";
   if (meta_ && !meta_->name.empty()) return meta_->name;
   if (!node_) return "leaf";
   return output_ == 0 ? node_->text() : fmt::format("{}.{}", node_->text(), output_);
 }
 
 int Variable::add_hook(Hook hook) const {
-  require(meta_ != nullptr && requires_grad(), "a hook on {}, which has no gradient", name());
+  require(meta_ != nullptr && requires_grad(), "a hook on {}, which has no gradient", *this);
   meta_->hooks.emplace_back(meta_->next_hook, std::move(hook));
   return meta_->next_hook++;
 }

@@ -111,3 +111,11 @@ struct EnableGrad : GradMode {
 };
 
 }  // namespace macgrad
+
+/// A Variable in a message is its name, which costs nothing unless the message is shown.
+template <>
+struct fmt::formatter<macgrad::Variable> : fmt::formatter<std::string> {
+  auto format(const macgrad::Variable& v, fmt::format_context& ctx) const {
+    return fmt::formatter<std::string>::format(v.name(), ctx);
+  }
+};

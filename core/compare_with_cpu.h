@@ -19,7 +19,9 @@ class CompareWithCpu : public KernelObserver {
 
   bool compares() const override { return true; }
   /// Throws an Error with the op, the scope, the operand, the index and both values of the first
-  /// element that differs by more than tolerance(dtype), relative to the largest of its tensor.
+  /// element that differs by more than tolerance(dtype), relative to the largest of its tensor. A
+  /// float64 output, which may hold statistics of other outputs, has the loosest of their
+  /// tolerances.
   void after(const KernelCall& call) override;
 
   static double tolerance(DType dtype);

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "macgrad/core/generator.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/rmfa.h"
 
 namespace macgrad {
 

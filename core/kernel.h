@@ -1,6 +1,7 @@
-// Kernel<Signature>: a typed slot for one compute kernel, with one function a device. The slot is a
-// choke point: it picks the device, checks that operands share it, reports missing kernels by name,
-// sizes scratch memory, raises versions, and calls the observer (timing, compare-with-CPU).
+// Kernel<Signature>: a typed slot for one compute kernel, with one function per device. The slot is
+// a choke point: it picks the device, checks that operands share it, reports missing kernels by
+// name, sizes scratch memory, raises versions, and calls the observer (timing, compare-with-CPU).
+// Slots are made from lists (core/kernels.h).
 //
 // Kernels only compute: operands arrive checked, broadcast and allocated. Elementwise and copy
 // kernels take strides; all others need rows (the last dimension) contiguous, or say what they
@@ -17,52 +18,9 @@
 #include <type_traits>
 #include <vector>
 
-#include "macgrad/core/tensor.h"
+#include "macgrad/core/operands.h"
 
 namespace macgrad {
-
-// Roles of tensor operands. An undefined tensor in an In or Out means "absent" where a kernel
-// documents it.
-struct In {
-  In(const Tensor& tensor) : t(tensor) {}
-  const Tensor& t;
-  const Tensor* operator->() const { return &t; }
-  operator const Tensor&() const { return t; }
-};
-struct Out {
-  Out(const Tensor& tensor) : t(tensor) {}
-  const Tensor& t;
-  const Tensor* operator->() const { return &t; }
-  operator const Tensor&() const { return t; }
-};
-struct InOut {
-  InOut(const Tensor& tensor) : t(tensor) {}
-  const Tensor& t;
-  const Tensor* operator->() const { return &t; }
-  operator const Tensor&() const { return t; }
-};
-struct InList {
-  InList(std::span<const Tensor> tensors) : list(tensors) {}
-  InList(const Tensors& tensors) : list(tensors) {}
-  std::span<const Tensor> list;
-};
-struct InOutList {
-  InOutList(std::span<const Tensor> tensors) : list(tensors) {}
-  InOutList(const Tensors& tensors) : list(tensors) {}
-  std::span<const Tensor> list;
-};
-/// Bytes the slot allocates for the duration of the call; callers pass Scratch{}.
-struct Scratch {
-  Tensor buffer;  // int64, at least scratch_bytes
-  void* data() const { return buffer.defined() ? buffer.raw() : nullptr; }
-};
-
-/// Whether a kernel serves these operands; the reason is shown when it does not.
-struct Support {
-  bool ok = true;
-  std::string reason;
-  explicit operator bool() const { return ok; }
-};
 
 /// One call of a slot, as a tool sees it.
 struct KernelCall {
@@ -103,6 +61,32 @@ class PauseObserver {
 
 namespace detail {
 
+template <class T>
+inline constexpr bool kReads = std::is_same_v<T, In> || std::is_same_v<T, InOut> ||
+                               std::is_same_v<T, InList> || std::is_same_v<T, InOutList>;
+template <class T>
+inline constexpr bool kWrites =
+    std::is_same_v<T, Out> || std::is_same_v<T, InOut> || std::is_same_v<T, InOutList>;
+
+/// The tensors of an operand; nothing for other arguments.
+inline std::span<const Tensor> tensors_of(const auto& operand) {
+  if constexpr (requires { operand.list; }) {
+    return operand.list;
+  } else if constexpr (requires { operand.t; }) {
+    return {&operand.t, 1};
+  } else {
+    return {};
+  }
+}
+/// Calls f(tensor, is read, is written) for every tensor of the operands.
+template <class F, class... Args>
+void for_each_tensor(F&& f, const Args&... args) {
+  const auto visit = [&]<class T>(const T& operand) {
+    for (const Tensor& t : tensors_of(operand)) f(t, kReads<T>, kWrites<T>);
+  };
+  (for_each_operand(args, visit), ...);
+}
+
 struct CallInfo {
   const char* name;
   Device device;
@@ -110,67 +94,8 @@ struct CallInfo {
   void meet(const Tensor& t);
 };
 
-inline void visit(CallInfo& c, const In& a) {
-  c.meet(a.t);
-}
-inline void visit(CallInfo& c, const Out& a) {
-  c.meet(a.t);
-}
-inline void visit(CallInfo& c, const InOut& a) {
-  c.meet(a.t);
-}
-inline void visit(CallInfo& c, const InList& a) {
-  for (const Tensor& t : a.list) c.meet(t);
-}
-inline void visit(CallInfo& c, const InOutList& a) {
-  for (const Tensor& t : a.list) c.meet(t);
-}
-template <class T>
-void visit(CallInfo&, const T&) {}
-
-inline void list(KernelCall& c, const In& a) {
-  c.inputs.push_back(&a.t);
-}
-inline void list(KernelCall& c, const Out& a) {
-  c.outputs.push_back(&a.t);
-}
-inline void list(KernelCall& c, const InOut& a) {
-  c.inputs.push_back(&a.t);
-  c.outputs.push_back(&a.t);
-}
-inline void list(KernelCall& c, const InList& a) {
-  for (const Tensor& t : a.list) c.inputs.push_back(&t);
-}
-inline void list(KernelCall& c, const InOutList& a) {
-  for (const Tensor& t : a.list) {
-    c.inputs.push_back(&t);
-    c.outputs.push_back(&t);
-  }
-}
-template <class T>
-void list(KernelCall&, const T&) {}
-
 void bump(const Tensor& t);
-inline void written(const Out& a) {
-  bump(a.t);
-}
-inline void written(const InOut& a) {
-  bump(a.t);
-}
-inline void written(const InOutList& a) {
-  for (const Tensor& t : a.list) bump(t);
-}
-template <class T>
-void written(const T&) {}
-
 Scratch make_scratch(size_t bytes, Device device);
-template <class T>
-T with_scratch(const T& a, size_t, Device) {
-  return a;
-}
-inline Scratch with_scratch(const Scratch&, size_t bytes, Device device) {
-  return make_scratch(bytes, device);
-}
 
 // An operand's copy on the CPU, given back in its role.
 template <class T>
@@ -178,51 +103,76 @@ struct CpuCopy {
   T value;
   explicit CpuCopy(const T& a) : value(a) {}
   const T& role() const { return value; }
-  void append_output(Tensors&) const {}
 };
-template <class Role, bool output>
+template <class Role>
 struct CpuTensor {
   Tensor t;
   explicit CpuTensor(const Role& a) : t(a.t.defined() ? a.t.to(kCpu).contiguous() : Tensor()) {}
   Role role() const { return Role(t); }
-  void append_output(Tensors& list) const {
-    if (output) list.push_back(t);
-  }
 };
-template <class Role, bool output>
+template <class Role>
 struct CpuList {
   Tensors tensors;
   explicit CpuList(const Role& a) {
     for (const Tensor& t : a.list) tensors.push_back(t.to(kCpu).contiguous());
   }
   Role role() const { return Role(tensors); }
-  void append_output(Tensors& list) const {
-    if (output) list.insert(list.end(), tensors.begin(), tensors.end());
+};
+template <>
+struct CpuCopy<In> : CpuTensor<In> {
+  using CpuTensor::CpuTensor;
+};
+template <>
+struct CpuCopy<Out> : CpuTensor<Out> {
+  using CpuTensor::CpuTensor;
+};
+template <>
+struct CpuCopy<InOut> : CpuTensor<InOut> {
+  using CpuTensor::CpuTensor;
+};
+template <>
+struct CpuCopy<InList> : CpuList<InList> {
+  using CpuList::CpuList;
+};
+template <>
+struct CpuCopy<InOutList> : CpuList<InOutList> {
+  using CpuList::CpuList;
+};
+template <class>
+struct CpuMembers;
+template <class... Members>
+struct CpuMembers<std::tuple<const Members&...>> : std::tuple<CpuCopy<Members>...> {
+  explicit CpuMembers(const std::tuple<const Members&...>& m)
+      : std::tuple<CpuCopy<Members>...>(std::make_from_tuple<std::tuple<CpuCopy<Members>...>>(m)) {}
+};
+template <OperandStruct S>
+struct CpuCopy<S> {
+  CpuMembers<decltype(members(std::declval<const S&>()))> copies;
+  explicit CpuCopy(const S& a) : copies(members(a)) {}
+  S role() const {
+    return std::apply([](const auto&... c) { return S{c.role()...}; },
+                      static_cast<const typename decltype(copies)::tuple&>(copies));
   }
-};
-template <>
-struct CpuCopy<In> : CpuTensor<In, false> {
-  using CpuTensor::CpuTensor;
-};
-template <>
-struct CpuCopy<Out> : CpuTensor<Out, true> {
-  using CpuTensor::CpuTensor;
-};
-template <>
-struct CpuCopy<InOut> : CpuTensor<InOut, true> {
-  using CpuTensor::CpuTensor;
-};
-template <>
-struct CpuCopy<InList> : CpuList<InList, false> {
-  using CpuList::CpuList;
-};
-template <>
-struct CpuCopy<InOutList> : CpuList<InOutList, true> {
-  using CpuList::CpuList;
 };
 
 [[noreturn]] void missing_kernel(const char* name, Device device,
                                  const std::array<bool, kDeviceTypes>& have);
+
+struct NoInputs {};
+/// What the support and the scratch memory of a kernel depend on: the member `in` of its operands.
+template <class... Args>
+struct InputsOf {
+  using type = NoInputs;
+  static NoInputs of(const Args&...) { return {}; }
+};
+template <class Call>
+requires requires(const Call& call) {
+  call.in;
+}
+struct InputsOf<const Call&> {
+  using type = std::remove_cvref_t<decltype(Call::in)>;
+  static const type& of(const Call& call) { return call.in; }
+};
 
 }  // namespace detail
 
@@ -232,10 +182,11 @@ class Kernel;
 template <class... Args>
 class Kernel<void(Args...)> {
  public:
+  using Inputs = typename detail::InputsOf<Args...>::type;
   struct Entry {
     void (*run)(Args...) = nullptr;
-    Support (*supports)(Args...) = nullptr;      // absent: supports everything
-    size_t (*scratch_bytes)(Args...) = nullptr;  // absent: no scratch
+    Support (*supports)(const Inputs&) = nullptr;      // absent: supports everything
+    size_t (*scratch_bytes)(const Inputs&) = nullptr;  // absent: no scratch
   };
 
   constexpr Kernel(const char* name, Entry cpu) : name_(name), entries_{cpu, Entry{}} {}
@@ -246,38 +197,58 @@ class Kernel<void(Args...)> {
   void set(DeviceType type, Entry e) { entries_[static_cast<size_t>(type)] = e; }
 
   /// Whether a kernel of `device` exists and takes these operands.
-  Support supports(Device device, Args... args) const {
+  Support supports(Device device, const Inputs& in) const {
     const Entry& e = entry(device.type);
     if (!e.run) return {false, std::string("no ") + macgrad::name(device.type) + " kernel"};
-    return e.supports ? e.supports(args...) : Support{};
+    return e.supports ? e.supports(in) : Support{};
   }
 
   void operator()(Args... args) const {
     detail::CallInfo info{name_, kCpu};
-    (detail::visit(info, args), ...);
+    detail::for_each_tensor([&](const Tensor& t, bool, bool) { info.meet(t); }, args...);
     const Entry& e = entry(info.device.type);
     if (!e.run) {
       detail::missing_kernel(name_, info.device,
                              {entries_[0].run != nullptr, entries_[1].run != nullptr});
     }
-    const size_t scratch = e.scratch_bytes ? e.scratch_bytes(args...) : 0;
-    if (KernelObserver* observer = kernel_observer()) [[unlikely]] {
+    KernelObserver* observer = kernel_observer();
+    if (observer) [[unlikely]] {
       KernelCall call{name_, info.device, {}, {}};
-      (detail::list(call, args), ...);
+      detail::for_each_tensor(
+          [&](const Tensor& t, bool read, bool written) {
+            if (read) call.inputs.push_back(&t);
+            if (written) call.outputs.push_back(&t);
+          },
+          args...);
       if (observer->compares() && info.device.type != DeviceType::cpu)
         call.on_cpu = cpu_twin(args...);
       observer->before(call);
-      e.run(detail::with_scratch(args, scratch, info.device)...);
-      (detail::written(args), ...);
+      run(e, info.device, args...);
       observer->after(call);
       return;
     }
-    e.run(detail::with_scratch(args, scratch, info.device)...);
-    (detail::written(args), ...);
+    run(e, info.device, args...);
   }
 
  private:
   const Entry& entry(DeviceType type) const { return entries_[static_cast<size_t>(type)]; }
+
+  static void run(const Entry& e, Device device, Args... args) {
+    if constexpr (requires(std::tuple_element_t<0, std::tuple<Args...>> call) { call.scratch; }) {
+      const auto with_scratch = [&](auto call) {
+        if (e.scratch_bytes) call.scratch = detail::make_scratch(e.scratch_bytes(call.in), device);
+        e.run(call);
+      };
+      with_scratch(args...);
+    } else {
+      e.run(args...);
+    }
+    detail::for_each_tensor(
+        [](const Tensor& t, bool, bool written) {
+          if (written) detail::bump(t);
+        },
+        args...);
+  }
 
   // The call on CPU copies, made now; see KernelCall::on_cpu.
   std::function<Tensors()> cpu_twin(Args... args) const {
@@ -286,17 +257,26 @@ class Kernel<void(Args...)> {
     using Copies = std::tuple<detail::CpuCopy<std::remove_cvref_t<Args>>...>;
     const auto copies =
         std::make_shared<const Copies>(detail::CpuCopy<std::remove_cvref_t<Args>>(args)...);
-    const bool served = std::apply(
-        [&](const auto&... c) { return e.run && (!e.supports || e.supports(c.role()...).ok); },
+    const bool supported = std::apply(
+        [&](const auto&... c) {
+          return e.run &&
+                 (!e.supports || e.supports(detail::InputsOf<Args...>::of(c.role()...)).ok);
+        },
         *copies);
-    if (!served) return {};
+    if (!supported) return {};
     return [copies, e] {
       return std::apply(
           [&](const auto&... c) {
-            const size_t scratch = e.scratch_bytes ? e.scratch_bytes(c.role()...) : 0;
-            e.run(detail::with_scratch(c.role(), scratch, kCpu)...);
             Tensors outputs;
-            (c.append_output(outputs), ...);
+            const auto call = [&](const auto&... roles) {
+              run(e, kCpu, roles...);
+              detail::for_each_tensor(
+                  [&](const Tensor& t, bool, bool written) {
+                    if (written) outputs.push_back(t);
+                  },
+                  roles...);
+            };
+            call(c.role()...);
             return outputs;
           },
           *copies);
@@ -308,3 +288,38 @@ class Kernel<void(Args...)> {
 };
 
 }  // namespace macgrad
+
+// A family's list, LIST(KERNEL) with KERNEL(name, operands) or LIST(KERNEL, SCRATCH) with
+// SCRATCH(name, operand struct), becomes the functions of both backends and the slots. Fused
+// kernels have an operand struct with a member `in`, on which `name_supports` and `name_scratch`
+// depend, and a member `scratch`.
+#define MACGRAD_DECLARE_KERNEL(name, ...) void name(__VA_ARGS__);
+#define MACGRAD_DECLARE_SCRATCH(name, Call)           \
+  void name(const Call& x);                           \
+  Support name##_supports(const decltype(Call::in)&); \
+  size_t name##_scratch(const decltype(Call::in)&);
+#define MACGRAD_DEFINE_SLOT(name, ...) \
+  inline constinit Kernel<void(__VA_ARGS__)> name{#name, {cpu::name, nullptr, nullptr}};
+#define MACGRAD_DEFINE_SCRATCH_SLOT(name, Call)      \
+  inline constinit Kernel<void(const Call& x)> name{ \
+      #name, {cpu::name, cpu::name##_supports, cpu::name##_scratch}};
+#define MACGRAD_SCRATCH_KERNELS(LIST)                    \
+  namespace macgrad::cpu {                               \
+  LIST(MACGRAD_DECLARE_KERNEL, MACGRAD_DECLARE_SCRATCH)  \
+  }                                                      \
+  namespace macgrad::cuda {                              \
+  LIST(MACGRAD_DECLARE_KERNEL, MACGRAD_DECLARE_SCRATCH)  \
+  }                                                      \
+  namespace macgrad::kernels {                           \
+  LIST(MACGRAD_DEFINE_SLOT, MACGRAD_DEFINE_SCRATCH_SLOT) \
+  }
+#define MACGRAD_KERNELS(LIST)  \
+  namespace macgrad::cpu {     \
+  LIST(MACGRAD_DECLARE_KERNEL) \
+  }                            \
+  namespace macgrad::cuda {    \
+  LIST(MACGRAD_DECLARE_KERNEL) \
+  }                            \
+  namespace macgrad::kernels { \
+  LIST(MACGRAD_DEFINE_SLOT)    \
+  }

@@ -1,27 +1,51 @@
-// Elementwise formulas, each once, as functors that g++ and nvcc both compile. The lists below make
-// the slots, the CPU loops and the CUDA kernels. A new op is a functor and a name in a list here, a
-// gradient line in autograd/ops_elementwise.cpp, its declaration in autograd/ops.h and a row in
-// tests/op_cases.
+// Elementwise formulas, each once, as functors that g++ and nvcc both compile. The lists below,
+// whose further arguments are passed on to X, make the slots, the CPU loops and the CUDA kernels. A
+// new op is a functor and a name in a list here, a gradient line in autograd/ops_elementwise.cpp,
+// its declaration in autograd/ops.h and a row in tests/op_cases.
 #pragma once
 
 #include "macgrad/core/vector_math.h"
 
 namespace macgrad {
 
-#define MACGRAD_UNARY_OPS(X) \
-  X(neg)                     \
-  X(abs)                     \
-  X(sign)                    \
-  X(exp)                     \
-  X(expm1)                   \
-  X(log)                     \
-  X(log1p)                   \
-  X(sqrt)                    \
-  X(rsqrt) X(reciprocal) X(sin) X(cos) X(tanh) X(sigmoid) X(relu) X(gelu) X(gelu_tanh) X(erf)
-#define MACGRAD_BINARY_OPS(X) \
-  X(add) X(sub) X(mul) X(div) X(maximum) X(minimum) X(pow) X(signed_pow) X(relu_grad)
-#define MACGRAD_COMPARE_OPS(X) \
-  X(equal) X(not_equal) X(less) X(less_equal) X(greater) X(greater_equal)
+// clang-format off
+#define MACGRAD_UNARY_OPS(X, ...) \
+  X(neg, __VA_ARGS__) \
+  X(abs, __VA_ARGS__) \
+  X(sign, __VA_ARGS__) \
+  X(exp, __VA_ARGS__) \
+  X(expm1, __VA_ARGS__) \
+  X(log, __VA_ARGS__) \
+  X(log1p, __VA_ARGS__) \
+  X(sqrt, __VA_ARGS__) \
+  X(rsqrt, __VA_ARGS__) \
+  X(reciprocal, __VA_ARGS__) \
+  X(sin, __VA_ARGS__) \
+  X(cos, __VA_ARGS__) \
+  X(tanh, __VA_ARGS__) \
+  X(sigmoid, __VA_ARGS__) \
+  X(relu, __VA_ARGS__) \
+  X(gelu, __VA_ARGS__) \
+  X(gelu_tanh, __VA_ARGS__) \
+  X(erf, __VA_ARGS__)
+#define MACGRAD_BINARY_OPS(X, ...) \
+  X(add, __VA_ARGS__) \
+  X(sub, __VA_ARGS__) \
+  X(mul, __VA_ARGS__) \
+  X(div, __VA_ARGS__) \
+  X(maximum, __VA_ARGS__) \
+  X(minimum, __VA_ARGS__) \
+  X(pow, __VA_ARGS__) \
+  X(signed_pow, __VA_ARGS__) \
+  X(relu_grad, __VA_ARGS__)
+#define MACGRAD_COMPARE_OPS(X, ...) \
+  X(equal, __VA_ARGS__) \
+  X(not_equal, __VA_ARGS__) \
+  X(less, __VA_ARGS__) \
+  X(less_equal, __VA_ARGS__) \
+  X(greater, __VA_ARGS__) \
+  X(greater_equal, __VA_ARGS__)
+// clang-format on
 
 namespace scalar {
 

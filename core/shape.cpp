@@ -15,7 +15,9 @@ Shape::Shape(std::span<const int64_t> extents) {
 }
 
 Shape Shape::filled(int rank, int64_t value) {
-  return Shape(std::vector<int64_t>(static_cast<size_t>(rank), value));
+  Shape s;
+  for (int i = 0; i < rank; ++i) s.push_back(value);
+  return s;
 }
 
 int64_t Shape::at(int dim) const {
@@ -29,15 +31,17 @@ int64_t Shape::numel() const {
 }
 
 Shape Shape::inserted(int dim, int64_t extent) const {
-  std::vector<int64_t> v(begin(), end());
-  v.insert(v.begin() + dim, extent);
-  return Shape(v);
+  Shape s = *this;
+  s.push_back(extent);
+  std::rotate(s.extents_.begin() + dim, s.extents_.begin() + rank_, s.extents_.begin() + s.rank_);
+  return s;
 }
 
 Shape Shape::erased(int dim) const {
-  std::vector<int64_t> v(begin(), end());
-  v.erase(v.begin() + dim);
-  return Shape(v);
+  Shape s = *this;
+  std::copy(begin() + dim + 1, end(), s.extents_.begin() + dim);
+  s.extents_[static_cast<size_t>(--s.rank_)] = 0;
+  return s;
 }
 
 Shape Shape::with(int dim, int64_t extent) const {

@@ -8,7 +8,8 @@
 #include <cmath>
 
 #include "macgrad/core/generator.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/arrays.h"
+#include "macgrad/core/kernels/random.h"
 
 namespace macgrad {
 

@@ -4,8 +4,8 @@
 // without a visible key are passed over. Measures of a block: kOwnRows queries; shared memory at
 // most 101 KB (tf32, width 128: (64 + 2·64)·132·4 bytes), so two blocks fit a multiprocessor.
 // B batch, H heads, T queries, S keys, d and dv widths.
+#include "macgrad/core/kernels/attention.h"
 #include "macgrad/cuda/attention.cuh"
-#include "macgrad/cuda/backend.h"
 
 namespace macgrad::cuda {
 namespace attention {
@@ -148,39 +148,35 @@ __global__ void __launch_bounds__(kThreads<Tile>, Tile::kBlocks)
 }
 
 template <class T>
-void forward(In q, In k, In v, In key_valid, In query_valid, const SoftmaxAttentionArgs& args,
-             Out out, Out statistics) {
-  const Problem p = problem(q, k, v, key_valid, query_valid, args);
+void forward(const SoftmaxAttentionForward& x) {
+  const Problem p = problem(x.in);
+  const int64_t heads = x.in.q->size(0) * x.in.q->size(1);
   const int64_t tiles = (p.queries + kOwnRows - 1) / kOwnRows;
   with_arithmetic<T>(p, [&]<Arithmetic arithmetic, int width>() {
     using Tile = ForwardTile<arithmetic, width>;
     launch(forward_kernel<Tile, T>,
-           {blocks_for(q->size(0) * q->size(1) * tiles, 1), kThreads<Tile>,
-            sizeof(ForwardBlock<arithmetic, width>)},
-           p, heads_of<const T>(q), heads_of<const T>(k), heads_of<const T>(v), heads_of<T>(out),
-           heads_of<float>(statistics));
+           {blocks_for(heads * tiles, 1), kThreads<Tile>, sizeof(ForwardBlock<arithmetic, width>)},
+           p, heads_of<const T>(x.in.q), heads_of<const T>(x.in.k), heads_of<const T>(x.in.v),
+           heads_of<T>(x.out), heads_of<float>(x.statistics));
   });
 }
 
 }  // namespace
 }  // namespace attention
 
-void softmax_attention_forward(In q, In k, In v, In key_valid, In query_valid,
-                               const SoftmaxAttentionArgs& args, Out out, Out statistics, Scratch) {
-  if (q->dtype() == DType::bfloat16) {
-    attention::forward<bfloat16>(q, k, v, key_valid, query_valid, args, out, statistics);
+void softmax_attention_forward(const SoftmaxAttentionForward& x) {
+  if (x.in.q->dtype() == DType::bfloat16) {
+    attention::forward<bfloat16>(x);
   } else {
-    attention::forward<float>(q, k, v, key_valid, query_valid, args, out, statistics);
+    attention::forward<float>(x);
   }
 }
 
-Support softmax_attention_forward_supports(In q, In, In v, In, In, const SoftmaxAttentionArgs&, Out,
-                                           Out, Scratch) {
-  return attention::supports<attention::ForwardBlock>(q, v);
+Support softmax_attention_forward_supports(const SoftmaxAttentionOperands& in) {
+  return attention::supports<attention::ForwardBlock>(in.q, in.v);
 }
 
-size_t softmax_attention_forward_scratch(In, In, In, In, In, const SoftmaxAttentionArgs&, Out, Out,
-                                         Scratch) {
+size_t softmax_attention_forward_scratch(const SoftmaxAttentionOperands&) {
   return 0;
 }
 

@@ -11,7 +11,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/attention.h"
 #include "macgrad/cuda/attention_tile.cuh"
 #include "macgrad/cuda/launch.h"
 #include "macgrad/cuda/math_mode.h"
@@ -89,8 +89,9 @@ Heads<T> heads_of(const Tensor& t) {
   return h;
 }
 
-inline Problem problem(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& key_valid,
-                       const Tensor& query_valid, const SoftmaxAttentionArgs& args) {
+inline Problem problem(const SoftmaxAttentionOperands& in) {
+  const Tensor &q = in.q, &k = in.k, &v = in.v;
+  const SoftmaxAttentionArgs& args = in.args;
   require(q.size(2) < (1 << 30) && k.size(2) < (1 << 30),
           "softmax_attention: {} queries and {} keys are more than the CUDA kernel counts",
           q.size(2), k.size(2));
@@ -104,8 +105,8 @@ inline Problem problem(const Tensor& q, const Tensor& k, const Tensor& v, const 
   p.log2_scale = std::max(static_cast<float>(std::abs(args.scale) * 1.4426950408889634), FLT_MIN);
   p.negative = args.scale < 0;
   p.causal = args.causal;
-  p.key_valid = key_valid.defined() ? key_valid.data<bool>() : nullptr;
-  p.query_valid = query_valid.defined() ? query_valid.data<bool>() : nullptr;
+  p.key_valid = in.key_valid->defined() ? in.key_valid->data<bool>() : nullptr;
+  p.query_valid = in.query_valid->defined() ? in.query_valid->data<bool>() : nullptr;
   p.key = args.key;
   p.live = args.dropout > 0 ? live_for(args.key) : nullptr;
   p.threshold = static_cast<uint32_t>(std::ceil(args.dropout * 0x1p24));

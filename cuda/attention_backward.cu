@@ -7,8 +7,8 @@
 // one owner and one order: no atomics, the same bits every time. Shared memory is at most 113 KB
 // (width 128: (2·64 + 2·32)·132·4 bytes of rows, 64·40·4 of weights), so two blocks fit a
 // multiprocessor. B batch, H heads, T queries, S keys, d and dv widths.
+#include "macgrad/core/kernels/attention.h"
 #include "macgrad/cuda/attention.cuh"
-#include "macgrad/cuda/backend.h"
 
 namespace macgrad::cuda {
 namespace attention {
@@ -240,49 +240,47 @@ __global__ void __launch_bounds__(kThreads<Tile>, Tile::kBlocks)
 }
 
 template <class T>
-void backward(In q, In k, In v, In key_valid, In query_valid, In out, In statistics, In grad,
-              const SoftmaxAttentionArgs& args, Out dq, Out dk, Out dv, void* scratch) {
-  const Problem p = problem(q, k, v, key_valid, query_valid, args);
-  const int64_t heads = q->size(0) * q->size(1), n_rows = heads * p.queries;
-  auto* rows = static_cast<Row*>(scratch);
+void backward(const SoftmaxAttentionBackward& x) {
+  const Problem p = problem(x.in);
+  const int64_t heads = x.in.q->size(0) * x.in.q->size(1), n_rows = heads * p.queries;
+  auto* rows = static_cast<Row*>(x.scratch.data());
   launch(row_kernel<T>, {blocks_for(n_rows, kRowThreads / kWarp), kRowThreads}, p,
-         heads_of<const T>(out), heads_of<const T>(grad), heads_of<const float>(statistics), rows,
-         n_rows);
+         heads_of<const T>(x.out), heads_of<const T>(x.grad), heads_of<const float>(x.statistics),
+         rows, n_rows);
   const auto blocks = [&](int64_t length) {
     return blocks_for(heads * ((length + kOwnRows - 1) / kOwnRows), 1);
   };
   with_arithmetic<T>(p, [&]<Arithmetic arithmetic, int width>() {
     using Tile = BackwardTile<arithmetic, width>;
     constexpr size_t shared = sizeof(BackwardBlock<arithmetic, width>);
-    const auto query = heads_of<const T>(q), key = heads_of<const T>(k),
-               value = heads_of<const T>(v);
-    const auto cotangent = heads_of<const T>(grad);
+    const auto query = heads_of<const T>(x.in.q), key = heads_of<const T>(x.in.k),
+               value = heads_of<const T>(x.in.v);
+    const auto cotangent = heads_of<const T>(x.grad);
     launch(key_kernel<Tile, T>, {blocks(p.keys), kThreads<Tile>, shared}, p, query, key, value,
-           cotangent, rows, heads_of<T>(dk), heads_of<T>(dv));
+           cotangent, rows, heads_of<T>(x.dk), heads_of<T>(x.dv));
     launch(query_kernel<Tile, T>, {blocks(p.queries), kThreads<Tile>, shared}, p, query, key, value,
-           cotangent, rows, heads_of<T>(dq));
+           cotangent, rows, heads_of<T>(x.dq));
   });
 }
 
 }  // namespace
 }  // namespace attention
 
-void softmax_attention_backward(In q, In k, In v, In key_valid, In query_valid, In out,
-                                In statistics, In grad, const SoftmaxAttentionArgs& args, Out dq,
-                                Out dk, Out dv, Scratch scratch) {
-  const auto run =
-      q->dtype() == DType::bfloat16 ? attention::backward<bfloat16> : attention::backward<float>;
-  run(q, k, v, key_valid, query_valid, out, statistics, grad, args, dq, dk, dv, scratch.data());
+void softmax_attention_backward(const SoftmaxAttentionBackward& x) {
+  if (x.in.q->dtype() == DType::bfloat16) {
+    attention::backward<bfloat16>(x);
+  } else {
+    attention::backward<float>(x);
+  }
 }
 
-Support softmax_attention_backward_supports(In q, In, In v, In, In, In, In, In,
-                                            const SoftmaxAttentionArgs&, Out, Out, Out, Scratch) {
-  return attention::supports<attention::BackwardBlock>(q, v);
+Support softmax_attention_backward_supports(const SoftmaxAttentionOperands& in) {
+  return attention::supports<attention::BackwardBlock>(in.q, in.v);
 }
 
-size_t softmax_attention_backward_scratch(In q, In, In, In, In, In, In, In,
-                                          const SoftmaxAttentionArgs&, Out, Out, Out, Scratch) {
-  return static_cast<size_t>(q->size(0) * q->size(1) * q->size(2)) * sizeof(attention::Row);
+size_t softmax_attention_backward_scratch(const SoftmaxAttentionOperands& in) {
+  return static_cast<size_t>(in.q->size(0) * in.q->size(1) * in.q->size(2)) *
+         sizeof(attention::Row);
 }
 
 }  // namespace macgrad::cuda

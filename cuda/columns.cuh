@@ -8,6 +8,7 @@
 #pragma once
 
 #include "macgrad/core/tensor.h"
+#include "macgrad/core/vector_math.h"
 #include "macgrad/cuda/row_chunks.h"
 #include "macgrad/cuda/rows.cuh"
 

@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "macgrad/core/convert.h"
-#include "macgrad/cuda/backend.h"
+#include "macgrad/core/kernels/arrays.h"
 #include "macgrad/cuda/device_code.cuh"
 #include "macgrad/cuda/launch.h"
 #include "macgrad/cuda/pack.cuh"

@@ -1,7 +1,6 @@
 // Elementwise kernels over any strides, from the functor lists of core/scalar_ops.h. Contiguous
 // operands go 16 bytes at a time; others find their offsets by division (strided.h).
-#include "macgrad/core/kernels.h"
-#include "macgrad/cuda/backend.h"
+#include "macgrad/core/kernels/elementwise.h"
 #include "macgrad/cuda/device_code.cuh"
 #include "macgrad/cuda/launch.h"
 #include "macgrad/cuda/strided.h"
@@ -136,19 +135,19 @@ void compare(const char* op, const Tensor& a, const Tensor& b, const Tensor& y, 
 
 }  // namespace
 
-#define MACGRAD_DEFINE(op)                                                                   \
+#define MACGRAD_DEFINE(op, ...)                                                              \
   void op(In x, Out y) {                                                                     \
     dispatch_floating(x->dtype(), #op, [&]<class T>() { unary<T, T>(x, y, scalar::op{}); }); \
   }
 MACGRAD_UNARY_OPS(MACGRAD_DEFINE)
 #undef MACGRAD_DEFINE
-#define MACGRAD_DEFINE(op)                                                                       \
+#define MACGRAD_DEFINE(op, ...)                                                                  \
   void op(In a, In b, Out y) {                                                                   \
     dispatch_floating(a->dtype(), #op, [&]<class T>() { binary<T, T>(a, b, y, scalar::op{}); }); \
   }
 MACGRAD_BINARY_OPS(MACGRAD_DEFINE)
 #undef MACGRAD_DEFINE
-#define MACGRAD_DEFINE(op)               \
+#define MACGRAD_DEFINE(op, ...)          \
   void op(In a, In b, Out y) {           \
     compare(#op, a, b, y, scalar::op{}); \
   }

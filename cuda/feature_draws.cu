@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "macgrad/core/feature_draw.h"
-#include "macgrad/cuda/backend.h"
+#include "macgrad/core/kernels/rmfa.h"
 #include "macgrad/cuda/device_code.cuh"
 #include "macgrad/cuda/launch.h"
 #include "macgrad/cuda/step_values.h"

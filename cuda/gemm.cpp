@@ -3,8 +3,9 @@
 #include <climits>
 #include <vector>
 
+#include "macgrad/core/kernels/arrays.h"
+#include "macgrad/core/kernels/elementwise.h"
 #include "macgrad/core/matrix_layout.h"
-#include "macgrad/cuda/backend.h"
 #include "macgrad/cuda/math_mode.h"
 #include "macgrad/cuda/register.h"
 #include "macgrad/cuda/runtime.h"

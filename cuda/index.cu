@@ -4,7 +4,7 @@
 // scatter_add gives each column a thread that goes through k, as on the CPU, or where that would
 // leave the card idle, sorts all elements by destination. Indices outside their tensor are skipped
 // and reported by the next read of a value (index_fault.h).
-#include "macgrad/cuda/backend.h"
+#include "macgrad/core/kernels/arrays.h"
 #include "macgrad/cuda/device_code.cuh"
 #include "macgrad/cuda/index_fault.h"
 #include "macgrad/cuda/index_sort.cuh"

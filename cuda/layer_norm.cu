@@ -5,7 +5,8 @@
 // arithmetic.
 //
 // Shape letters: R rows, N columns.
-#include "macgrad/cuda/backend.h"
+#include "macgrad/core/kernels/rows.h"
+#include "macgrad/core/vector_math.h"
 #include "macgrad/cuda/columns.cuh"
 
 namespace macgrad::cuda {
@@ -112,41 +113,42 @@ __global__ void __launch_bounds__(Team<width>::threads)
 
 }  // namespace
 
-void layer_norm_forward(In x, In weight, In bias, double eps, Out y, Out mean, Out rstd) {
-  dispatch_floating(x->dtype(), "layer_norm_forward", [&]<class T>() {
+void layer_norm_forward(const LayerNormForward& call) {
+  dispatch_floating(call.x->dtype(), "layer_norm_forward", [&]<class T>() {
     using C = compute_t<T>;
-    const int64_t rows = x->size(0), n = x->size(1);
-    const T *from = x->data<T>(), *w = weight->data<T>(), *b = bias->data<T>();
-    T* to = y->data<T>();
+    const int64_t rows = call.x->size(0), n = call.x->size(1);
+    const T *from = call.x->data<T>(), *w = call.weight->data<T>(), *b = call.bias->data<T>();
+    T* to = call.y->data<T>();
     dispatch_rows<T>(n, rows_aligned<T>(n, {from, w, b, to}), [&]<int vec, int width, int per>() {
       const TeamMemory memory = team_memory(width > kWarp, n * int64_t{sizeof(T)}, 1);
       launch(layer_norm_rows<T, vec, width, per>,
              {blocks_for(rows, Team<width>::rows), Team<width>::threads, memory.bytes}, from, w, b,
-             rows, n, static_cast<C>(eps), to, pairs_of<C>(mean), rstd->data<C>(), memory.keep);
+             rows, n, static_cast<C>(call.eps), to, pairs_of<C>(call.mean), call.rstd->data<C>(),
+             memory.keep);
     });
   });
 }
 
-void layer_norm_backward(In x, In weight, In mean, In rstd, In grad, Out dx, Out dweight,
-                         Out dbias) {
-  dispatch_floating(x->dtype(), "layer_norm_backward", [&]<class T>() {
+void layer_norm_backward(const LayerNormBackward& call) {
+  dispatch_floating(call.x->dtype(), "layer_norm_backward", [&]<class T>() {
     using C = compute_t<T>;
-    const int64_t rows = x->size(0), n = x->size(1);
+    const int64_t rows = call.x->size(0), n = call.x->size(1);
     if (n == 0) return;
-    const T *from = x->data<T>(), *w = weight->data<T>(), *g = grad->data<T>();
-    T* to = dx->data<T>();
+    const T *from = call.x->data<T>(), *w = call.weight->data<T>(), *g = call.grad->data<T>();
+    T* to = call.dx->data<T>();
     dispatch_rows<T>(n, rows_aligned<T>(n, {from, w, g, to}), [&]<int vec, int width, int per>() {
       using R = Row<T, vec, width, per>;
       const RowChunks cut =
           row_chunks(rows, Team<width>::rows, 1, card().multiprocessors, /*waves=*/4);
       const TeamMemory memory = pair_memory<C, R>(n, n * int64_t{sizeof(T)}, 2);
-      const Tensor partial = Tensor::empty({cut.chunks, 2, n}, dtype_of<C>(), x->device());
+      const Tensor partial = Tensor::empty({cut.chunks, 2, n}, dtype_of<C>(), call.x->device());
       launch(layer_norm_gradient_rows<T, vec, width, per>,
              {blocks_for(cut.chunks, 1), Team<width>::threads, memory.bytes}, from, w,
-             pairs_of<C>(mean), rstd->data<C>(), g, rows, n, cut.rows, to, partial.data<C>(),
-             memory);
+             pairs_of<C>(call.mean), call.rstd->data<C>(), g, rows, n, cut.rows, to,
+             partial.data<C>(), memory);
       launch_merge_sums<C>(partial.data<C>(), 1, cut.chunks, n, nullptr,
-                           {dweight->raw(), dweight->dtype()}, {dbias->raw(), dbias->dtype()});
+                           {call.dweight->raw(), call.dweight->dtype()},
+                           {call.dbias->raw(), call.dbias->dtype()});
     });
   });
 }

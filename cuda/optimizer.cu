@@ -8,8 +8,9 @@
 #include <type_traits>
 #include <vector>
 
+#include "macgrad/core/kernels/optimizer.h"
 #include "macgrad/core/optimizer_lists.h"
-#include "macgrad/cuda/backend.h"
+#include "macgrad/core/vector_math.h"
 #include "macgrad/cuda/device_code.cuh"
 #include "macgrad/cuda/launch.h"
 #include "macgrad/cuda/pack.cuh"

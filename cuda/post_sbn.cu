@@ -4,7 +4,8 @@
 // (columns.cuh).
 //
 // Shape letters: d head dimension, R rows.
-#include "macgrad/cuda/backend.h"
+#include "macgrad/core/kernels/sbn.h"
+#include "macgrad/core/vector_math.h"
 #include "macgrad/cuda/sbn.cuh"
 #include "macgrad/cuda/strided.h"
 
@@ -123,20 +124,20 @@ void post_sbn_forward(In x, In gamma, In beta, double eps, Out y) {
   });
 }
 
-void post_sbn_backward(In x, In gamma, In beta, In grad, double eps, Out dx, Out dgamma,
-                       Out dbeta) {
-  dispatch_floating(x->dtype(), "post_sbn_backward", [&]<class T>() {
+void post_sbn_backward(const PostSbnBackward& call) {
+  dispatch_floating(call.x->dtype(), "post_sbn_backward", [&]<class T>() {
     using C = compute_t<T>;
-    const int64_t d = x->size(-1);
+    const int64_t d = call.x->size(-1);
     if (d == 0) {
       // A single gamma or beta still has a gradient, 0; `fill` of no elements is nothing.
-      dgamma->fill(0);
-      dbeta->fill(0);
+      call.dgamma->fill(0);
+      call.dbeta->fill(0);
       return;
     }
-    const ChannelTensor<T> gammas(gamma), betas(beta);
-    const Tensor from = leading(x), gradient = leading(grad), to = leading(dx);
-    const bool aligned = rows_aligned<T>(x) && rows_aligned<T>(grad) && rows_aligned<T>(dx);
+    const ChannelTensor<T> gammas(call.gamma), betas(call.beta);
+    const Tensor from = leading(call.x), gradient = leading(call.grad), to = leading(call.dx);
+    const bool aligned =
+        rows_aligned<T>(call.x) && rows_aligned<T>(call.grad) && rows_aligned<T>(call.dx);
     dispatch_channels<T>(d, aligned, [&]<int vec, int width, int per>() {
       using R = Row<T, vec, width, per>;
       const auto parts = strided_parts<3>({&from, &gradient, &to});
@@ -146,19 +147,19 @@ void post_sbn_backward(In x, In gamma, In beta, In grad, double eps, Out dx, Out
       int64_t chunks = 0;
       for (const auto& part : parts) chunks += cut(part.shape).chunks;
       const TeamMemory memory = pair_memory<C, R>(d, 0, 0);
-      const Tensor partial = Tensor::empty({chunks, 2, d}, dtype_of<C>(), x->device());
+      const Tensor partial = Tensor::empty({chunks, 2, d}, dtype_of<C>(), call.x->device());
       int64_t first = 0;
       for (const auto& [rows, start] : parts) {
         const RowChunks c = cut(rows);
         launch(post_sbn_gradient_rows<T, vec, width, per>,
                {blocks_for(c.chunks, 1), Team<width>::threads, memory.bytes},
                from.data<T>() + start[0], gradient.data<T>() + start[1], to.data<T>() + start[2],
-               rows, d, c.rows, gammas.view(), betas.view(), static_cast<C>(eps * eps),
+               rows, d, c.rows, gammas.view(), betas.view(), static_cast<C>(call.eps * call.eps),
                partial.data<C>() + first * 2 * d, memory);
         first += c.chunks;
       }
-      launch_merge_sums<C>(partial.data<C>(), 1, chunks, d, nullptr, output(dgamma, d),
-                           output(dbeta, d));
+      launch_merge_sums<C>(partial.data<C>(), 1, chunks, d, nullptr, output(call.dgamma, d),
+                           output(call.dbeta, d));
     });
   });
 }

@@ -6,7 +6,8 @@
 //
 // A block has one head and one chunk of positions (b·T + t), so that a thread keeps its channels'
 // statistics. Shape letters: B batch, H heads, T positions, d head dimension.
-#include "macgrad/cuda/backend.h"
+#include "macgrad/core/kernels/sbn.h"
+#include "macgrad/core/vector_math.h"
 #include "macgrad/cuda/sbn.cuh"
 
 namespace macgrad::cuda {
@@ -301,79 +302,78 @@ Tensor in_dtype(const Tensor& t, DType dtype) {
 
 }  // namespace
 
-void pre_sbn_forward(In x, In valid, SbnStatistics statistics, double eps, InOut mean, InOut var,
-                     InOut running_mean, InOut running_var, double momentum, Out y) {
-  dispatch_floating(x->dtype(), "pre_sbn_forward", [&]<class T>() {
+void pre_sbn_forward(const PreSbnForward& call) {
+  dispatch_floating(call.x->dtype(), "pre_sbn_forward", [&]<class T>() {
     using C = compute_t<T>;
-    const int64_t d = x->size(3), heads = x->size(1);
+    const int64_t d = call.x->size(3), heads = call.x->size(1);
     if (d == 0 || heads == 0) return;
-    const HeadRows<const T> from(x);
-    const HeadRows<T> to(y);
-    dispatch_channels<T>(d, from.aligned(x) && to.aligned(y), [&]<int vec, int width, int per>() {
-      using R = Row<T, vec, width, per>;
-      const auto work = [&](size_t bytes) {
-        return work_of(x, valid, Team<width>::rows, Team<width>::threads, bytes);
-      };
-      Tensor m = mean, v = var;
-      if (statistics == SbnStatistics::batch) {
-        m = in_dtype(mean, dtype_of<C>());
-        v = in_dtype(var, dtype_of<C>());
-        const TeamMemory memory = pair_memory<C, R>(d, 0, 0);
-        const Work w = work(memory.bytes);
-        const Tensor partial =
-            Tensor::empty({heads, w.cut.chunks, 2, d}, dtype_of<C>(), x->device());
-        const Tensor counts = Tensor::empty({w.cut.chunks}, DType::float64, x->device());
-        launch(chunk_moments<T, vec, width, per>, w.shape, from, w.rows, partial.data<C>(),
-               counts.data<double>(), memory);
-        const auto output = [](const Tensor& t) {
-          return t.defined() ? ColumnOutput{t.raw(), t.dtype()} : ColumnOutput{};
-        };
-        launch_merge_moments<C>(partial.data<C>(), heads, w.cut.chunks, d, counts.data<double>(),
-                                m.data<C>(), v.data<C>(),
-                                {output(running_mean), output(running_var), momentum});
-        if (mean->dtype() != m.dtype()) mean->copy_from(m);
-        if (var->dtype() != v.dtype()) var->copy_from(v);
-      }
-      const TeamMemory memory = team_memory(width > kWarp, d * int64_t{sizeof(T)}, 1);
-      const Work w = work(memory.bytes);
-      launch(pre_sbn_rows<T, vec, width, per>, w.shape, from, to, w.rows,
-             ChannelTensor<T>(m).view(), ChannelTensor<T>(v).view(),
-             statistics == SbnStatistics::row, static_cast<C>(eps), memory);
-    });
+    const HeadRows<const T> from(call.x);
+    const HeadRows<T> to(call.y);
+    dispatch_channels<T>(
+        d, from.aligned(call.x) && to.aligned(call.y), [&]<int vec, int width, int per>() {
+          using R = Row<T, vec, width, per>;
+          const auto work = [&](size_t bytes) {
+            return work_of(call.x, call.valid, Team<width>::rows, Team<width>::threads, bytes);
+          };
+          Tensor m = call.mean, v = call.var;
+          if (call.statistics == SbnStatistics::batch) {
+            m = in_dtype(call.mean, dtype_of<C>());
+            v = in_dtype(call.var, dtype_of<C>());
+            const TeamMemory memory = pair_memory<C, R>(d, 0, 0);
+            const Work w = work(memory.bytes);
+            const Tensor partial =
+                Tensor::empty({heads, w.cut.chunks, 2, d}, dtype_of<C>(), call.x->device());
+            const Tensor counts = Tensor::empty({w.cut.chunks}, DType::float64, call.x->device());
+            launch(chunk_moments<T, vec, width, per>, w.shape, from, w.rows, partial.data<C>(),
+                   counts.data<double>(), memory);
+            const auto output = [](const Tensor& t) {
+              return t.defined() ? ColumnOutput{t.raw(), t.dtype()} : ColumnOutput{};
+            };
+            launch_merge_moments<C>(
+                partial.data<C>(), heads, w.cut.chunks, d, counts.data<double>(), m.data<C>(),
+                v.data<C>(), {output(call.running_mean), output(call.running_var), call.momentum});
+            if (call.mean->dtype() != m.dtype()) call.mean->copy_from(m);
+            if (call.var->dtype() != v.dtype()) call.var->copy_from(v);
+          }
+          const TeamMemory memory = team_memory(width > kWarp, d * int64_t{sizeof(T)}, 1);
+          const Work w = work(memory.bytes);
+          launch(pre_sbn_rows<T, vec, width, per>, w.shape, from, to, w.rows,
+                 ChannelTensor<T>(m).view(), ChannelTensor<T>(v).view(),
+                 call.statistics == SbnStatistics::row, static_cast<C>(call.eps), memory);
+        });
   });
 }
 
-void pre_sbn_backward(In x, In valid, In mean, In var, In grad, SbnStatistics statistics,
-                      double eps, Out dx) {
-  dispatch_floating(x->dtype(), "pre_sbn_backward", [&]<class T>() {
+void pre_sbn_backward(const PreSbnBackward& call) {
+  dispatch_floating(call.x->dtype(), "pre_sbn_backward", [&]<class T>() {
     using C = compute_t<T>;
-    const int64_t d = x->size(3), heads = x->size(1);
-    if (x->numel() == 0) return;
-    const HeadRows<const T> from(x), gradient(grad);
-    const ChannelTensor<T> centres(mean), variances(var);
-    const HeadRows<T> to(dx);
-    const bool aligned = from.aligned(x) && gradient.aligned(grad) && to.aligned(dx);
+    const int64_t d = call.x->size(3), heads = call.x->size(1);
+    if (call.x->numel() == 0) return;
+    const HeadRows<const T> from(call.x), gradient(call.grad);
+    const ChannelTensor<T> centres(call.mean), variances(call.var);
+    const HeadRows<T> to(call.dx);
+    const bool aligned = from.aligned(call.x) && gradient.aligned(call.grad) && to.aligned(call.dx);
     dispatch_channels<T>(d, aligned, [&]<int vec, int width, int per>() {
       using R = Row<T, vec, width, per>;
       const auto row_bytes = d * int64_t{sizeof(T)};
-      const bool by_row = statistics == SbnStatistics::row;
+      const bool by_row = call.statistics == SbnStatistics::row;
       const auto pass = [&](const auto& kernel, const TeamMemory& memory, const Work& w,
                             const C* mean_dz, const C* mean_dz_z, C* partial, double* counts) {
         launch(kernel, w.shape, from, gradient, to, w.rows, centres.view(), variances.view(),
-               by_row, static_cast<C>(eps), mean_dz, mean_dz_z, partial, counts, memory);
+               by_row, static_cast<C>(call.eps), mean_dz, mean_dz_z, partial, counts, memory);
       };
       const auto work = [&](size_t bytes) {
-        return work_of(x, valid, Team<width>::rows, Team<width>::threads, bytes);
+        return work_of(call.x, call.valid, Team<width>::rows, Team<width>::threads, bytes);
       };
       Tensor means;  // (2, H, d): of dz and of dz z over the batch
       const C* mean_dz = nullptr;
-      if (statistics == SbnStatistics::batch) {
+      if (call.statistics == SbnStatistics::batch) {
         const TeamMemory memory = pair_memory<C, R>(d, row_bytes, 2);
         const Work w = work(memory.bytes);
-        means = Tensor::empty({2, heads, d}, dtype_of<C>(), x->device());
+        means = Tensor::empty({2, heads, d}, dtype_of<C>(), call.x->device());
         const Tensor partial =
-            Tensor::empty({heads, w.cut.chunks, 2, d}, dtype_of<C>(), x->device());
-        const Tensor counts = Tensor::empty({w.cut.chunks}, DType::float64, x->device());
+            Tensor::empty({heads, w.cut.chunks, 2, d}, dtype_of<C>(), call.x->device());
+        const Tensor counts = Tensor::empty({w.cut.chunks}, DType::float64, call.x->device());
         C* both = means.data<C>();
         mean_dz = both;
         pass(pre_sbn_gradient_rows<true, T, vec, width, per>, memory, w, nullptr, nullptr,

@@ -4,7 +4,8 @@
 #include <cmath>
 #include <numbers>
 
-#include "macgrad/cuda/backend.h"
+#include "macgrad/core/kernels/random.h"
+#include "macgrad/core/vector_math.h"
 #include "macgrad/cuda/device_code.cuh"
 #include "macgrad/cuda/launch.h"
 #include "macgrad/cuda/pack.cuh"

@@ -3,7 +3,7 @@
 // sums in float64. cumsum goes the same way: sums of pieces, then every piece from its start.
 #include "macgrad/cuda/reduce_tile.cuh"
 
-#include "macgrad/cuda/backend.h"
+#include "macgrad/core/kernels/arrays.h"
 
 namespace macgrad::cuda {
 namespace {

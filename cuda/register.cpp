@@ -5,7 +5,7 @@
 #include <fmt/format.h>
 
 #include "macgrad/core/compare_with_cpu.h"
-#include "macgrad/cuda/backend.h"
+#include "macgrad/core/kernels.h"
 #include "macgrad/cuda/math_mode.h"
 #include "macgrad/cuda/memory.h"
 #include "macgrad/cuda/runtime.h"
@@ -53,55 +53,14 @@ int register_cuda_kernels() {
   cuda::register_graphs();
   compare_with_cpu_if_asked();
   int filled = 0;
-  const auto fill_slot = [&](auto& slot, const auto&... functions) {
-    slot.set(DeviceType::cuda, {functions...});
-    ++filled;
-  };
-#define MACGRAD_FILL(op) fill_slot(kernels::op, cuda::op);
-  MACGRAD_UNARY_OPS(MACGRAD_FILL)
-  MACGRAD_BINARY_OPS(MACGRAD_FILL)
-  MACGRAD_COMPARE_OPS(MACGRAD_FILL)
-  MACGRAD_FILL(where)
-  MACGRAD_FILL(copy)
-  MACGRAD_FILL(fill)
-  MACGRAD_FILL(sum)
-  MACGRAD_FILL(max)
-  MACGRAD_FILL(min)
-  MACGRAD_FILL(cumsum)
-  MACGRAD_FILL(matmul)
-  MACGRAD_FILL(gather)
-  MACGRAD_FILL(scatter_add)
-  MACGRAD_FILL(index_select)
-  MACGRAD_FILL(index_add)
-  MACGRAD_FILL(random_uniform)
-  MACGRAD_FILL(random_normal)
-  MACGRAD_FILL(random_signs)
-  MACGRAD_FILL(dropout)
-  MACGRAD_FILL(softmax_forward)
-  MACGRAD_FILL(softmax_backward)
-  MACGRAD_FILL(log_softmax_forward)
-  MACGRAD_FILL(log_softmax_backward)
-  MACGRAD_FILL(cross_entropy_forward)
-  MACGRAD_FILL(cross_entropy_backward)
-  MACGRAD_FILL(layer_norm_forward)
-  MACGRAD_FILL(layer_norm_backward)
-  MACGRAD_FILL(pre_sbn_forward)
-  MACGRAD_FILL(pre_sbn_backward)
-  MACGRAD_FILL(post_sbn_forward)
-  MACGRAD_FILL(post_sbn_backward)
-  MACGRAD_FILL(draw_features)
-  MACGRAD_FILL(adam)
-  MACGRAD_FILL(sgd)
-  MACGRAD_FILL(sum_of_squares)
+#define MACGRAD_FILL(name, ...) \
+  kernels::name.set(DeviceType::cuda, {cuda::name, nullptr, nullptr}), ++filled;
+#define MACGRAD_FILL_SCRATCH(name, Call)                                                          \
+  kernels::name.set(DeviceType::cuda, {cuda::name, cuda::name##_supports, cuda::name##_scratch}), \
+      ++filled;
+  MACGRAD_SHARED_KERNELS(MACGRAD_FILL, MACGRAD_FILL_SCRATCH)
 #undef MACGRAD_FILL
-  fill_slot(kernels::softmax_attention_forward, cuda::softmax_attention_forward,
-            cuda::softmax_attention_forward_supports, cuda::softmax_attention_forward_scratch);
-  fill_slot(kernels::softmax_attention_backward, cuda::softmax_attention_backward,
-            cuda::softmax_attention_backward_supports, cuda::softmax_attention_backward_scratch);
-  fill_slot(kernels::rmfa_forward, cuda::rmfa_forward, cuda::rmfa_forward_supports,
-            cuda::rmfa_forward_scratch);
-  fill_slot(kernels::rmfa_backward, cuda::rmfa_backward, cuda::rmfa_backward_supports,
-            cuda::rmfa_backward_scratch);
+#undef MACGRAD_FILL_SCRATCH
   return filled;
 }
 

@@ -6,36 +6,19 @@
 // keys before it and walks tile by tile: the state, plus the masked product inside the tile; the
 // block advances its state in device memory. Shape letters: B batch, H heads, T queries (Tn), S
 // keys, d head dimension, dv values. Equations: nn/README.md, RMFA.
-#include <limits>
-
-#include "macgrad/cuda/backend.h"
+#include "macgrad/core/kernels/rmfa.h"
+#include "macgrad/cuda/denominators.cuh"
 #include "macgrad/cuda/rmfa_states.cuh"
 
 namespace macgrad::cuda {
 namespace rmfa {
 namespace {
 
-/// Denominators, how many were floored, and the smallest one over its number of keys.
-struct Seen {
-  double rows = 0.0;
-  double unsafe = 0.0;
-  double smallest = INFINITY;
-
-  __device__ void add(double count, double floored, double ratio) {
-    rows += count;
-    unsafe += floored;
-    if (ratio < smallest) smallest = ratio;
-  }
-};
-struct SmallestRatio {
-  __device__ double operator()(double a, double b) const { return b < a ? b : a; }
-};
-
 template <class E>
 struct Result {
   Rows<E> out;
   float* den = nullptr;    // (B, H, T)
-  double* seen = nullptr;  // three numbers per block
+  double* seen = nullptr;  // Denominators::kNumbers per block
 };
 
 /// Half of a row's sum Σ_m a_m b_m over 64 elements; the halves sit in neighbouring lanes.
@@ -71,7 +54,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   float* phi = causal ? memory.features : memory.products;
   const int ld_phi = causal ? kLd : block.ld_products;
   const int64_t end = part * length + length < p.Tn ? part * length + length : p.Tn;
-  Seen seen;
+  Denominators seen;
   for (int64_t t = part * length; t < end; t += kTile) {
     const int n = static_cast<int>(end - t < kTile ? end - t : kTile);
     const bool* query_valid = p.query_valid ? p.query_valid + b * p.Tn + t : nullptr;
@@ -160,7 +143,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
         value = den + layout.constant * memory.totals[map.dv];
         const float bound = static_cast<float>(p.floor * count);
         const bool unsafe = p.floor > 0.0 ? value < bound : value <= 0.0f;
-        seen.add(1.0, unsafe ? 1.0 : 0.0, static_cast<double>(value) / count);
+        seen.add(1.0, unsafe ? 1.0 : 0.0, 0.0, static_cast<double>(value) / count);
         memory.inverse[r] = 1.0f / (p.floor > 0.0 && unsafe ? bound : value);
       }
       if (r < n) result.den[int64_t{head} * p.Tn + t + r] = value;
@@ -173,50 +156,21 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     __syncthreads();
     store_rows<W>(result.out.at(b, h, t), result.out.token, map.dv, n, memory.x, memory.live);
   }
-  const double rows = block_sum<kThreads>(seen.rows, memory.reduce);
-  const double unsafe = block_sum<kThreads>(seen.unsafe, memory.reduce);
-  const double smallest = block_reduce<kThreads>(seen.smallest, memory.reduce, SmallestRatio{});
-  if (tid == 0) {
-    result.seen[3 * blockIdx.x] = rows;
-    result.seen[3 * blockIdx.x + 1] = unsafe;
-    result.seen[3 * blockIdx.x + 2] = smallest;
-  }
-}
-
-constexpr int kJoinThreads = 256;
-
-__global__ void __launch_bounds__(kJoinThreads)
-    join_statistics(const double* seen, int64_t blocks, double* stats) {
-  double* scratch = shared_memory<double>();
-  Seen mine;
-  for (int64_t i = threadIdx.x; i < blocks; i += kJoinThreads)
-    mine.add(seen[3 * i], seen[3 * i + 1], seen[3 * i + 2]);
-  const double rows = block_sum<kJoinThreads>(mine.rows, scratch);
-  const double unsafe = block_sum<kJoinThreads>(mine.unsafe, scratch);
-  const double smallest = block_reduce<kJoinThreads>(mine.smallest, scratch, SmallestRatio{});
-  if (threadIdx.x == 0) {
-    stats[0] = rows;
-    stats[1] = unsafe;
-    stats[2] = 0.0;
-    stats[3] = smallest;
-  }
+  seen.write<kThreads>(result.seen + Denominators::kNumbers * blockIdx.x, memory.reduce);
 }
 
 template <class E>
-void forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& key_valid,
-             const Tensor& query_valid, const Tensor& omega, const Tensor& weight,
-             const RmfaArgs& args, const Tensor& out, const Tensor& den, const Tensor& stats,
-             const Scratch& scratch) {
-  Problem<E> p = make_problem<E>(q, k, v, key_valid, query_valid, omega, weight, args);
+void forward(const RmfaForward& x) {
+  Problem<E> p = make_problem<E>(x.in);
   const int64_t heads = int64_t{p.B} * p.H;
   const Cut cut(p.map, heads, p.Tn, p.S, p.causal);
-  const Memory memory(scratch.data(), p.map, cut, p.B, p.H, p.Tn, p.key_valid, p.causal, false);
-  prepare(p, args, memory);
+  const Memory memory(x.scratch.data(), p.map, cut, p.B, p.H, p.Tn, p.key_valid, p.causal, false);
+  prepare(p, x.in.args, memory);
   key_states(p, cut, memory.key_states);
   const int64_t parts = p.Tn == 0 ? 0 : p.causal ? cut.segments : tiles_of(p.Tn);
   const int64_t first = p.causal ? cut.first_segment : cut.keys.count() - 1;
   float* states = memory.key_states + first * heads * p.map.state_size();
-  const Result<E> result{Rows<E>(out), den.data<float>(), memory.seen};
+  const Result<E> result{Rows<E>(x.out), x.den->data<float>(), memory.seen};
   const unsigned blocks = blocks_for(heads * parts, 1);
   dispatch_tiles<E>(p.map, [&]<Rounding rounding, int W>() {
     if (p.causal) {
@@ -228,30 +182,26 @@ void forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& ke
              int64_t{kTile});
     }
   });
-  launch(join_statistics, {1, kJoinThreads, kJoinThreads / kWarp * sizeof(double)}, memory.seen,
-         int64_t{blocks}, stats.data<double>());
+  join_denominators(memory.seen, blocks, x.stats->data<double>());
 }
 
 }  // namespace
 }  // namespace rmfa
 
-void rmfa_forward(In q, In k, In v, In key_valid, In query_valid, In omega, In weight,
-                  const RmfaArgs& args, Out out, Out den, Out stats, Scratch scratch) {
-  const auto run = q->dtype() == DType::bfloat16 ? rmfa::forward<bfloat16> : rmfa::forward<float>;
-  run(q, k, v, key_valid, query_valid, omega, weight, args, out, den, stats, scratch);
+void rmfa_forward(const RmfaForward& x) {
+  if (x.in.q->dtype() == DType::bfloat16) {
+    rmfa::forward<bfloat16>(x);
+  } else {
+    rmfa::forward<float>(x);
+  }
 }
 
-Support rmfa_forward_supports(In q, In k, In v, In, In, In omega, In weight, const RmfaArgs& args,
-                              Out, Out, Out, Scratch) {
-  return rmfa::supports(q, k, v, omega, weight, args, false);
+Support rmfa_forward_supports(const RmfaOperands& in) {
+  return rmfa::supports(in, false);
 }
 
-size_t rmfa_forward_scratch(In q, In k, In v, In key_valid, In, In omega, In weight,
-                            const RmfaArgs& args, Out, Out, Out, Scratch) {
-  const rmfa::Map map = rmfa::make_map(args, q, v, omega, weight);
-  const int64_t B = q->size(0), H = q->size(1), Tn = q->size(2);
-  const rmfa::Cut cut(map, B * H, Tn, k->size(2), args.causal);
-  return rmfa::Memory(nullptr, map, cut, B, H, Tn, key_valid->defined(), args.causal, false).bytes;
+size_t rmfa_forward_scratch(const RmfaOperands& in) {
+  return rmfa::scratch_bytes(in, false);
 }
 
 }  // namespace macgrad::cuda

@@ -59,10 +59,6 @@ struct Problem {
   }
 };
 
-template <class E>
-struct alignas(4 * sizeof(E)) Four {
-  E v[4];
-};
 /// Whether rows can be moved in Fours.
 template <class E>
 __device__ inline bool four_at_a_time(const E* first, int64_t stride, int columns) {

@@ -137,18 +137,17 @@ inline std::string refusal(const RmfaArgs& args, int64_t d, int64_t dv, bool bac
 }
 
 /// Of a call of the forward or the backward pass.
-inline Support supports(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& omega,
-                        const Tensor& weight, const RmfaArgs& args, bool backward) {
-  if (q.dtype() != DType::float32 && q.dtype() != DType::bfloat16) {
-    return {false,
-            std::string("the CUDA kernel takes float32 and bfloat16, not ") + name(q.dtype())};
+inline Support supports(const RmfaOperands& in, bool backward) {
+  const DType dtype = in.q->dtype();
+  if (dtype != DType::float32 && dtype != DType::bfloat16) {
+    return {false, std::string("the CUDA kernel takes float32 and bfloat16, not ") + name(dtype)};
   }
-  if (k.dtype() != q.dtype() || v.dtype() != q.dtype()) return {false, "operands differ in dtype"};
-  if (!args.levels.empty() && args.levels[0] > 0 &&
-      (omega.dtype() != q.dtype() || weight.dtype() != q.dtype())) {
+  if (in.k->dtype() != dtype || in.v->dtype() != dtype) return {false, "operands differ in dtype"};
+  if (!in.args.levels.empty() && in.args.levels[0] > 0 &&
+      (in.omega->dtype() != dtype || in.weight->dtype() != dtype)) {
     return {false, "the draw's dtype differs from the operands'"};
   }
-  const std::string reason = refusal(args, q.size(3), v.size(3), backward);
+  const std::string reason = refusal(in.args, in.q->size(3), in.v->size(3), backward);
   return {reason.empty(), reason};
 }
 

@@ -16,7 +16,7 @@
 #include <cstdint>
 #include <string>
 
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/rmfa.h"
 #include "macgrad/cuda/runtime.h"
 
 namespace macgrad::cuda::rmfa {
@@ -186,10 +186,10 @@ inline Map make_map(const RmfaArgs& args, int64_t d, int64_t dv, int64_t width, 
   map.chunks = static_cast<int>(random) + of_x;
   return map;
 }
-inline Map make_map(const RmfaArgs& args, const Tensor& q, const Tensor& v, const Tensor& omega,
-                    const Tensor& weight) {
-  return make_map(args, q.size(3), v.size(3), omega.defined() ? omega.size(-1) : 0,
-                  weight.defined() ? weight.size(0) : 0);
+inline Map make_map(const RmfaOperands& in) {
+  return make_map(in.args, in.q->size(3), in.v->size(3),
+                  in.omega->defined() ? in.omega->size(-1) : 0,
+                  in.weight->defined() ? in.weight->size(0) : 0);
 }
 
 /// Runs of tokens with a state each: `splits` equal parts of [0, split_end), then pieces of

@@ -6,6 +6,7 @@
 // then the sums of v and u alone, which the constant multiplies.
 #pragma once
 
+#include "macgrad/cuda/denominators.cuh"
 #include "macgrad/cuda/launch.h"
 #include "macgrad/cuda/math_mode.h"
 #include "macgrad/cuda/rmfa_block.cuh"
@@ -14,16 +15,18 @@ namespace macgrad::cuda::rmfa {
 
 /// Adds the tile's products to the column of u: feature m of this thread over its half of the
 /// tokens. The halves meet in reduce_halves.
-__device__ inline float column_of_u(const float* features, int ld, const float* u) {
+template <class T>
+__device__ inline T column_of_u(const T* features, int ld, const T* u) {
   const int m = static_cast<int>(threadIdx.x) % kTile;
   const int begin = static_cast<int>(threadIdx.x) / kTile * (kTile / 2);
-  float sum = 0.0f;
+  T sum = 0;
 #pragma unroll 8
   for (int t = begin; t < begin + kTile / 2; ++t) sum += features[t * ld + m] * u[t];
   return sum;
 }
-/// Sum of both halves, for the threads of the first. `scratch`: 64 floats.
-__device__ inline float reduce_halves(float value, float* scratch) {
+/// Sum of both halves, for the threads of the first. `scratch`: 64 values.
+template <class T>
+__device__ inline T reduce_halves(T value, T* scratch) {
   const int i = static_cast<int>(threadIdx.x);
   __syncthreads();
   if (i >= kTile) scratch[i - kTile] = value;
@@ -94,26 +97,24 @@ void dispatch_tiles(const Map& map, F&& f) {
 
 /// Operands of both directions as kernel arguments, and the scratch memory both need.
 template <class E>
-Problem<E> make_problem(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& key_valid,
-                        const Tensor& query_valid, const Tensor& omega, const Tensor& weight,
-                        const RmfaArgs& args) {
+Problem<E> make_problem(const RmfaOperands& in) {
   Problem<E> p;
-  p.B = static_cast<int>(q.size(0));
-  p.H = static_cast<int>(q.size(1));
-  p.Tn = q.size(2);
-  p.S = k.size(2);
-  p.floor = args.floor;
-  p.causal = args.causal;
-  p.map = make_map(args, q, v, omega, weight);
-  p.q = Rows<const E>(q);
-  p.k = Rows<const E>(k);
-  p.v = Rows<const E>(v);
-  if (key_valid.defined()) p.key_valid = key_valid.data<bool>();
-  if (query_valid.defined()) p.query_valid = query_valid.data<bool>();
-  if (weight.defined() && weight.size(0) > 0) {
-    p.omega = omega.data<E>();
-    p.weight = weight.data<E>();
-    p.omega_head = omega.rank() == 3 ? omega.stride(0) : 0;
+  p.B = static_cast<int>(in.q->size(0));
+  p.H = static_cast<int>(in.q->size(1));
+  p.Tn = in.q->size(2);
+  p.S = in.k->size(2);
+  p.floor = in.args.floor;
+  p.causal = in.args.causal;
+  p.map = make_map(in);
+  p.q = Rows<const E>(in.q);
+  p.k = Rows<const E>(in.k);
+  p.v = Rows<const E>(in.v);
+  if (in.key_valid->defined()) p.key_valid = in.key_valid->data<bool>();
+  if (in.query_valid->defined()) p.query_valid = in.query_valid->data<bool>();
+  if (in.weight->defined() && in.weight->size(0) > 0) {
+    p.omega = in.omega->data<E>();
+    p.weight = in.weight->data<E>();
+    p.omega_head = in.omega->rank() == 3 ? in.omega->stride(0) : 0;
   }
   return p;
 }
@@ -125,7 +126,7 @@ struct Memory {
   int* counts = nullptr;
   float* key_states = nullptr;
   float* query_states = nullptr;  // backward
-  double* seen = nullptr;         // forward: three statistics per block
+  double* seen = nullptr;         // forward: Denominators::kNumbers per block
   size_t bytes = 0;
 
   Memory(void* base, const Map& map, const Cut& cut, int64_t B, int64_t H, int64_t Tn, bool masked,
@@ -138,11 +139,20 @@ struct Memory {
     if (backward) {
       query_states = arena.take<float>(cut.queries.count() * B * H * map.state_size());
     } else {
-      seen = arena.take<double>(3 * B * H * (causal ? cut.segments : tiles_of(Tn)));
+      seen = arena.take<double>(Denominators::kNumbers * B * H *
+                                (causal ? cut.segments : tiles_of(Tn)));
     }
     bytes = arena.bytes();
   }
 };
+/// Of a call of the forward or the backward pass.
+inline size_t scratch_bytes(const RmfaOperands& in, bool backward) {
+  const Map map = make_map(in);
+  const int64_t B = in.q->size(0), H = in.q->size(1), Tn = in.q->size(2);
+  const Cut cut(map, B * H, Tn, in.k->size(2), in.args.causal);
+  return Memory(nullptr, map, cut, B, H, Tn, in.key_valid->defined(), in.args.causal, backward)
+      .bytes;
+}
 
 /// Fills what all kernels of a call read.
 template <class E>

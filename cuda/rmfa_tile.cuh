@@ -1,6 +1,7 @@
 // Products of tiles in shared memory by a block of 128 threads: 64 rows by 64·W columns, in plain
-// float32 or on tensor cores. All products of RMFA are this one, with either operand read along its
-// rows or its columns, so that every tile stays in the layout in which it was loaded.
+// float32 or float64 or, from float32, on tensor cores. All products of RMFA and of linear
+// attention are this one, with either operand read along its rows or its columns, so that every
+// tile stays in the layout in which it was loaded.
 //
 // Four warps hold 32×32 each (of every 64 columns). Exactly rounded: a thread has 8×4 sums, rows in
 // two groups of four. Its columns are `packed` (4 neighbours: one 16-byte load of an operand stored
@@ -25,17 +26,24 @@ __device__ inline int warp_index() {
   return static_cast<int>(threadIdx.x) / kWarp;
 }
 
-/// The thread's share of a 64×(64·W) tile of sums.
-template <Rounding rounding, int W, Columns columns = Columns::packed>
+/// Four neighbouring values, moved at once.
+template <class E>
+struct alignas(4 * sizeof(E)) Four {
+  E v[4];
+};
+
+/// The thread's share of a 64×(64·W) tile of sums of V, float or, exactly rounded, double.
+template <Rounding rounding, int W, Columns columns = Columns::packed, class V = float>
 struct Sums {
+  static_assert(rounding == Rounding::exact || sizeof(V) == sizeof(float));
   static constexpr int kCount = 32 * W;
   static constexpr int kGroup = rounding == Rounding::exact ? 4 : 16;  // neighbours of 64 columns
   static constexpr bool kPacked = columns == Columns::packed;
-  float v[kCount];
+  V v[kCount];
 
   __device__ void clear() {
 #pragma unroll
-    for (int e = 0; e < kCount; ++e) v[e] = 0.0f;
+    for (int e = 0; e < kCount; ++e) v[e] = V(0);
   }
   __device__ static int row(int e) {
     const int base = warp_index() / 2 * 32;
@@ -63,40 +71,42 @@ struct Sums {
 #pragma unroll
     for (int e = 0; e < kCount; ++e) f(row(e), column(e), v[e]);
   }
-  __device__ void store(float* tile, int ld) {
+  __device__ void store(V* tile, int ld) {
     if constexpr (rounding == Rounding::exact && kPacked) {
 #pragma unroll
       for (int e = 0; e < kCount; e += 4)
-        *reinterpret_cast<float4*>(tile + row(e) * ld + column(e)) =
-            make_float4(v[e], v[e + 1], v[e + 2], v[e + 3]);
+        *reinterpret_cast<Four<V>*>(tile + row(e) * ld +
+                                    column(e)) = {{v[e], v[e + 1], v[e + 2], v[e + 3]}};
     } else {
-      each([&](int r, int c, float x) { tile[r * ld + c] = x; });
+      each([&](int r, int c, V x) { tile[r * ld + c] = x; });
     }
   }
 };
 
-__device__ inline void load4(float (&y)[4], const float* x) {
-  const float4 four = *reinterpret_cast<const float4*>(x);
-  y[0] = four.x, y[1] = four.y, y[2] = four.z, y[3] = four.w;
+template <class V>
+__device__ inline void load4(V (&y)[4], const V* x) {
+  const Four<V> four = *reinterpret_cast<const Four<V>*>(x);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) y[i] = four.v[i];
 }
 
 /// sums += A·B over k in [0, K), K a multiple of 16. A is read as a[row·lda + k] when rows_a, else
 /// a[k·lda + row]; B as b[column·ldb + k] when rows_b, else b[k·ldb + column].
-template <bool rows_a, bool rows_b, int W, Columns columns>
-__device__ inline void multiply_add(Sums<Rounding::exact, W, columns>& sums,
-                                    const float* __restrict__ a, int lda,
-                                    const float* __restrict__ b, int ldb, int K) {
+template <bool rows_a, bool rows_b, int W, Columns columns, class V>
+__device__ inline void multiply_add(Sums<Rounding::exact, W, columns, V>& sums,
+                                    const V* __restrict__ a, int lda, const V* __restrict__ b,
+                                    int ldb, int K) {
   constexpr bool packed = columns == Columns::packed;
   static_assert(!(rows_b && packed), "an operand stored by columns wants spread sums");
   constexpr int J = 4 * W;
   const int r0 = sums.row(0), c0 = sums.column(0);
 #pragma unroll 1
   for (int k = 0; k < K; k += 4) {
-    float y[4][J];
+    V y[4][J];
     if constexpr (rows_b) {
 #pragma unroll
       for (int j = 0; j < J; ++j) {
-        float four[4];
+        V four[4];
         load4(four, b + (c0 + j / 4 * 64 + j % 4 * 8) * ldb + k);
 #pragma unroll
         for (int kk = 0; kk < 4; ++kk) y[kk][j] = four[kk];
@@ -106,8 +116,8 @@ __device__ inline void multiply_add(Sums<Rounding::exact, W, columns>& sums,
       for (int kk = 0; kk < 4; ++kk) {
 #pragma unroll
         for (int w = 0; w < W; ++w) {
-          const float* from = b + (k + kk) * ldb + c0 + w * 64;
-          float four[4];
+          const V* from = b + (k + kk) * ldb + c0 + w * 64;
+          V four[4];
           if constexpr (packed) {
             load4(four, from);
           } else {
@@ -122,7 +132,7 @@ __device__ inline void multiply_add(Sums<Rounding::exact, W, columns>& sums,
     if constexpr (rows_a) {
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        float x[4];
+        V x[4];
         load4(x, a + (r0 + i / 4 * 16 + i % 4) * lda + k);
 #pragma unroll
         for (int kk = 0; kk < 4; ++kk) {
@@ -133,7 +143,7 @@ __device__ inline void multiply_add(Sums<Rounding::exact, W, columns>& sums,
     } else {
 #pragma unroll
       for (int kk = 0; kk < 4; ++kk) {
-        float x[2][4];
+        V x[2][4];
         load4(x[0], a + (k + kk) * lda + r0);
         load4(x[1], a + (k + kk) * lda + r0 + 16);
 #pragma unroll

@@ -9,7 +9,8 @@
 // Shape letters: R rows, N columns, V vocabulary.
 #include <limits>
 
-#include "macgrad/cuda/backend.h"
+#include "macgrad/core/kernels/rows.h"
+#include "macgrad/core/vector_math.h"
 #include "macgrad/cuda/index_fault.h"
 #include "macgrad/cuda/rows.cuh"
 
@@ -301,18 +302,18 @@ void cross_entropy_forward(In logits, In target, double smoothing, int64_t ignor
   });
 }
 
-void cross_entropy_backward(In logits, In target, In statistics, In grad, double smoothing,
-                            int64_t ignore, Out dlogits) {
-  dispatch_floating(logits->dtype(), "cross_entropy_backward", [&]<class T>() {
-    const int64_t rows = logits->size(0), v = logits->size(1);
-    const T* x = logits->data<T>();
-    T* to = dlogits->data<T>();
+void cross_entropy_backward(const CrossEntropyBackward& call) {
+  dispatch_floating(call.logits->dtype(), "cross_entropy_backward", [&]<class T>() {
+    const int64_t rows = call.logits->size(0), v = call.logits->size(1);
+    const T* x = call.logits->data<T>();
+    T* to = call.dlogits->data<T>();
     if (v == 0) return;
     dispatch_rows<T>(v, rows_aligned<T>(v, {x, to}), [&]<int vec, int width, int per>() {
       using C = compute_t<T>;
       launch(cross_entropy_gradient_rows<T, vec, width, per>, shape_of<width>(rows), x,
-             target->data<int64_t>(), reinterpret_cast<const Pair<C>*>(statistics->data<C>()),
-             grad->data<C>(), rows, v, static_cast<C>(smoothing), ignore, to, kCrossEntropy,
+             call.target->data<int64_t>(),
+             reinterpret_cast<const Pair<C>*>(call.statistics->data<C>()), call.grad->data<C>(),
+             rows, v, static_cast<C>(call.smoothing), call.ignore, to, kCrossEntropy,
              index_fault());
     });
   });

@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/rmfa.h"
 
 namespace macgrad::nn {
 

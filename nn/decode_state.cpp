@@ -5,7 +5,7 @@
 
 #include "macgrad/autograd/ops.h"
 #include "macgrad/autograd/scope.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/arrays.h"
 
 namespace macgrad::nn {
 namespace {

@@ -57,8 +57,8 @@ Variable LogitScale::apply(const Variable& x, double relative_to,
 }
 
 Variable LogitScale::apply_root(const Variable& x) const {
+  if (!theta) return mul(x, root());
   const double root = std::pow(static_cast<double>(head_dim_), -0.25);
-  if (!theta) return mul(x, std::sqrt(fixed_) * root);
   const auto in_scope = scope();
   return in_scope.result(mul(x, cast(mul(sqrt(trained_value()), root), x.dtype())));
 }

@@ -2,6 +2,7 @@
 // (5)).
 #pragma once
 
+#include <cmath>
 #include <optional>
 #include <string>
 
@@ -25,6 +26,10 @@ class LogitScale : public Module {
                  const Tensor& live_relative_to = {}) const;
   /// x·√τ/d^¼, applied to queries and keys alike.
   Variable apply_root(const Variable& x) const;
+  /// √τ/d^¼ of a fixed τ.
+  double root() const {
+    return std::sqrt(fixed_) * std::pow(static_cast<double>(head_dim_), -0.25);
+  }
   /// "logit scale 1", "logit scale 2.5 (trained)".
   std::string describe() const;
 

@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "macgrad/core/generator.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/rmfa.h"
 #include "macgrad/core/tensor.h"
 #include "macgrad/nn/allocation.h"
 

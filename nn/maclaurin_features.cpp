@@ -4,7 +4,7 @@
 #include <cmath>
 #include <utility>
 
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/rmfa.h"
 #include "macgrad/core/step_graph.h"
 #include "macgrad/nn/captured_draws.h"
 

@@ -57,11 +57,12 @@ std::string Module::path() const {
 }
 
 std::vector<Module*> Module::modules() {
-  std::vector<Module*> all{this};
-  for (Module* child : children_) {
-    const std::vector<Module*> below = child->modules();
-    all.insert(all.end(), below.begin(), below.end());
-  }
+  std::vector<Module*> all;
+  const auto append = [&all](const auto& self, Module* module) -> void {
+    all.push_back(module);
+    for (Module* child : module->children_) self(self, child);
+  };
+  append(append, this);
   return all;
 }
 

@@ -6,7 +6,7 @@
 #include <limits>
 
 #include "macgrad/autograd/ops.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/optimizer.h"
 #include "macgrad/core/step_graph.h"
 
 namespace macgrad::nn {

@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/optimizer.h"
 #include "macgrad/nn/module.h"
 
 namespace macgrad::nn {

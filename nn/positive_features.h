@@ -15,12 +15,9 @@ class PositiveFeatures : public ProjectedFeatures {
                    const AttentionSite& site, const LogitScale* scale)
       : ProjectedFeatures(parent, std::move(name), "positive", settings, site, scale, 1, 0.5) {}
 
-  MappedRows map(const Variable& x, Side side, const Tensor&) override {
-    const Variable rows = scaled(x);
-    const double log_m = std::log(static_cast<double>(this->rows()));
-    return {add(projected(rows), -0.5 * log_m), log_weight(rows, side)};
+  std::optional<ProjectionFunction> function() const override {
+    return ProjectionFunction::exponential;
   }
-  bool log_features() const override { return true; }
 
   std::optional<double> predicted_variance(double squared_x, double squared_y,
                                            double dot) const override {

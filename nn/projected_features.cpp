@@ -78,14 +78,46 @@ Tensor ProjectedFeatures::omega(DType dtype, Device device) const {
   return one;
 }
 
+MappedRows ProjectedFeatures::map(const Variable& x, Side side, const Tensor&) {
+  require(function().has_value(), "[features] {} overrides neither map() nor function()", map_);
+  const Variable rows = scaled(x);
+  return {projected_features(rows, omega(x.dtype(), x.device()), {.function = *function()}),
+          log_weight(rows, side)};
+}
+
+Variable ProjectedFeatures::attend(const Variable& q, const Variable& k, const Variable& v,
+                                   const Variable& log_weight, const AttentionMask& mask,
+                                   double delta, Tensor* statistics) {
+  if (!function() || normaliser() != Normaliser::quotient)
+    return RandomFeatures::attend(q, k, v, log_weight, mask, delta, statistics);
+  // A trained scale has a gradient; the kernel multiplies by a fixed one.
+  const bool trained = scale()->trained();
+  ProjectedAttentionArgs args;
+  args.function = *function();
+  args.scale = trained ? 1.0 : scale()->root();
+  args.floor = delta * value_at_zero();
+  // NaN at padding must not reach the gradients of the scale and of the weights.
+  const auto rows = [&](const Variable& x, const Tensor& valid) {
+    return scaled(without_invalid(x, valid));
+  };
+  const Variable keys = trained || weighs_keys() ? rows(k, mask.key_valid) : k;
+  return projected_attention(trained ? rows(q, mask.query_valid) : q, trained ? keys : k, v,
+                             sum_of_weights(this->log_weight(keys, Side::key), log_weight), mask,
+                             omega(q.dtype(), q.device()), args, statistics);
+}
+
 Variable ProjectedFeatures::projected(const Variable& x) const {
   return matmul(x, Variable(omega(x.dtype(), x.device()))).named("projections");
 }
 
-Variable ProjectedFeatures::log_weight(const Variable& x, Side side) const {
+bool ProjectedFeatures::weighs_keys() const {
   // Both are linear in |x|² for all kernels of the tables.
   const bool none = kernel_.log_factor(1.0) == native_ && kernel_.log_factor(2.0) == 2.0 * native_;
-  if (side == Side::query || unit_rows_ || none) return Variable();
+  return !unit_rows_ && !none;
+}
+
+Variable ProjectedFeatures::log_weight(const Variable& x, Side side) const {
+  if (side == Side::query || !weighs_keys()) return Variable();
   const Variable wide = cast(x, DType::float64);
   const Variable own = mul(squared_norm(wide), -native_);
   return kernel_.has_factor() ? add(own, kernel_.log_factor(wide)) : own;

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "macgrad/autograd/projected_attention.h"
 #include "macgrad/nn/attention_settings.h"
 
 namespace macgrad::nn {
@@ -14,6 +15,15 @@ class ProjectedFeatures : public RandomFeatures {
   int64_t columns() const override { return columns_; }
   std::optional<PairKernel> kernel() const override { return kernel_; }
   bool unbiased() const override { return matrix_.gaussian_rows; }
+  /// The function of the projections, if the fused kernel implements it. Other maps override map()
+  /// and, where they need it, log_features(); a class that overrides map() returns nullopt here.
+  virtual std::optional<ProjectionFunction> function() const { return std::nullopt; }
+  MappedRows map(const Variable& x, Side side, const Tensor& valid) override;
+  bool log_features() const override { return function() == ProjectionFunction::exponential; }
+  /// Runs projected_attention() if the map has a function().
+  Variable attend(const Variable& q, const Variable& k, const Variable& v,
+                  const Variable& log_weight, const AttentionMask& mask, double delta,
+                  Tensor* statistics) override;
   void prepare(DType dtype, Device device) const override { (void)omega(dtype, device); }
   std::string describe() const override;
 
@@ -33,6 +43,8 @@ class ProjectedFeatures : public RandomFeatures {
   const ProjectionMatrix& matrix() const { return matrix_; }
   /// x·Ωᵀ: x (B,H,N,d), scaled -> (B,H,N,m).
   Variable projected(const Variable& x) const;
+  /// Whether keys have a log_weight().
+  bool weighs_keys() const;
   /// For keys, the logarithm of what turns φ·φ into an estimate of the kernel: scaled x (B,H,N,d)
   /// -> (B,H,N) float64, undefined where it is 0 or, with rows of unit norm, the same for every
   /// row. Undefined for queries, whose factors the quotient cancels.

@@ -6,7 +6,7 @@
 #include <fmt/ranges.h>
 
 #include "macgrad/core/error.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/random.h"
 
 namespace macgrad::nn {
 

@@ -15,10 +15,8 @@ class TrigFeatures : public ProjectedFeatures {
                const AttentionSite& site, const LogitScale* scale)
       : ProjectedFeatures(parent, std::move(name), "trig", settings, site, scale, 2, -0.5) {}
 
-  MappedRows map(const Variable& x, Side side, const Tensor&) override {
-    const Variable rows = scaled(x), u = projected(rows);
-    const double norm = 1.0 / std::sqrt(static_cast<double>(this->rows()));
-    return {mul(concat({cos(u), sin(u)}, 3), norm), log_weight(rows, side)};
+  std::optional<ProjectionFunction> function() const override {
+    return ProjectionFunction::trigonometric;
   }
   /// exp(-|x|²) of rows of the reference norm, orthogonal to each other.
   double value_at_zero() const override { return std::exp(-reference_norm()); }

@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/rmfa.h"
 
 namespace macgrad::nn {
 

@@ -10,7 +10,7 @@
 #include <random>
 #include <vector>
 
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/attention.h"
 
 namespace macgrad {
 namespace {
@@ -94,10 +94,26 @@ Results run(const Case& c, const Inputs& in) {
   r.dk = allocate(c, c.S, c.d, dtype);
   r.dv = allocate(c, c.S, c.dv, dtype);
   for (const Tensor* t : {&r.out, &r.statistics, &r.dq, &r.dk, &r.dv}) t->fill(kNan);
-  kernels::softmax_attention_forward(in.q, in.k, in.v, in.key_valid, in.query_valid, in.args, r.out,
-                                     r.statistics, Scratch{});
-  kernels::softmax_attention_backward(in.q, in.k, in.v, in.key_valid, in.query_valid, r.out,
-                                      r.statistics, in.grad, in.args, r.dq, r.dk, r.dv, Scratch{});
+  kernels::softmax_attention_forward({.in = {.q = in.q,
+                                             .k = in.k,
+                                             .v = in.v,
+                                             .key_valid = in.key_valid,
+                                             .query_valid = in.query_valid,
+                                             .args = in.args},
+                                      .out = r.out,
+                                      .statistics = r.statistics});
+  kernels::softmax_attention_backward({.in = {.q = in.q,
+                                              .k = in.k,
+                                              .v = in.v,
+                                              .key_valid = in.key_valid,
+                                              .query_valid = in.query_valid,
+                                              .args = in.args},
+                                       .out = r.out,
+                                       .statistics = r.statistics,
+                                       .grad = in.grad,
+                                       .dq = r.dq,
+                                       .dk = r.dk,
+                                       .dv = r.dv});
   return r;
 }
 
@@ -358,8 +374,13 @@ TEST_CASE("attention kernel runs inside a parallel region") {
 TEST_CASE("attention kernel refuses bfloat16 with a reason") {
   const Tensor x = Tensor::zeros({1, 1, 2, 4}, DType::bfloat16);
   const Tensor statistics = Tensor::zeros({1, 1, 2, 2});
-  const Support support = kernels::softmax_attention_forward.supports(
-      kCpu, x, x, x, Tensor(), Tensor(), SoftmaxAttentionArgs{}, x, statistics, Scratch{});
+  const Support support =
+      kernels::softmax_attention_forward.supports(kCpu, {.q = x,
+                                                         .k = x,
+                                                         .v = x,
+                                                         .key_valid = Tensor(),
+                                                         .query_valid = Tensor(),
+                                                         .args = SoftmaxAttentionArgs{}});
   CHECK_FALSE(support.ok);
   CHECK(support.reason.find("bfloat16") != std::string::npos);
 }

@@ -10,7 +10,7 @@
 #include "macgrad/autograd/fused.h"
 #include "macgrad/autograd/node.h"
 #include "macgrad/autograd/ops.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/elementwise.h"
 
 namespace macgrad {
 namespace {
@@ -139,31 +139,32 @@ TEST_CASE("autograd/README.md, Why the order is right: makers have smaller ids t
 }
 
 // f(a, b) = a·b² with kernels of its own.
-FusedOp times_square() {
-  FusedOp op;
-  op.name = "times_square";
-  const auto product = [](const Tensor& a, const Tensor& b) {
-    Tensor y = Tensor::empty(a.shape(), a.dtype());
+class TimesSquare : public FusedOp {
+ public:
+  const char* name() const override { return "times_square"; }
+  Result forward(const Tensors& in) override {
+    return {{product(in[0], product(in[1], in[1]))}, {}};
+  }
+  Tensors backward(const Tensors& in, const Result&, const Tensors& g,
+                   const std::vector<bool>&) const override {
+    const Tensor ab = product(in[0], in[1]);
+    const Tensor twice = Tensor::empty(ab.shape(), ab.dtype());
+    kernels::add(ab, ab, twice);
+    return {product(g[0], product(in[1], in[1])), product(g[0], twice)};
+  }
+  Variables composite(const Variables& in) const override { return {in[0] * (in[1] * in[1])}; }
+
+ private:
+  static Tensor product(const Tensor& a, const Tensor& b) {
+    const Tensor y = Tensor::empty(a.shape(), a.dtype());
     kernels::mul(a, b, y);
     return y;
-  };
-  op.forward = [product](const Tensors& in) {
-    return FusedOp::Forward{{product(in[0], product(in[1], in[1]))}, {}};
-  };
-  op.backward = [product](const Tensors& in, const FusedOp::Forward&, const Tensors& g,
-                          const std::vector<bool>&) {
-    const Tensor ab = product(in[0], in[1]);
-    Tensor twice = Tensor::empty(ab.shape(), ab.dtype());
-    kernels::add(ab, ab, twice);
-    return Tensors{product(g[0], product(in[1], in[1])), product(g[0], twice)};
-  };
-  op.composite = [](const Variables& in) { return Variables{in[0] * (in[1] * in[1])}; };
-  return op;
-}
+  }
+};
 
 TEST_CASE("autograd/README.md, f(x, x): right at every order") {
   const Variable x = leaf({2}, "x");
-  Variable y = apply_fused(times_square(), {x, x})[0];
+  Variable y = apply_fused(std::make_shared<TimesSquare>(), {x, x})[0];
   CHECK(y.item() == 8);
   CHECK(y.node()->op == "times_square");
   const double expected[] = {12, 12, 6};  // of x³ at 2
@@ -176,7 +177,7 @@ TEST_CASE("autograd/README.md, f(x, x): right at every order") {
 
 TEST_CASE("autograd/README.md, f(x, x): what aliases are for") {
   const Variable x = leaf({2}, "x");
-  const auto f = times_square().composite;
+  const auto f = [](const Variables& in) { return TimesSquare().composite(in); };
   // Without them each operand gets the derivative of the whole.
   const Variables shared = grad({f({x, x})[0]}, {x, x}, {}, {.create_graph = true});
   CHECK(shared[0].item() == 12);

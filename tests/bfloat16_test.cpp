@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "macgrad/autograd/fused.h"
+#include "macgrad/core/kernels/optimizer.h"
 #include "macgrad/core/safetensors.h"
 #include "macgrad/nn/loss.h"
 #include "macgrad/nn/optimizer.h"

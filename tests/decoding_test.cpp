@@ -165,6 +165,7 @@ TEST_CASE("decoding: steps with states give the log-probabilities of the whole p
   const Tensor target = random_ids(3, 6, 3, 12, 2);
   for (const Kind& kind : kinds()) {
     for (const NormPlace norm : {NormPlace::pre, NormPlace::post}) {
+      Tensor exact;  // of the whole prefix in float64
       for (const DType dtype : {DType::float64, DType::float32}) {
         CAPTURE(kind.name);
         CAPTURE(std::string(name(dtype)));
@@ -178,12 +179,16 @@ TEST_CASE("decoding: steps with states give the log-probabilities of the whole p
         const NoGrad no_grad;
         const EvalScope evaluation(model);
         const Tensor whole = model.eval_log_probs(s.ids, s.valid, target, Tensor()).value();
+        if (dtype == DType::float64) exact = whole;
+        // The kernel inv has a denominator near 0, which makes rounding 100 times as large: float32
+        // is compared with float64, since states and prefix round differently.
+        check_relative(whole, exact, dtype == DType::float64 ? 0.0 : 3e-5);
         for (const int64_t first : {1, 3}) {
           StepDecoder decoder(model, s.ids, s.valid);
           for (int64_t t = 0; t < 6;) {
             const int64_t end = t == 0 ? first : t + 1;
             const Tensor now = decoder.advance(target.slice(1, t, end).contiguous());
-            check_relative(now, whole.slice(1, t, end), dtype == DType::float64 ? 1e-12 : 3e-5);
+            check_relative(now, exact.slice(1, t, end), dtype == DType::float64 ? 1e-12 : 6e-5);
             t = end;
           }
         }

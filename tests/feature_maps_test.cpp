@@ -3,9 +3,11 @@
 // modes that hold for every attention (masks, padding, decoding, gradients) are in
 // attention_test.cpp.
 #include <cmath>
+#include <limits>
 #include <numbers>
 
 #include "macgrad/autograd/linear_attention.h"
+#include "macgrad/autograd/node.h"
 #include "macgrad/nn/projected_features.h"
 #include "nn_checks.h"
 
@@ -635,6 +637,62 @@ TEST_CASE("feature maps from outside: without a quotient, and with keys that bel
     dynamic_cast<Unnormalised&>(core.core.map()).rows_alone = false;
     CHECK_NOTHROW(core(q, k, v, {}));
     CHECK(contains(error_of([&] { core(q, k, v, {Tensor(), Tensor(), true}); }), "all keys"));
+  }
+}
+
+namespace {
+
+/// Positive features by map() alone, as a map from outside has them.
+struct OwnPositive : ProjectedFeatures {
+  OwnPositive(Module* parent, std::string name, const AttentionSettings& settings,
+              const AttentionSite& site, const LogitScale* scale)
+      : ProjectedFeatures(parent, std::move(name), "own", settings, site, scale, 1, 0.5) {}
+  bool log_features() const override { return true; }
+  MappedRows map(const Variable& x, Side side, const Tensor&) override {
+    const Variable rows = scaled(x);
+    return {projected(rows), log_weight(rows, side)};
+  }
+};
+
+}  // namespace
+
+TEST_CASE("feature maps: functions of projections run inside the kernel of attention") {
+  const auto op_of = [](const std::string& map, bool own) {
+    AttentionSettings s = settings_of({map, "iid", "softmax"}, 22);
+    if (own)
+      s.map.make = [](Module* parent, const std::string& name, const AttentionSettings& settings,
+                      const AttentionSite& site, const LogitScale* scale) {
+        return std::make_unique<OwnPositive>(parent, name, settings, site, scale);
+      };
+    Core core(s);
+    const Variable q = rows(7, 1, 0.5), k = rows(7, 2, 0.5), v = rows(7, 3);
+    const Variable out = core.core.map().attend(q, k, v, {}, {}, 0.1, nullptr);
+    return std::pair(out.node()->op, out);
+  };
+  CHECK(op_of("positive", false).first == "projected_attention");
+  CHECK(op_of("trig", false).first == "projected_attention");
+  const auto [op, out] = op_of("positive", true);
+  CHECK(op == "linear_attention");
+  check_relative(op_of("positive", false).second.value(), out.value(), 1e-12);
+}
+
+TEST_CASE("feature maps: the gradient of a trained scale, with NaN at padding") {
+  for (const char* name : {"positive", "trig"}) {
+    CAPTURE(name);
+    AttentionSettings s = settings_of({name, "iid", "softmax"}, 22);
+    s.train_logit_scale = true;
+    s.denominator = 0.0;
+    Core core(s);
+    const Variable k = rows(7, 2, 0.5), q = rows(9, 1, 0.5), v = rows(7, 3);
+    const AttentionMask mask{first_places({7, 5}, 7), Tensor(), false};
+    const Variable theirs = dense(core.core.map(), q, k, v, mask, {});
+    const Variable c(normal_tensor(theirs.shape(), 8));
+    const Parameter& theta = *core.core.logit_scale.theta;
+    const Tensor expected = grad({theirs}, {theta}, {c})[0].value();
+    k.value().slice(0, 1, 2).slice(2, 5, 7).fill(std::numeric_limits<double>::quiet_NaN());
+    const Variable ours = core(q, k, v, mask);
+    check_relative(ours.value(), theirs.value(), 1e-12);
+    check_relative(grad({ours}, {theta}, {c})[0].value(), expected, 1e-11);
   }
 }
 

@@ -12,7 +12,9 @@
 #include "macgrad/autograd/fused.h"
 #include "macgrad/autograd/node.h"
 #include "macgrad/autograd/scope.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/elementwise.h"
+#include "macgrad/core/kernels/rmfa.h"
+#include "macgrad/core/kernels/sbn.h"
 #include "macgrad/tests/op_cases.h"
 
 namespace macgrad::testing {
@@ -117,35 +119,51 @@ TEST_CASE("the gradient of a fused op is a fused op, when it is recorded") {
   CHECK(g.node()->backward_of == y.node()->id);
 }
 
-// y = 3·x², with a kernel that counts its calls.
-FusedOp triple_square(int* forward_calls, int* backward_calls) {
-  FusedOp op;
-  op.name = "triple_square";
-  op.forward = [=](const Tensors& in) {
-    ++*forward_calls;
-    Tensor y = Tensor::empty(in[0].shape(), in[0].dtype());
+// y = 3·x², with kernels that count their calls.
+class TripleSquare : public FusedOp {
+ public:
+  TripleSquare(int* forward_calls, int* backward_calls, Support forward = {}, Support backward = {})
+      : forward_calls_(forward_calls),
+        backward_calls_(backward_calls),
+        supports_(std::move(forward)),
+        supports_backward_(std::move(backward)) {}
+
+  const char* name() const override { return "triple_square"; }
+  Support supports(const Tensors&) const override { return supports_; }
+  Support supports_backward(const Tensors&) const override { return supports_backward_; }
+  Result forward(const Tensors& in) override {
+    ++*forward_calls_;
+    const Tensor y = Tensor::empty(in[0].shape(), in[0].dtype());
     kernels::mul(in[0], in[0], y);
     kernels::mul(y, Tensor::scalar(3, y.dtype()).expand(y.shape()), y);
-    return FusedOp::Forward{{y}, {}};
-  };
-  if (backward_calls)
-    op.backward = [=](const Tensors& in, const FusedOp::Forward&, const Tensors& g,
-                      const std::vector<bool>&) {
-      ++*backward_calls;
-      Tensor dx = Tensor::empty(in[0].shape(), in[0].dtype());
-      kernels::mul(in[0], g[0], dx);
-      kernels::mul(dx, Tensor::scalar(6, dx.dtype()).expand(dx.shape()), dx);
-      return Tensors{dx};
-    };
-  op.composite = [](const Variables& in) { return Variables{in[0] * in[0] * 3.0}; };
-  return op;
+    return {{y}, {}};
+  }
+  bool has_backward() const override { return backward_calls_ != nullptr; }
+  Tensors backward(const Tensors& in, const Result&, const Tensors& g,
+                   const std::vector<bool>&) const override {
+    ++*backward_calls_;
+    const Tensor dx = Tensor::empty(in[0].shape(), in[0].dtype());
+    kernels::mul(in[0], g[0], dx);
+    kernels::mul(dx, Tensor::scalar(6, dx.dtype()).expand(dx.shape()), dx);
+    return {dx};
+  }
+  Variables composite(const Variables& in) const override { return {in[0] * in[0] * 3.0}; }
+
+ private:
+  int *forward_calls_, *backward_calls_;
+  Support supports_, supports_backward_;
+};
+
+template <class... Args>
+std::shared_ptr<FusedOp> triple_square(Args... args) {
+  return std::make_shared<TripleSquare>(args...);
 }
 
 TEST_CASE("kernels are used where they are, with and without a backward kernel") {
   const Variable x(Tensor::from_vector(std::vector<double>{2, -1}), true);
   int forward = 0, backward = 0;
   for (const bool with_backward : {true, false}) {
-    const FusedOp op = triple_square(&forward, with_backward ? &backward : nullptr);
+    const auto op = triple_square(&forward, with_backward ? &backward : nullptr);
     const Variable y = apply_fused(op, {x})[0];
     const Variable g = grad({sum(y)}, {x}, {}, {.create_graph = true})[0];
     CHECK(g.value().to_vector<double>() == std::vector<double>{12, -6});
@@ -170,14 +188,17 @@ TEST_CASE("kernels are used where they are, with and without a backward kernel")
 
 // x·y with no backward kernel: the composite is differentiated under create_graph.
 TEST_CASE("one Variable as both operands of an op without a backward kernel") {
-  FusedOp op;
-  op.name = "product";
-  op.forward = [](const Tensors& in) {
-    Tensor y = Tensor::empty(in[0].shape(), in[0].dtype());
-    kernels::mul(in[0], in[1], y);
-    return FusedOp::Forward{{y}, {}};
+  class Product : public FusedOp {
+    const char* name() const override { return "product"; }
+    Result forward(const Tensors& in) override {
+      const Tensor y = Tensor::empty(in[0].shape(), in[0].dtype());
+      kernels::mul(in[0], in[1], y);
+      return {{y}, {}};
+    }
+    bool has_backward() const override { return false; }
+    Variables composite(const Variables& in) const override { return {in[0] * in[1]}; }
   };
-  op.composite = [](const Variables& in) { return Variables{in[0] * in[1]}; };
+  const auto op = std::make_shared<Product>();
   const Variable x(Tensor::from_vector(std::vector<double>{3}), true);
   const Variable y = apply_fused(op, {x, apply_fused(op, {x, x})[0]})[0];
   const Variable g = grad({y}, {x}, {}, {.create_graph = true})[0];
@@ -185,6 +206,20 @@ TEST_CASE("one Variable as both operands of an op without a backward kernel") {
   const Variable h = grad({g}, {x}, {}, {.create_graph = true})[0];
   CHECK(h.item() == 18);
   CHECK(grad({h}, {x})[0].item() == 6);
+}
+
+TEST_CASE("anomaly mode names the output of an op that is not recorded") {
+  class Two : public FusedOp {
+    const char* name() const override { return "two"; }
+    Result forward(const Tensors& in) override {
+      return {{in[0], Tensor::full(in[0].shape(), NAN, in[0].dtype())}, {}};
+    }
+    Variables composite(const Variables& in) const override { return {in[0], in[0]}; }
+  };
+  const AnomalyMode anomaly;
+  const NoGrad off;
+  CHECK_THROWS_WITH_AS(apply_fused(std::make_shared<Two>(), {Variable(Tensor::full({2}, 1.0))}),
+                       Contains("[two] output 1 is not finite"), AnomalyError);
 }
 
 class Environment {
@@ -205,15 +240,15 @@ class Environment {
 TEST_CASE("a refusal runs the composite and marks the node; strict makes it an error") {
   const Variable x(Tensor::from_vector(std::vector<double>{2, -1}), true);
   int forward = 0, backward = 0;
-  FusedOp op = triple_square(&forward, &backward);
-  op.supports = [](const Tensors&) { return Support{false, "odd operands"}; };
+  const auto op = triple_square(&forward, &backward, Support{false, "odd operands"});
   {
     const Environment lenient("");
     const Variable y = apply_fused(op, {x})[0];
     CHECK(forward == 0);
     CHECK(y.value().to_vector<double>() == std::vector<double>{12, 3});
     REQUIRE(y.node());
-    CHECK(y.node()->attributes.back() == std::pair<std::string, std::string>{"path", "composite"});
+    CHECK(y.node()->attributes.back().name == "path");
+    CHECK(y.node()->attributes.back().text() == "composite");
     CHECK(grad({sum(y)}, {x})[0].value().to_vector<double>() == std::vector<double>{12, -6});
   }
   const Environment strict("strict");
@@ -226,8 +261,7 @@ TEST_CASE("a refusal runs the composite and marks the node; strict makes it an e
 TEST_CASE("a refusal of the backward kernel is found before the forward kernel runs") {
   const Variable x(Tensor::from_vector(std::vector<double>{2, -1}), true);
   int forward = 0, backward = 0;
-  FusedOp op = triple_square(&forward, &backward);
-  op.supports_backward = [](const Tensors&) { return Support{false, "too large"}; };
+  const auto op = triple_square(&forward, &backward, Support{}, Support{false, "too large"});
   const Environment lenient("");
   const Variable y = apply_fused(op, {x})[0];
   CHECK(forward == 0);

@@ -17,7 +17,8 @@ Variable input(const Shape& shape, uint32_t draw = 1) {
 }
 
 // x² with a rule of our own.
-Variable square_with(const Variable& x, InputRule rule) {
+template <class Rule>
+Variable square_with(const Variable& x, Rule rule) {
   return record("square", {x}, (x * x).value(), Rules{std::move(rule)});
 }
 

@@ -11,7 +11,7 @@
 #include <iterator>
 #include <thread>
 
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/arrays.h"
 #include "macgrad/experiments/common/interrupt.h"
 #include "macgrad/experiments/common/options.h"
 #include "macgrad/experiments/common/progress.h"

@@ -615,12 +615,16 @@ TEST_CASE("linear attention's scratch memory is a state and a block per thread")
   const LinearAttentionArgs args{.log_features = true};
   const auto of_operands = static_cast<double>(2 * phi.bytes() + v.bytes());
   for (const bool causal : {false, true}) {
-    CHECK(static_cast<double>(cpu::linear_attention_forward_scratch(
-              phi, phi, v, none, none, none, args, causal, v, none, none, {})) <
-          0.01 * of_operands);
-    CHECK(static_cast<double>(cpu::linear_attention_backward_scratch(
-              phi, phi, v, none, none, none, v, none, v, args, causal, phi, phi, v, none, {})) <
-          0.02 * of_operands);
+    const LinearAttentionOperands in{.phi_q = phi,
+                                     .phi_k = phi,
+                                     .v = v,
+                                     .log_weight = none,
+                                     .key_valid = none,
+                                     .query_valid = none,
+                                     .args = args,
+                                     .causal = causal};
+    CHECK(static_cast<double>(cpu::linear_attention_forward_scratch(in)) < 0.01 * of_operands);
+    CHECK(static_cast<double>(cpu::linear_attention_backward_scratch(in)) < 0.02 * of_operands);
   }
   omp_set_num_threads(before);
 }

@@ -10,7 +10,8 @@
 #include <numeric>
 
 #include "macgrad/core/feature_draw.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/generator.h"
+#include "macgrad/core/kernels/rmfa.h"
 #include "macgrad/experiments/common/output_files.h"
 
 namespace macgrad::nn {

@@ -3,7 +3,8 @@
 
 #include <cmath>
 
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/arrays.h"
+#include "macgrad/core/kernels/random.h"
 
 namespace macgrad {
 namespace {

@@ -12,7 +12,7 @@
 #include "macgrad/autograd/engine.h"
 #include "macgrad/autograd/gradcheck.h"
 #include "macgrad/autograd/ops.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/random.h"
 #include "macgrad/nn/maclaurin_features.h"
 #include "macgrad/nn/transformer.h"
 #include "macgrad/tests/errors.h"

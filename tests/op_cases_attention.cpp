@@ -1,10 +1,11 @@
-// Rows of softmax attention, RMFA, its feature map and linear attention, against their definitions.
+// Rows of softmax attention, RMFA, its feature map, linear attention and functions of projections,
+// against their definitions.
 // Shape letters as in autograd/attention.h.
 
 #include <algorithm>
 #include <cmath>
 
-#include "macgrad/autograd/linear_attention.h"
+#include "macgrad/autograd/projected_attention.h"
 #include "macgrad/tests/op_cases.h"
 
 namespace macgrad::testing {
@@ -303,6 +304,18 @@ void add_rmfa(OpCases& cases) {
   }
 }
 
+// Rows of other lengths, where the mask does not depend on them.
+template <class Inputs>
+void set_sized(OpCase& row, const Problem& p, const Inputs& inputs) {
+  if (p.key_mask) return;
+  row.sized = [p, inputs](int64_t n) {
+    Problem q = p;
+    q.B = 1;
+    q.T = q.S = n;
+    return inputs(q);
+  };
+}
+
 struct LinearForm {
   std::string name;
   LinearAttentionArgs args;
@@ -364,14 +377,7 @@ void add_linear_attention(OpCases& cases) {
             return form.weighted ? std::exp(x[3][static_cast<size_t>(key)]) : 1.0;
           });
     };
-    if (!p.key_mask) {
-      row.sized = [p, form, inputs_of](int64_t n) {
-        Problem q = p;
-        q.B = 1;
-        q.T = q.S = n;
-        return inputs_of(q, form);
-      };
-    }
+    set_sized(row, p, [form, inputs_of](const Problem& q) { return inputs_of(q, form); });
     cases.push_back(std::move(row));
   };
   size_t turn = 0;
@@ -391,6 +397,127 @@ void add_linear_attention(OpCases& cases) {
           const Variable h = sin(v[0]);
           return run_linear(p, forms[causal ? 1 : 2], {h, h * h, tanh(h), sum(h, {3})}) * h;
         }));
+  }
+}
+
+struct ProjectedForm {
+  std::string name;
+  ProjectedAttentionArgs args;
+  bool per_head = false;  // Ω
+  bool weighted = false;  // has a key log-weight
+  int64_t m = 5;
+};
+
+// No cosine is near 0. The floor is above the denominator of some rows and below that of others.
+std::vector<ProjectedForm> projected_forms() {
+  constexpr auto exponential = ProjectionFunction::exponential;
+  constexpr auto trigonometric = ProjectionFunction::trigonometric;
+  return {{"exponential", {exponential, 0.75}},
+          {"trigonometric heads", {trigonometric, 0.25}, true},
+          {"exponential heads weighted", {exponential}, true, true},
+          {"trigonometric weighted", {trigonometric, 0.25}, false, true},
+          {"trigonometric floored weighted", {trigonometric, 0.25, 0.975}, true, true, 3}};
+}
+
+Tensor omega_of(const ProjectedForm& form, int64_t H, int64_t d, DType dtype) {
+  return exact_signs(form.per_head ? Shape{H, d, form.m} : Shape{d, form.m}, 61, dtype);
+}
+
+// u = s·xΩ of a row of head h, Ω as omega_of() makes it in float64.
+std::vector<double> projections(const ProjectedForm& form, const std::vector<double>& omega,
+                                const double* x, int64_t h, int64_t d) {
+  std::vector<double> u(static_cast<size_t>(form.m), 0.0);
+  for (int64_t i = 0; i < d; ++i)
+    for (int64_t j = 0; j < form.m; ++j)
+      u[static_cast<size_t>(j)] +=
+          form.args.scale * x[i] *
+          omega[static_cast<size_t>(((form.per_head ? h : 0) * d + i) * form.m + j)];
+  return u;
+}
+
+Variable run_projected(const Problem& p, const ProjectedForm& form, const Variables& x) {
+  Problem q = p;
+  q.B = x[0].size(0);
+  q.T = x[0].size(2);
+  q.S = x[1].size(2);
+  return projected_attention(x[0], x[1], x[2], form.weighted ? x[3] : Variable(), q.mask(),
+                             omega_of(form, x[0].size(1), x[0].size(3), x[0].dtype()), form.args);
+}
+
+void add_projected_attention(OpCases& cases) {
+  const auto forms = projected_forms();
+  const auto inputs_of = [](const Problem& p, const ProjectedForm& form) {
+    std::vector<OpInput> inputs = p.inputs(0.5);
+    if (form.weighted) inputs.push_back({{p.B, p.H, p.S}});
+    return inputs;
+  };
+  const auto add_row = [&](const Problem& p, const ProjectedForm& form) {
+    OpCase row = fused(fmt::format("projected_attention {} {}", p.name, form.name),
+                       "projected_attention", inputs_of(p, form),
+                       [p, form](const Variables& x) { return run_projected(p, form, x); });
+    row.bfloat16 = true;
+    row.reference = [p, form](const Values& x) {
+      const auto omega = omega_of(form, p.H, p.d, DType::float64).to_vector<double>();
+      return attention_values(
+          p, x,
+          [&](const double* q, const double* k, int64_t h) {
+            const auto a = projections(form, omega, q, h, p.d);
+            const auto b = projections(form, omega, k, h, p.d);
+            double value = 0.0;
+            for (size_t i = 0; i < a.size(); ++i)
+              value += form.args.function == ProjectionFunction::exponential
+                           ? std::exp(a[i] + b[i])
+                           : std::cos(a[i] - b[i]);
+            return value / static_cast<double>(form.m);
+          },
+          [&](double total, double weights) { return std::max(total, form.args.floor * weights); },
+          [&](int64_t key) {
+            return form.weighted ? std::exp(x[3][static_cast<size_t>(key)]) : 1.0;
+          });
+    };
+    set_sized(row, p, [form, inputs_of](const Problem& q) { return inputs_of(q, form); });
+    cases.push_back(std::move(row));
+  };
+  size_t turn = 0;
+  for (const Problem& p : problems())
+    for (int i = 0; i < 3; ++i) add_row(p, forms[turn++ % forms.size()]);
+  const OpInput x{{1, 2, 3, 4}, -0.5, 0.5};
+  for (const bool causal : {false, true}) {
+    const std::string text = causal ? " causal" : "";
+    const Problem p{.name = "", .causal = causal};
+    cases.push_back(fused("projected_attention x x x" + text, "projected_attention", {x},
+                          [=](const Variables& v) {
+                            return run_projected(p, forms[causal ? 1 : 0], {v[0], v[0], v[0]});
+                          }));
+    cases.push_back(fused(
+        "projected_attention h g(h)" + text, "projected_attention", {x}, [=](const Variables& v) {
+          const Variable h = sin(v[0]);
+          return run_projected(p, forms[causal ? 2 : 3], {h, h * h, tanh(h), sum(h, {3})}) * h;
+        }));
+  }
+  for (const ProjectedForm& form : {forms[0], forms[1]}) {
+    OpCase row =
+        fused("projected_features " + form.name, "projected_features", {{{2, 2, 3, 4}}},
+              [form](const Variables& v) {
+                return projected_features(v[0], omega_of(form, 2, 4, v[0].dtype()), form.args);
+              });
+    row.reference = [form](const Values& in) {
+      const auto omega = omega_of(form, 2, 4, DType::float64).to_vector<double>();
+      const auto m = static_cast<double>(form.m);
+      std::vector<double> y;
+      for (int64_t r = 0; r < 12; ++r) {
+        const auto u = projections(form, omega, &in[0][static_cast<size_t>(r * 4)], r / 3 % 2, 4);
+        if (form.args.function == ProjectionFunction::exponential)
+          for (const double e : u) y.push_back(e - 0.5 * std::log(m));
+        else
+          for (const bool sine : {false, true})
+            for (const double e : u) y.push_back((sine ? std::sin(e) : std::cos(e)) / std::sqrt(m));
+      }
+      return y;
+    };
+    row.fused = false;
+    row.bfloat16 = true;
+    cases.push_back(std::move(row));
   }
 }
 
@@ -466,6 +593,7 @@ void add_attention_cases(OpCases& cases) {
   add_softmax_attention(cases);
   add_rmfa(cases);
   add_linear_attention(cases);
+  add_projected_attention(cases);
   add_features(cases);
 }
 

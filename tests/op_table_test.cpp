@@ -170,7 +170,8 @@ TEST_CASE("op table: one row at least for every op of the headers") {
   std::set<std::string> rows;
   for (const OpCase& row : op_cases()) rows.insert(row.op);
   size_t seen = 0;
-  for (const char* header : {"ops.h", "attention.h", "linear_attention.h"}) {
+  for (const char* header :
+       {"ops.h", "attention.h", "linear_attention.h", "projected_attention.h"}) {
     const std::string path = std::string(MACGRAD_FIXTURES) + "/../../autograd/" + header;
     std::ifstream file(path);
     REQUIRE_MESSAGE(file.good(), "cannot read ", path);

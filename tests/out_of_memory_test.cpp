@@ -12,6 +12,7 @@
 
 #include "macgrad/autograd/attention.h"
 #include "macgrad/autograd/engine.h"
+#include "macgrad/autograd/linear_attention.h"
 #include "macgrad/core/allocator.h"
 #include "macgrad/core/cpu/parallel.h"
 #include "macgrad/nn/attention_core.h"
@@ -45,6 +46,31 @@ class Allow {
   Allow(const Allow&) = delete;
   Allow& operator=(const Allow&) = delete;
 };
+
+// Allocations of f, once what it keeps has been made.
+template <class F>
+int64_t allocations_of(F&& f) {
+  f();
+  const Allow any(std::numeric_limits<int64_t>::max() / 2);
+  const int64_t before = allowed;
+  f();
+  return before - allowed;
+}
+
+TEST_CASE("a small fused op allocates little when nothing is recorded") {
+  const Threads one(1);
+  const NoGrad inference;
+  const Variable q(Tensor::randn({2, 2, 4, 8}, 1)), k(Tensor::randn({2, 2, 4, 8}, 2)),
+      v(Tensor::randn({2, 2, 4, 8}, 3));
+  const Tensor omega = Tensor::randn({8, 6}, 4), weight = Tensor::randn({4}, 5);
+  RmfaArgs args;
+  args.levels = {4, 2};
+  args.constant = 1.0;
+  args.linear = 1.0;
+  CHECK(allocations_of([&] { rmfa(q, k, v, {}, omega, weight, args); }) <= 30);
+  CHECK(allocations_of([&] { linear_attention(q, k, v, {}, {}, {.log_features = true}); }) <= 30);
+  CHECK(allocations_of([&] { softmax_attention(q, k, v, {}, 0.5); }) <= 30);
+}
 
 TEST_CASE("giving memory back needs no memory: tensors of many sizes") {
   std::vector<Tensor> tensors;

@@ -7,7 +7,7 @@
 #include <numbers>
 
 #include "macgrad/core/generator.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/random.h"
 
 namespace macgrad {
 namespace {

@@ -9,7 +9,7 @@
 #include <functional>
 #include <limits>
 
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/random.h"
 
 namespace macgrad::checks {
 

@@ -5,6 +5,8 @@
 
 #include <cmath>
 
+#include "macgrad/core/kernels/optimizer.h"
+#include "macgrad/core/kernels/rows.h"
 #include "macgrad/tests/row_checks.h"
 
 namespace macgrad {
@@ -120,7 +122,13 @@ TEST_CASE("cross entropy: PyTorch's figures, ignored rows, targets out of range"
   const auto [loss, statistics] = cross_entropy(x, target, 0.1);
   check_close(loss, {0.43975344767935176, 2.275422822511076, 0.0}, 1e-14);
   const Tensor dx = like(x);
-  kernels::cross_entropy_backward(x, target, statistics, tensor({1, -2, 3}, {3}), 0.1, -100, dx);
+  kernels::cross_entropy_backward({.logits = x,
+                                   .target = target,
+                                   .statistics = statistics,
+                                   .grad = tensor({1, -2, 3}, {3}),
+                                   .smoothing = 0.1,
+                                   .ignore = -100,
+                                   .dlogits = dx});
   check_close(dx,
               {0.08555375036173923, -0.01949585287241633, 0.04205423914061148, -0.10811213662993435,
                1.6508158772246224, -0.20575747624423657, -0.02327574377682988, -1.421782657203556,
@@ -129,14 +137,26 @@ TEST_CASE("cross entropy: PyTorch's figures, ignored rows, targets out of range"
   // Nothing of an ignored row is used.
   for (int i = 8; i < 12; ++i) x.data<double>()[i] = kNaN;
   CHECK(cross_entropy(x, target, 0.1).first.at({2}) == 0);
-  kernels::cross_entropy_backward(x, target, statistics, tensor({1, -2, kNaN}, {3}), 0.1, -100, dx);
+  kernels::cross_entropy_backward({.logits = x,
+                                   .target = target,
+                                   .statistics = statistics,
+                                   .grad = tensor({1, -2, kNaN}, {3}),
+                                   .smoothing = 0.1,
+                                   .ignore = -100,
+                                   .dlogits = dx});
   CHECK(all_finite(dx));
 
   target.data<int64_t>()[1] = 4;
   CHECK_THROWS_WITH_AS(cross_entropy(x, target, 0), doctest::Contains("target 4 of row 1"), Error);
   target.data<int64_t>()[1] = -1;
   CHECK_THROWS_WITH_AS(cross_entropy(x, target, 0), doctest::Contains("target -1 of row 1"), Error);
-  CHECK_THROWS_AS(kernels::cross_entropy_backward(x, target, statistics, loss, 0.0, -100, dx),
+  CHECK_THROWS_AS(kernels::cross_entropy_backward({.logits = x,
+                                                   .target = target,
+                                                   .statistics = statistics,
+                                                   .grad = loss,
+                                                   .smoothing = 0.0,
+                                                   .ignore = -100,
+                                                   .dlogits = dx}),
                   Error);
 }
 
@@ -150,7 +170,13 @@ TEST_CASE("cross entropy does not depend on a common offset of the logits") {
         const auto [loss, statistics] = cross_entropy(x, target, smoothing);
         check_close(loss, {std::log(2)}, tolerance_of(compute_dtype(dtype)));
         const Tensor g = Tensor::full({1}, 1, compute_dtype(dtype));
-        kernels::cross_entropy_backward(x, target, statistics, g, smoothing, -100, dx);
+        kernels::cross_entropy_backward({.logits = x,
+                                         .target = target,
+                                         .statistics = statistics,
+                                         .grad = g,
+                                         .smoothing = smoothing,
+                                         .ignore = -100,
+                                         .dlogits = dx});
         const double first = -0.5 + smoothing / 2;
         CHECK(dx.to_vector<double>() == Values{first, -first});
       }
@@ -164,9 +190,17 @@ TEST_CASE("layer norm of equal values is the bias") {
     const Tensor x = Tensor::full({1, 7}, 0.3), y = like(x), dx = like(x), dw = like(w),
                  db = like(b);
     const Tensor mean = Tensor::empty({1, 2}), rstd = Tensor::empty({1});
-    kernels::layer_norm_forward(x, w, b, eps, y, mean, rstd);
+    kernels::layer_norm_forward(
+        {.x = x, .weight = w, .bias = b, .eps = eps, .y = y, .mean = mean, .rstd = rstd});
     CHECK(y.to_vector<double>() == b.to_vector<double>());
-    kernels::layer_norm_backward(x, w, mean, rstd, x, dx, dw, db);
+    kernels::layer_norm_backward({.x = x,
+                                  .weight = w,
+                                  .mean = mean,
+                                  .rstd = rstd,
+                                  .grad = x,
+                                  .dx = dx,
+                                  .dweight = dw,
+                                  .dbias = db});
     CHECK(all_finite(dx));
     CHECK(dw.to_vector<double>() == Values(7, 0.0));
   }
@@ -182,7 +216,13 @@ TEST_CASE("gradients of softmax, log-softmax and cross entropy") {
   const Tensor row_c = random({3}, 5);
   for (double smoothing : {0.0, 0.2}) {
     const Tensor statistics = cross_entropy(x, target, smoothing, 9).second;
-    kernels::cross_entropy_backward(x, target, statistics, row_c, smoothing, 9, dx);
+    kernels::cross_entropy_backward({.logits = x,
+                                     .target = target,
+                                     .statistics = statistics,
+                                     .grad = row_c,
+                                     .smoothing = smoothing,
+                                     .ignore = 9,
+                                     .dlogits = dx});
     check_gradient(x, dx, row_c, [&] { return cross_entropy(x, target, smoothing, 9).first; });
   }
 }
@@ -195,7 +235,8 @@ TEST_CASE("layer norm: PyTorch's figures, odd sizes, every dtype, gradients") {
     const DType dtype = compute_dtype(x.dtype());
     const Result r{like(x), Tensor::empty({x.size(0), 2}, dtype),
                    Tensor::empty({x.size(0)}, dtype)};
-    kernels::layer_norm_forward(x, w, b, eps, r.y, r.mean, r.rstd);
+    kernels::layer_norm_forward(
+        {.x = x, .weight = w, .bias = b, .eps = eps, .y = r.y, .mean = r.mean, .rstd = r.rstd});
     return r;
   };
   const Tensor x = tensor({1, -2, .5, 3, 0, .25, -1, 2, 4, 4, -4, 1}, {3, 4});
@@ -229,7 +270,14 @@ TEST_CASE("layer norm: PyTorch's figures, odd sizes, every dtype, gradients") {
       }
       check_close(r.y, expected, tolerance_of(dtype));
       const Tensor dx = like(a), dw = like(w), db = like(b);
-      kernels::layer_norm_backward(a, w, r.mean, r.rstd, a, dx, dw, db);
+      kernels::layer_norm_backward({.x = a,
+                                    .weight = w,
+                                    .mean = r.mean,
+                                    .rstd = r.rstd,
+                                    .grad = a,
+                                    .dx = dx,
+                                    .dweight = dw,
+                                    .dbias = db});
       CHECK(all_finite(dx));
       if (rows == 0) check_close(dw, Values(static_cast<size_t>(n), 0.0), 0);
     }
@@ -238,7 +286,14 @@ TEST_CASE("layer norm: PyTorch's figures, odd sizes, every dtype, gradients") {
   const Tensor a = random({130, 5}, 9), w = random({5}, 10), b = random({5}, 11);
   const Tensor c = random({130, 5}, 12), dx = like(a), dw = like(w), db = like(b);
   const Result r = forward(a, w, b, 1e-3);
-  kernels::layer_norm_backward(a, w, r.mean, r.rstd, c, dx, dw, db);
+  kernels::layer_norm_backward({.x = a,
+                                .weight = w,
+                                .mean = r.mean,
+                                .rstd = r.rstd,
+                                .grad = c,
+                                .dx = dx,
+                                .dweight = dw,
+                                .dbias = db});
   const auto f = [&] { return forward(a, w, b, 1e-3).y; };
   check_gradient(a, dx, c, f, 1e-5, 1e-7);
   check_gradient(w, dw, c, f);
@@ -255,7 +310,14 @@ TEST_CASE("layer norm: PyTorch's figures, odd sizes, every dtype, gradients") {
     const Result s = forward(in, scale, scale, 1e-5);
     gradients.push_back({like(in), like(scale), like(scale)});
     const Tensors& d = gradients.back();
-    kernels::layer_norm_backward(in, scale, s.mean, s.rstd, g, d[0], d[1], d[2]);
+    kernels::layer_norm_backward({.x = in,
+                                  .weight = scale,
+                                  .mean = s.mean,
+                                  .rstd = s.rstd,
+                                  .grad = g,
+                                  .dx = d[0],
+                                  .dweight = d[1],
+                                  .dbias = d[2]});
   }
   for (size_t i = 0; i < 3; ++i)
     check_close(gradients[0][i], gradients[1][i].to(DType::bfloat16).to_vector<double>(), 1e-6);
@@ -318,11 +380,25 @@ TEST_CASE("row kernels do not depend on the number of threads") {
       kernels::softmax_backward(y, c, dy);
       kernels::log_softmax_backward(z, c, dz);
       const auto [loss, statistics] = cross_entropy(x, target, 0.1);
-      kernels::cross_entropy_backward(x, target, statistics, rows, 0.1, -100, dl);
+      kernels::cross_entropy_backward({.logits = x,
+                                       .target = target,
+                                       .statistics = statistics,
+                                       .grad = rows,
+                                       .smoothing = 0.1,
+                                       .ignore = -100,
+                                       .dlogits = dl});
       const Tensor n = like(x), mean = Tensor::empty({1001, 2}, dtype), rstd = like(rows),
                    dx = like(x), dw = like(w), db = like(w);
-      kernels::layer_norm_forward(x, w, w, 1e-5, n, mean, rstd);
-      kernels::layer_norm_backward(x, w, mean, rstd, c, dx, dw, db);
+      kernels::layer_norm_forward(
+          {.x = x, .weight = w, .bias = w, .eps = 1e-5, .y = n, .mean = mean, .rstd = rstd});
+      kernels::layer_norm_backward({.x = x,
+                                    .weight = w,
+                                    .mean = mean,
+                                    .rstd = rstd,
+                                    .grad = c,
+                                    .dx = dx,
+                                    .dweight = dw,
+                                    .dbias = db});
       const Tensors p{x.clone(), w.clone()}, m{like(x), like(w)}, v{like(x), like(w)};
       for (const Tensors& list : {m, v})
         for (const Tensor& t : list) t.fill(0.5);

@@ -9,6 +9,7 @@
 #include "macgrad/autograd/attention.h"
 #include "macgrad/autograd/gradcheck.h"
 #include "macgrad/autograd/ops.h"
+#include "macgrad/core/kernels/sbn.h"
 #include "macgrad/tests/row_checks.h"
 
 namespace macgrad {
@@ -31,7 +32,16 @@ PreSbn pre_sbn(const Tensor& x, const Tensor& valid, SbnStatistics statistics, d
     r.var = Tensor::full({x.size(1), x.size(3)}, 1.7, dtype);
   }
   r.y = y_memory.defined() ? y_memory : like(x);
-  kernels::pre_sbn_forward(x, valid, statistics, eps, r.mean, r.var, Tensor(), Tensor(), 0.0, r.y);
+  kernels::pre_sbn_forward({.x = x,
+                            .valid = valid,
+                            .statistics = statistics,
+                            .eps = eps,
+                            .mean = r.mean,
+                            .var = r.var,
+                            .running_mean = Tensor(),
+                            .running_var = Tensor(),
+                            .momentum = 0.0,
+                            .y = r.y});
   return r;
 }
 
@@ -39,7 +49,14 @@ Tensor pre_sbn_gradient(const Tensor& x, const Tensor& valid, SbnStatistics stat
                         const Tensor& grad) {
   const PreSbn r = pre_sbn(x, valid, statistics, eps);
   const Tensor dx = like(x);
-  kernels::pre_sbn_backward(x, valid, r.mean, r.var, grad, statistics, eps, dx);
+  kernels::pre_sbn_backward({.x = x,
+                             .valid = valid,
+                             .mean = r.mean,
+                             .var = r.var,
+                             .grad = grad,
+                             .statistics = statistics,
+                             .eps = eps,
+                             .dx = dx});
   return dx;
 }
 
@@ -189,15 +206,31 @@ TEST_CASE(
         return add(mul(before, 1.0 - 0.3), mul(Variable(now), 0.3)).value().to(kept);
       };
       const Tensor old_mean = running_mean.clone(), old_var = running_var.clone();
-      kernels::pre_sbn_forward(x, Tensor(), SbnStatistics::batch, 1e-5, mean, var, running_mean,
-                               running_var, 0.3, y);
+      kernels::pre_sbn_forward({.x = x,
+                                .valid = Tensor(),
+                                .statistics = SbnStatistics::batch,
+                                .eps = 1e-5,
+                                .mean = mean,
+                                .var = var,
+                                .running_mean = running_mean,
+                                .running_var = running_var,
+                                .momentum = 0.3,
+                                .y = y});
       CHECK(max_abs_difference(running_mean, followed(old_mean, mean)) == 0);
       CHECK(max_abs_difference(running_var, followed(old_var, var)) == 0);
       CHECK(max_abs_difference(running_mean, old_mean) > 0.01);
       // Other statistics leave them alone.
       const Tensor after = running_mean.clone();
-      kernels::pre_sbn_forward(x, Tensor(), SbnStatistics::fixed, 1e-5, mean, var, running_mean,
-                               running_var, 0.3, y);
+      kernels::pre_sbn_forward({.x = x,
+                                .valid = Tensor(),
+                                .statistics = SbnStatistics::fixed,
+                                .eps = 1e-5,
+                                .mean = mean,
+                                .var = var,
+                                .running_mean = running_mean,
+                                .running_var = running_var,
+                                .momentum = 0.3,
+                                .y = y});
       CHECK(max_abs_difference(running_mean, after) == 0);
     }
   }
@@ -291,7 +324,14 @@ TEST_CASE("preSBN reads and writes any strides") {
     }
     const PreSbn r = pre_sbn(x.contiguous(), valid, mode, 1e-5);
     const Tensor dx = Tensor::empty({2, 5, 3, 6}, DType::float64).permute({0, 2, 1, 3});
-    kernels::pre_sbn_backward(x, valid, r.mean, r.var, grad, mode, 1e-5, dx);
+    kernels::pre_sbn_backward({.x = x,
+                               .valid = valid,
+                               .mean = r.mean,
+                               .var = r.var,
+                               .grad = grad,
+                               .statistics = mode,
+                               .eps = 1e-5,
+                               .dx = dx});
     check_close(
         dx,
         pre_sbn_gradient(x.contiguous(), valid, mode, 1e-5, grad.contiguous()).to_vector<double>(),
@@ -383,7 +423,14 @@ TEST_CASE("postSBN: signed power, any strides, gradients of x, gamma and beta") 
       }
       check_close(forward(x, gamma, beta), expected, 1e-9);
       const Tensor dx = like(x), dg = like(gamma), db = like(beta);
-      kernels::post_sbn_backward(x, gamma, beta, c, 1e-6, dx, dg, db);
+      kernels::post_sbn_backward({.x = x,
+                                  .gamma = gamma,
+                                  .beta = beta,
+                                  .grad = c,
+                                  .eps = 1e-6,
+                                  .dx = dx,
+                                  .dgamma = dg,
+                                  .dbeta = db});
       const auto f = [&] { return forward(x, gamma, beta); };
       check_gradient(x, dx, c, f, 1e-6, 1e-6);
       check_gradient(gamma, dg, c, f, 1e-6, 1e-6);
@@ -397,7 +444,14 @@ TEST_CASE("postSBN: signed power, any strides, gradients of x, gamma and beta") 
       CHECK(max_abs_difference(y, forward(x, gamma, beta)) == 0);
       const Tensor dx2 = Tensor::empty({2, 70, 3, 4}, DType::float64).permute({0, 2, 1, 3});
       const Tensor dg2 = like(gamma), db2 = like(beta);
-      kernels::post_sbn_backward(strided, gamma, beta, c, 1e-6, dx2, dg2, db2);
+      kernels::post_sbn_backward({.x = strided,
+                                  .gamma = gamma,
+                                  .beta = beta,
+                                  .grad = c,
+                                  .eps = 1e-6,
+                                  .dx = dx2,
+                                  .dgamma = dg2,
+                                  .dbeta = db2});
       CHECK(max_abs_difference(dx2, dx) == 0);
       CHECK(max_abs_difference(dg2, dg) == 0);
       CHECK(max_abs_difference(db2, db) == 0);
@@ -408,7 +462,14 @@ TEST_CASE("postSBN: signed power, any strides, gradients of x, gamma and beta") 
                one = Tensor::full({1, 4}, 1, DType::float64);
   const Tensor gamma = tensor({2}, {1}), beta = tensor({0.5}, {1});
   const Tensor dx = like(zero), dg = like(gamma), db = like(beta);
-  kernels::post_sbn_backward(zero, gamma, beta, one, 1e-6, dx, dg, db);
+  kernels::post_sbn_backward({.x = zero,
+                              .gamma = gamma,
+                              .beta = beta,
+                              .grad = one,
+                              .eps = 1e-6,
+                              .dx = dx,
+                              .dgamma = dg,
+                              .dbeta = db});
   check_close(forward(zero, gamma, beta), Values(4, 0.0), 0);
   check_close(dx, Values(4, 2000.0), 1e-9);
   CHECK(dg.item() == 0);
@@ -416,7 +477,14 @@ TEST_CASE("postSBN: signed power, any strides, gradients of x, gamma and beta") 
   // No rows: nothing to learn from.
   const Tensor none = Tensor::empty({0, 4}, DType::float64), dnone = like(none);
   kernels::post_sbn_forward(none, gamma, beta, 1e-6, dnone);
-  kernels::post_sbn_backward(none, gamma, beta, none, 1e-6, dnone, dg, db);
+  kernels::post_sbn_backward({.x = none,
+                              .gamma = gamma,
+                              .beta = beta,
+                              .grad = none,
+                              .eps = 1e-6,
+                              .dx = dnone,
+                              .dgamma = dg,
+                              .dbeta = db});
   CHECK(dg.item() == 0);
   // float32 and bfloat16 agree with float64 to their precision.
   for (DType dtype : {DType::float32, DType::bfloat16}) {
@@ -441,7 +509,14 @@ TEST_CASE("ppSBN kernels do not depend on the number of threads") {
       }
       const Tensor y = like(x), dx = like(x), dg = like(gamma), db = like(beta);
       kernels::post_sbn_forward(x, gamma, beta, 1e-6, y);
-      kernels::post_sbn_backward(x, gamma, beta, c, 1e-6, dx, dg, db);
+      kernels::post_sbn_backward({.x = x,
+                                  .gamma = gamma,
+                                  .beta = beta,
+                                  .grad = c,
+                                  .eps = 1e-6,
+                                  .dx = dx,
+                                  .dgamma = dg,
+                                  .dbeta = db});
       results.insert(results.end(), {y, dx, dg, db});
       return results;
     });

@@ -2,38 +2,21 @@
 // tests of both devices.
 #pragma once
 
-#include <fstream>
-#include <iterator>
 #include <map>
 #include <set>
 #include <string>
 #include <utility>
 
-#include "macgrad/core/error.h"
 #include "macgrad/core/feature_draw.h"
 #include "macgrad/core/kernels.h"
 
 namespace macgrad::testing {
 
-// The names in core/kernels.h itself, so that a new slot cannot be forgotten here.
-inline std::set<std::string> slots_of_header() {
-  std::set<std::string> names;
-#define MACGRAD_NAME(op) names.insert(kernels::op.name());
-  MACGRAD_UNARY_OPS(MACGRAD_NAME)
-  MACGRAD_BINARY_OPS(MACGRAD_NAME)
-  MACGRAD_COMPARE_OPS(MACGRAD_NAME)
+#define MACGRAD_NAME(slot, ...) kernels::slot.name(),
+inline const std::set<std::string> kAllSlots = {MACGRAD_ALL_KERNELS(MACGRAD_NAME, MACGRAD_NAME)};
+inline const std::set<std::string> kSharedSlots = {
+    MACGRAD_SHARED_KERNELS(MACGRAD_NAME, MACGRAD_NAME)};
 #undef MACGRAD_NAME
-  std::ifstream file(std::string(MACGRAD_FIXTURES) + "/../../core/kernels.h");
-  require(file.good(), "core/kernels.h cannot be read below {}", MACGRAD_FIXTURES);
-  const std::string text{std::istreambuf_iterator<char>(file), {}};
-  const std::string start = "inline constinit Kernel<";
-  for (size_t at = text.find(start); at != std::string::npos; at = text.find(start, at + 1)) {
-    const size_t quote = text.find_first_not_of(" \n", text.find('{', at) + 1);
-    if (text[quote] != '"') continue;  // of the op lists
-    names.insert(text.substr(quote + 1, text.find('"', quote + 1) - quote - 1));
-  }
-  return names;
-}
 
 // Notes every slot with the floating dtypes of its operands.
 class Noted : public KernelObserver {

@@ -5,7 +5,8 @@
 
 #include <set>
 
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/elementwise.h"
+#include "macgrad/core/kernels/random.h"
 #include "macgrad/tests/op_cases.h"
 
 namespace macgrad::testing {
@@ -17,13 +18,15 @@ const std::vector<int> kCounts = {2, 3, 8, 16};
 int64_t size_of(const OpCase& row) {
   if (row.op == "softmax_attention") return 150;
   if (row.name == "matmul of odd rows") return 300;
-  return row.op == "rmfa" || row.op == "linear_attention" ? 300 : 40'001;
+  const bool is_attention =
+      row.op == "rmfa" || row.op == "linear_attention" || row.op == "projected_attention";
+  return is_attention ? 300 : 40'001;
 }
 
 // Elementwise ops share one loop: a few stand for all.
 bool is_stood_for(const OpCase& row) {
   static const std::set<std::string> elementwise = {
-#define MACGRAD_NAME(op) #op,
+#define MACGRAD_NAME(op, ...) #op,
       MACGRAD_UNARY_OPS(MACGRAD_NAME) MACGRAD_BINARY_OPS(MACGRAD_NAME)
 #undef MACGRAD_NAME
           "sinh",

@@ -10,9 +10,10 @@
 namespace macgrad::cpu {
 namespace attention {
 
-void RowLists::fill(const Tensor& key_valid, const Tensor& query_valid, bool causal) {
-  const bool* key_ok = key_valid.defined() ? key_valid.data<bool>() : nullptr;
-  const bool* query_ok = query_valid.defined() ? query_valid.data<bool>() : nullptr;
+void RowLists::fill(const SoftmaxAttentionOperands& in) {
+  const bool* key_ok = in.key_valid->defined() ? in.key_valid->data<bool>() : nullptr;
+  const bool* query_ok = in.query_valid->defined() ? in.query_valid->data<bool>() : nullptr;
+  const bool causal = in.args.causal;
   for (int64_t e = 0; e < entries_; ++e) {
     int32_t* keys = keys_ + e * s_;
     int32_t* queries = queries_ + e * t_;
@@ -156,8 +157,8 @@ void Forward<T>::run_block(int64_t b, int64_t h, int64_t begin, int64_t end,
   const int32_t* visible = lists.visible + begin;
   for (int64_t p0 = 0; p0 < n; p0 += kPanel<T>) {
     const int64_t columns = std::min<int64_t>(kPanel<T>, n - p0);
-    rows_to_panel(hq, list + p0, columns, d, scale.sign, m.queries + p0 * d,
-                  whole_vectors<T>(columns));
+    rows_to_panel(hq.rows(list + p0), columns, d, scale.sign, m.queries + p0 * d,
+                  whole_vectors<T>(columns), whole_vectors<T>(columns));
   }
   const int64_t width = whole_vectors<T>(n);
   std::fill_n(m.maximum, width, -kInfinity<T>);
@@ -193,8 +194,8 @@ void Forward<T>::run_block(int64_t b, int64_t h, int64_t begin, int64_t end,
   }
   for (int64_t p0 = 0; p0 < n; p0 += kPanel<T>) {
     const int64_t columns = std::min<int64_t>(kPanel<T>, n - p0);
-    panel_to_rows(m.sums + p0 * dv, whole_vectors<T>(columns), m.denominator + p0, ho, list + p0,
-                  columns, dv);
+    panel_to_rows(m.sums + p0 * dv, whole_vectors<T>(columns), m.denominator + p0,
+                  ho.rows(list + p0), columns, dv);
   }
 }
 
@@ -218,25 +219,25 @@ void Forward<T>::clear_invalid(int64_t b, int64_t h) const {
 }
 
 template <class T>
-void forward(In q, In k, In v, In key_valid, In query_valid, const SoftmaxAttentionArgs& args,
-             Out out, Out statistics, void* scratch) {
-  const int64_t batch = q->size(0), heads = q->size(1), t = q->size(2), s = k->size(2);
-  const int64_t d = q->size(3), dv = v->size(3);
-  Arena arena(scratch);
-  Forward<T> f{q,
-               k,
-               v,
-               out,
-               statistics,
-               ScoreScale<T>(args.scale),
-               heads,
-               t,
-               s,
-               d,
-               dv,
-               RowLists(key_valid, query_valid, batch, t, s, arena),
-               Dropout(args, s)};
-  f.rows.fill(key_valid, query_valid, args.causal);
+void forward(const SoftmaxAttentionForward& x) {
+  const SoftmaxAttentionOperands& in = x.in;
+  const int64_t batch = in.q->size(0), heads = in.q->size(1);
+  const int64_t t = in.q->size(2), s = in.k->size(2), d = in.q->size(3), dv = in.v->size(3);
+  Arena arena(x.scratch.data());
+  Forward<T> f{.query = in.q,
+               .key = in.k,
+               .value = in.v,
+               .out = x.out,
+               .statistics = x.statistics,
+               .scale = ScoreScale<T>(in.args.scale),
+               .heads = heads,
+               .t = t,
+               .s = s,
+               .d = d,
+               .dv = dv,
+               .rows = RowLists(in, arena),
+               .dropout = Dropout(in.args, s)};
+  f.rows.fill(in);
 
   const int64_t most_blocks = Blocks<T>(t, f.kBlock).count;
   const int64_t tasks = batch * heads * most_blocks;
@@ -256,43 +257,36 @@ void forward(In q, In k, In v, In key_valid, In query_valid, const SoftmaxAttent
 }
 
 template <class T>
-size_t forward_scratch(In q, In k, In v, In key_valid, In query_valid, double dropout) {
+size_t forward_scratch(const SoftmaxAttentionOperands& in) {
   Arena arena(nullptr);
-  const int64_t batch = q->size(0), t = q->size(2);
-  RowLists(key_valid, query_valid, batch, t, k->size(2), arena);
-  const int64_t tasks = batch * q->size(1) * Blocks<T>(t, Forward<T>::kBlock).count;
-  for (int64_t i = 0; i < thread_count(tasks); ++i) {
-    Forward<T>::take(arena, q->size(3), v->size(3), dropout > 0);
-  }
+  RowLists(in, arena);
+  const int64_t blocks = Blocks<T>(in.q->size(2), Forward<T>::kBlock).count;
+  const int64_t tasks = in.q->size(0) * in.q->size(1) * blocks;
+  for (int64_t i = 0; i < thread_count(tasks); ++i)
+    Forward<T>::take(arena, in.q->size(3), in.v->size(3), in.args.dropout > 0);
   return arena.bytes();
 }
 
 }  // namespace
 }  // namespace attention
 
-void softmax_attention_forward(In q, In k, In v, In key_valid, In query_valid,
-                               const SoftmaxAttentionArgs& args, Out out, Out statistics,
-                               Scratch scratch) {
-  if (q->dtype() == DType::float64) {
-    attention::forward<double>(q, k, v, key_valid, query_valid, args, out, statistics,
-                               scratch.data());
+void softmax_attention_forward(const SoftmaxAttentionForward& x) {
+  if (x.in.q->dtype() == DType::float64) {
+    attention::forward<double>(x);
   } else {
-    attention::forward<float>(q, k, v, key_valid, query_valid, args, out, statistics,
-                              scratch.data());
+    attention::forward<float>(x);
   }
 }
 
-Support softmax_attention_forward_supports(In q, In, In, In, In, const SoftmaxAttentionArgs&, Out,
-                                           Out, Scratch) {
-  if (q->dtype() == DType::float32 || q->dtype() == DType::float64) return {};
-  return {false, fmt::format("the CPU kernel takes float32 and float64, got {}", name(q->dtype()))};
+Support softmax_attention_forward_supports(const SoftmaxAttentionOperands& in) {
+  const DType dtype = in.q->dtype();
+  if (dtype == DType::float32 || dtype == DType::float64) return {};
+  return {false, fmt::format("the CPU kernel takes float32 and float64, got {}", name(dtype))};
 }
 
-size_t softmax_attention_forward_scratch(In q, In k, In v, In key_valid, In query_valid,
-                                         const SoftmaxAttentionArgs& args, Out, Out, Scratch) {
-  return q->dtype() == DType::float64
-             ? attention::forward_scratch<double>(q, k, v, key_valid, query_valid, args.dropout)
-             : attention::forward_scratch<float>(q, k, v, key_valid, query_valid, args.dropout);
+size_t softmax_attention_forward_scratch(const SoftmaxAttentionOperands& in) {
+  return in.q->dtype() == DType::float64 ? attention::forward_scratch<double>(in)
+                                         : attention::forward_scratch<float>(in);
 }
 
 }  // namespace macgrad::cpu

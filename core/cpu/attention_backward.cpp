@@ -94,8 +94,8 @@ void Backward<T>::load_queries(int64_t b, int64_t h, const int32_t* list, int64_
   for (int64_t p0 = 0; p0 < n; p0 += kPanel<T>) {
     const int64_t columns = std::min<int64_t>(kPanel<T>, n - p0);
     const int64_t ld = whole_vectors<T>(columns);
-    rows_to_panel(hq, list + p0, columns, d, score_scale.sign, m.queries + p0 * d, ld);
-    rows_to_panel(hg, list + p0, columns, dv, T{1}, m.grads + p0 * dv, ld);
+    rows_to_panel(hq.rows(list + p0), columns, d, score_scale.sign, m.queries + p0 * d, ld, ld);
+    rows_to_panel(hg.rows(list + p0), columns, dv, T{1}, m.grads + p0 * dv, ld, ld);
   }
   pack_features(hq, list, n, d, static_cast<T>(scale), m.query_rows);
   pack_features(hg, list, n, dv, T{1}, m.grad_rows);
@@ -276,7 +276,8 @@ void Backward<T>::run(int64_t b, int64_t h, int64_t query_begin, int64_t query_e
     std::fill_n(factor, kPanel<T>, static_cast<T>(scale));
     for (int64_t p0 = 0; p0 < n; p0 += kPanel<T>) {
       const int64_t columns = std::min<int64_t>(kPanel<T>, n - p0);
-      panel_to_rows(m.sums + p0 * d, whole_vectors<T>(columns), factor, hdq, list + p0, columns, d);
+      panel_to_rows(m.sums + p0 * d, whole_vectors<T>(columns), factor, hdq.rows(list + p0),
+                    columns, d);
     }
   }
 }
@@ -308,31 +309,32 @@ struct Split {
 };
 
 template <class T>
-void backward(In q, In k, In v, In key_valid, In query_valid, In out, In statistics, In grad,
-              const SoftmaxAttentionArgs& args, Out dq, Out dk, Out dv, void* scratch) {
+void backward(const SoftmaxAttentionBackward& x) {
   using Want = typename Backward<T>::Want;
-  const int64_t batch = q->size(0), heads = q->size(1), t = q->size(2), s = k->size(2);
-  const int64_t d = q->size(3), value_width = v->size(3);
-  Arena arena(scratch);
-  Backward<T> f{q,
-                k,
-                v,
-                out,
-                statistics,
-                grad,
-                dq,
-                dk,
-                dv,
-                args.scale,
-                ScoreScale<T>(args.scale),
+  const SoftmaxAttentionOperands& in = x.in;
+  const int64_t batch = in.q->size(0), heads = in.q->size(1);
+  const int64_t t = in.q->size(2), s = in.k->size(2);
+  const int64_t d = in.q->size(3), value_width = in.v->size(3);
+  Arena arena(x.scratch.data());
+  Backward<T> f{in.q,
+                in.k,
+                in.v,
+                x.out,
+                x.statistics,
+                x.grad,
+                x.dq,
+                x.dk,
+                x.dv,
+                in.args.scale,
+                ScoreScale<T>(in.args.scale),
                 heads,
                 t,
                 s,
                 d,
                 value_width,
-                RowLists(key_valid, query_valid, batch, t, s, arena),
-                Dropout(args, s)};
-  f.rows.fill(key_valid, query_valid, args.causal);
+                RowLists(in, arena),
+                Dropout(in.args, s)};
+  f.rows.fill(in);
 
   const Split<T> split(batch * heads, t, s);
   const int64_t threads = thread_count(split.tasks);
@@ -370,34 +372,33 @@ void backward(In q, In k, In v, In key_valid, In query_valid, In out, In statist
 }
 
 template <class T>
-size_t backward_scratch(In q, In k, In v, In key_valid, In query_valid, double dropout) {
+size_t backward_scratch(const SoftmaxAttentionOperands& in) {
   Arena arena(nullptr);
-  const int64_t batch = q->size(0), t = q->size(2), s = k->size(2);
-  RowLists(key_valid, query_valid, batch, t, s, arena);
-  const Split<T> split(batch * q->size(1), t, s);
-  for (int64_t i = 0; i < thread_count(split.tasks); ++i) {
-    Backward<T>::take(arena, q->size(3), v->size(3), dropout > 0);
-  }
+  RowLists(in, arena);
+  const Split<T> split(in.q->size(0) * in.q->size(1), in.q->size(2), in.k->size(2));
+  for (int64_t i = 0; i < thread_count(split.tasks); ++i)
+    Backward<T>::take(arena, in.q->size(3), in.v->size(3), in.args.dropout > 0);
   return arena.bytes();
 }
 
 }  // namespace
 }  // namespace attention
 
-void softmax_attention_backward(In q, In k, In v, In key_valid, In query_valid, In out,
-                                In statistics, In grad, const SoftmaxAttentionArgs& args, Out dq,
-                                Out dk, Out dv, Scratch scratch) {
-  const auto run =
-      q->dtype() == DType::float64 ? attention::backward<double> : attention::backward<float>;
-  run(q, k, v, key_valid, query_valid, out, statistics, grad, args, dq, dk, dv, scratch.data());
+void softmax_attention_backward(const SoftmaxAttentionBackward& x) {
+  if (x.in.q->dtype() == DType::float64) {
+    attention::backward<double>(x);
+  } else {
+    attention::backward<float>(x);
+  }
 }
 
-size_t softmax_attention_backward_scratch(In q, In k, In v, In key_valid, In query_valid, In, In,
-                                          In, const SoftmaxAttentionArgs& args, Out, Out, Out,
-                                          Scratch) {
-  return q->dtype() == DType::float64
-             ? attention::backward_scratch<double>(q, k, v, key_valid, query_valid, args.dropout)
-             : attention::backward_scratch<float>(q, k, v, key_valid, query_valid, args.dropout);
+Support softmax_attention_backward_supports(const SoftmaxAttentionOperands& in) {
+  return softmax_attention_forward_supports(in);
+}
+
+size_t softmax_attention_backward_scratch(const SoftmaxAttentionOperands& in) {
+  return in.q->dtype() == DType::float64 ? attention::backward_scratch<double>(in)
+                                         : attention::backward_scratch<float>(in);
 }
 
 }  // namespace macgrad::cpu

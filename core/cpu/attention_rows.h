@@ -12,7 +12,7 @@
 #include "macgrad/core/cpu/arena.h"
 #include "macgrad/core/cpu/attention_tile.h"
 #include "macgrad/core/cpu/parallel.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/attention.h"
 
 namespace macgrad::cpu::attention {
 
@@ -22,6 +22,10 @@ struct Head {
   T* data;
   int64_t stride;  // between rows
   T* row(int64_t i) const { return data + i * stride; }
+  /// i -> row list[i].
+  auto rows(const int32_t* list) const {
+    return [*this, list](int64_t i) { return row(list[i]); };
+  }
 };
 template <class T>
 Head<T> head(const Tensor& t, int64_t b, int64_t h) {
@@ -50,15 +54,16 @@ struct Rows {
 /// The Rows of all batch entries (of one, when there are no masks).
 class RowLists {
  public:
-  RowLists(const Tensor& key_valid, const Tensor& query_valid, int64_t batch, int64_t t, int64_t s,
-           Arena& arena)
-      : entries_(key_valid.defined() || query_valid.defined() ? batch : 1), t_(t), s_(s) {
-    queries_ = arena.take<int32_t>(entries_ * t);
-    visible_ = arena.take<int32_t>(entries_ * t);
-    keys_ = arena.take<int32_t>(entries_ * s);
+  RowLists(const SoftmaxAttentionOperands& in, Arena& arena)
+      : entries_(in.key_valid->defined() || in.query_valid->defined() ? in.q->size(0) : 1),
+        t_(in.q->size(2)),
+        s_(in.k->size(2)) {
+    queries_ = arena.take<int32_t>(entries_ * t_);
+    visible_ = arena.take<int32_t>(entries_ * t_);
+    keys_ = arena.take<int32_t>(entries_ * s_);
     counts_ = arena.take<int32_t>(entries_ * 2);
   }
-  void fill(const Tensor& key_valid, const Tensor& query_valid, bool causal);
+  void fill(const SoftmaxAttentionOperands& in);
   Rows of(int64_t b) const {
     const int64_t e = entries_ == 1 ? 0 : b;
     return {queries_ + e * t_, visible_ + e * t_, keys_ + e * s_, counts_[2 * e],
@@ -79,64 +84,6 @@ void copy_rows(const Head<T>& from, const int32_t* list, int64_t n, int64_t widt
     for (; c + kLanes<T> <= width; c += kLanes<T>) store(to + c, load(row + c));
     for (; c < width; ++c) to[c] = row[c];
   }
-}
-
-/// The transpose of rows `list[0 … n)`, times scale, into a panel of width × ld; columns from n on
-/// are 0.
-template <class T>
-void rows_to_panel(const Head<T>& from, const int32_t* list, int64_t n, int64_t width, T scale,
-                   T* panel, int64_t ld) {
-  constexpr int64_t w = kLanes<T>;
-  for (int64_t q = 0; q < ld; q += w) {
-    int64_t c = 0;
-    for (; c + w <= width; c += w) {
-      Vector<T> square[w];
-      unrolled<w>([&](auto i) __attribute__((always_inline)) {
-        square[i] = q + i < n ? load(from.row(list[q + i]) + c) * scale : Vector<T>{};
-      });
-      transpose_square<w / 2, T>(square);
-      unrolled<w>([&](auto i) __attribute__((always_inline)) {
-        store(panel + (c + i) * ld + q, square[i]);
-      });
-    }
-    for (; c < width; ++c) {
-      for (int64_t i = q; i < q + w; ++i) {
-        panel[c * ld + i] = i < n ? from.row(list[i])[c] * scale : T{0};
-      }
-    }
-  }
-}
-
-/// The way back: rows `list[0 … n)` from the columns of a panel, column q times scale[q]; scale has
-/// whole vectors.
-template <class T>
-void panel_to_rows(const T* panel, int64_t ld, const T* scale, const Head<T>& to,
-                   const int32_t* list, int64_t n, int64_t width) {
-  constexpr int64_t w = kLanes<T>;
-  for (int64_t q = 0; q < n; q += w) {
-    int64_t c = 0;
-    for (; c + w <= width; c += w) {
-      Vector<T> square[w];
-      unrolled<w>([&](auto i) __attribute__((always_inline)) {
-        square[i] = load(panel + (c + i) * ld + q) * load(scale + q);
-      });
-      transpose_square<w / 2, T>(square);
-      unrolled<w>([&](auto i) __attribute__((always_inline)) {
-        if (q + i < n) store(to.row(list[q + i]) + c, square[i]);
-      });
-    }
-    for (; c < width; ++c) {
-      for (int64_t i = q; i < std::min(n, q + w); ++i) {
-        to.row(list[i])[c] = panel[c * ld + i] * scale[i];
-      }
-    }
-  }
-}
-
-/// `columns` rounded up to whole vectors.
-template <class T>
-int64_t whole_vectors(int64_t columns) {
-  return (columns + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
 }
 
 /// Attention dropout: 1/(1-p) or 0 for a panel of (key, query) pairs, replayed from the draw.

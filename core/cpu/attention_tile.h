@@ -6,6 +6,7 @@
 // queries is cut into panels of kPanel columns, the last one as wide as it needs to be.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -68,6 +69,12 @@ template <class T>
   return x - Vector<T>{};
 }
 
+/// `columns` rounded up to whole vectors.
+template <class T>
+int64_t whole_vectors(int64_t columns) {
+  return (columns + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+}
+
 /// Keeps a value that several products use in a register: as a memory operand of each product it
 /// would be loaded again every time, and loads would bound the tile.
 template <class V>
@@ -96,7 +103,7 @@ template <int MR, int NV, class F>
 }
 
 /// sums (MR × NV vectors) += A·B over `depth`: A(r, i) = a[r·lda + i], or a[i·lda + r] when
-/// transposed; B is a panel.
+/// transposed; B has rows of NV vectors, ld apart.
 template <class T, int MR, int NV, bool kTransposed>
 [[gnu::always_inline]] inline void accumulate(const T* a, int64_t lda, const T* b, int64_t ld,
                                               int64_t depth, Vector<T> (&sums)[MR][NV]) {
@@ -167,6 +174,54 @@ template <int kDistance, class T>
       }
     });
     transpose_square<kDistance / 2, T>(x);
+  }
+}
+
+/// The transpose of n rows, row(i) with i < n, times scale, as a panel (width, columns), stride ld;
+/// columns from n on are 0. `columns` is a multiple of the lanes.
+template <class T, class Row>
+void rows_to_panel(Row&& row, int64_t n, int64_t width, T scale, T* panel, int64_t ld,
+                   int64_t columns) {
+  constexpr int64_t w = kLanes<T>;
+  for (int64_t q = 0; q < columns; q += w) {
+    int64_t c = 0;
+    for (; c + w <= width; c += w) {
+      Vector<T> square[w];
+      unrolled<w>([&](auto i) __attribute__((always_inline)) {
+        square[i] = q + i < n ? load(row(q + i) + c) * scale : Vector<T>{};
+      });
+      transpose_square<w / 2, T>(square);
+      unrolled<w>([&](auto i) __attribute__((always_inline)) {
+        store(panel + (c + i) * ld + q, square[i]);
+      });
+    }
+    for (; c < width; ++c)
+      for (int64_t i = q; i < q + w; ++i) panel[c * ld + i] = i < n ? row(i)[c] * scale : T{0};
+  }
+}
+
+/// The way back: n rows, row(i), from the first columns of a panel, column q times scale[q]; scale
+/// has whole vectors, or is nullptr for 1.
+template <class T, class Row>
+void panel_to_rows(const T* panel, int64_t ld, const T* scale, Row&& row, int64_t n,
+                   int64_t width) {
+  constexpr int64_t w = kLanes<T>;
+  for (int64_t q = 0; q < n; q += w) {
+    const Vector<T> factor = scale ? load(scale + q) : broadcast(T{1});
+    int64_t c = 0;
+    for (; c + w <= width; c += w) {
+      Vector<T> square[w];
+      unrolled<w>([&](auto i) __attribute__((always_inline)) {
+        square[i] = load(panel + (c + i) * ld + q) * factor;
+      });
+      transpose_square<w / 2, T>(square);
+      unrolled<w>([&](auto i) __attribute__((always_inline)) {
+        if (q + i < n) store(row(q + i) + c, square[i]);
+      });
+    }
+    for (; c < width; ++c)
+      for (int64_t i = q; i < std::min(n, q + w); ++i)
+        row(i)[c] = panel[c * ld + i] * (scale ? scale[i] : T{1});
   }
 }
 

@@ -6,7 +6,7 @@
 
 #include "macgrad/core/convert.h"
 #include "macgrad/core/cpu/strided.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/arrays.h"
 
 namespace macgrad::cpu {
 namespace {

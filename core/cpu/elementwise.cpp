@@ -7,7 +7,7 @@
 
 #include "macgrad/core/cpu/parallel.h"
 #include "macgrad/core/cpu/strided.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/elementwise.h"
 
 namespace macgrad::cpu {
 namespace {
@@ -81,19 +81,19 @@ void compare(const char* op, const Tensor& a, const Tensor& b, const Tensor& y, 
 
 }  // namespace
 
-#define MACGRAD_DEFINE(op)          \
+#define MACGRAD_DEFINE(op, ...)     \
   void op(In x, Out y) {            \
     unary(#op, x, y, scalar::op{}); \
   }
 MACGRAD_UNARY_OPS(MACGRAD_DEFINE)
 #undef MACGRAD_DEFINE
-#define MACGRAD_DEFINE(op)              \
+#define MACGRAD_DEFINE(op, ...)         \
   void op(In a, In b, Out y) {          \
     binary(#op, a, b, y, scalar::op{}); \
   }
 MACGRAD_BINARY_OPS(MACGRAD_DEFINE)
 #undef MACGRAD_DEFINE
-#define MACGRAD_DEFINE(op)               \
+#define MACGRAD_DEFINE(op, ...)          \
   void op(In a, In b, Out y) {           \
     compare(#op, a, b, y, scalar::op{}); \
   }

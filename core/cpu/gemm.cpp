@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "macgrad/core/cpu/parallel.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/arrays.h"
 #include "macgrad/core/matrix_layout.h"
 
 #ifndef MACGRAD_WITH_ONEDNN

@@ -6,7 +6,7 @@
 #include <type_traits>
 
 #include "macgrad/core/cpu/parallel.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/arrays.h"
 
 namespace macgrad::cpu {
 namespace {

@@ -10,7 +10,8 @@
 
 #include "macgrad/core/cpu/parallel.h"
 #include "macgrad/core/cpu/row_moments.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/rows.h"
+#include "macgrad/core/vector_math.h"
 
 namespace macgrad::cpu {
 namespace {
@@ -19,28 +20,28 @@ constexpr int64_t kRowBlock = 128;  // rows whose gradients of weight and bias a
 
 }  // namespace
 
-void layer_norm_forward(In x, In weight, In bias, double eps, Out y, Out mean, Out rstd) {
-  dispatch_floating(x->dtype(), "layer_norm_forward", [&]<class T>() {
+void layer_norm_forward(const LayerNormForward& call) {
+  dispatch_floating(call.x->dtype(), "layer_norm_forward", [&]<class T>() {
     using C = compute_t<T>;
-    const int64_t rows = x->size(0), n = x->size(1);
+    const int64_t rows = call.x->size(0), n = call.x->size(1);
     if (n == 0) {
-      mean->fill(0);
-      rstd->fill(0);
+      call.mean->fill(0);
+      call.rstd->fill(0);
       return;
     }
-    const T* inputs = x->data<T>();
-    const T* w = weight->data<T>();
-    const T* b = bias->data<T>();
-    T* results = y->data<T>();
-    C* means = mean->data<C>();
-    C* rstds = rstd->data<C>();
+    const T* inputs = call.x->data<T>();
+    const T* w = call.weight->data<T>();
+    const T* b = call.bias->data<T>();
+    T* results = call.y->data<T>();
+    C* means = call.mean->data<C>();
+    C* rstds = call.rstd->data<C>();
     const int64_t grain = std::max<int64_t>(1, kElementGrain / std::max<int64_t>(1, n));
     parallel_blocks(rows, grain, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const T* from = inputs + row * n;
         T* to = results + row * n;
         const RowMoments<C> m = row_moments<C>(from, n);
-        const C variance = m.squares / static_cast<C>(n) + static_cast<C>(eps);
+        const C variance = m.squares / static_cast<C>(n) + static_cast<C>(call.eps);
         const C rstd_of_row = variance == C(0) ? C(0) : C(1) / math::sqrt(variance);
         means[2 * row] = m.mean;
         means[2 * row + 1] = m.correction;
@@ -59,18 +60,17 @@ void layer_norm_forward(In x, In weight, In bias, double eps, Out y, Out mean, O
 
 // With h = (x - mean)·rstd and a = g·weight: dx = rstd (a - mean(a) - h mean(a h)),
 // dweight = Σ g h, dbias = Σ g.
-void layer_norm_backward(In x, In weight, In mean, In rstd, In grad, Out dx, Out dweight,
-                         Out dbias) {
-  dispatch_floating(x->dtype(), "layer_norm_backward", [&]<class T>() {
+void layer_norm_backward(const LayerNormBackward& call) {
+  dispatch_floating(call.x->dtype(), "layer_norm_backward", [&]<class T>() {
     using C = compute_t<T>;
-    const int64_t rows = x->size(0), n = x->size(1);
+    const int64_t rows = call.x->size(0), n = call.x->size(1);
     const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
-    const T* inputs = x->data<T>();
-    const T* w = weight->data<T>();
-    const C* means = mean->data<C>();
-    const C* rstds = rstd->data<C>();
-    const T* gradients = grad->data<T>();
-    T* results = dx->data<T>();
+    const T* inputs = call.x->data<T>();
+    const T* w = call.weight->data<T>();
+    const C* means = call.mean->data<C>();
+    const C* rstds = call.rstd->data<C>();
+    const T* gradients = call.grad->data<T>();
+    T* results = call.dx->data<T>();
     // (blocks, 2, N): Σ g h and Σ g of each block.
     std::vector<C> partial(static_cast<size_t>(blocks * 2 * n));
     parallel_blocks(rows, kRowBlock, [&](int64_t begin, int64_t end) {
@@ -114,8 +114,8 @@ void layer_norm_backward(In x, In weight, In mean, In rstd, In grad, Out dx, Out
         }
       }
       for (int64_t i = begin; i < end; ++i) {
-        dweight->data<T>()[i] = static_cast<T>(static_cast<C>(dw[i - begin]));
-        dbias->data<T>()[i] = static_cast<T>(static_cast<C>(db[i - begin]));
+        call.dweight->data<T>()[i] = static_cast<T>(static_cast<C>(dw[i - begin]));
+        call.dbias->data<T>()[i] = static_cast<T>(static_cast<C>(db[i - begin]));
       }
     });
   });

@@ -1,7 +1,7 @@
-// Linear attention on given features, forward: out = Φ_q (Φ_kᵀ V̄), first dv columns over the last.
-// Memory is one state (features × values) and one block of tokens per thread. Causal attention
-// walks blocks of queries: the state of all earlier keys plus the masked product inside the block.
-// Shape letters and shifts: core/cpu/linear_attention_problem.h.
+// Linear attention, forward, on given features or on functions of projections: out = Φ_q (Φ_kᵀ V̄),
+// first dv columns over the last. Memory is one state (features × values) and one block of tokens
+// per thread. Causal attention walks blocks of queries: the state of all earlier keys plus the
+// masked product inside the block. Shape letters and shifts: core/cpu/linear_attention_problem.h.
 #include "macgrad/core/cpu/linear_attention_problem.h"
 
 namespace macgrad::cpu {
@@ -12,8 +12,9 @@ using namespace linear;
 template <class T>
 class Forward {
  public:
-  Forward(const Problem<T>& problem, Plan<T>& plan, const Tensor& out, const Tensor& sums)
-      : p_(problem), plan_(plan), out_(out), sums_(sums.data<double>()) {}
+  Forward(const Problem<T>& problem, Plan<T>& plan, const Tensor& out, const Tensor& sums,
+          const Kept<T>& kept)
+      : p_(problem), plan_(plan), out_(out), sums_(sums.data<double>()), kept_(kept) {}
 
   void run() {
     rmfa::for_tasks(p_.B * p_.H, [&](int64_t head, size_t slot) {
@@ -22,6 +23,7 @@ class Forward {
       const State<T>& state = plan_.keys[slot];
       p_.reset(ws, state);
       p_.add_keys(b, h, 0, p_.causal ? p_.keys_before(0) : p_.S, ws, state);
+      if (kept_) kept_.write(head, state, ws);
       for (int64_t t = 0; t < p_.Tn; t += p_.block) {
         const int64_t n = std::min(p_.block, p_.Tn - t);
         std::fill_n(ws.again, n, false);
@@ -41,7 +43,7 @@ class Forward {
     std::fill_n(ws.total, n, *state.usum);
     Block<T> q;
     if (*state.usum == 0.0 || p_.load_queries(b, h, t, n, ws, q) == 0) return;
-    p_.shift_queries(b, h, t, n, ws);
+    p_.shift_queries(b, t, q, ws);
     rmfa::read(p_.map, q, state, out_.at(b, h, t), out_.ld(), ws.den, ws.row);
   }
 
@@ -72,7 +74,7 @@ class Forward {
       for (int64_t i = 0; i < n; ++i)
         if (ws.total[i] > 0.0 && p_.query_visible(b, t + i) && ws.den[i] < kSmallest)
           recompute(b, h, t, i, in, ws, state);
-    if (in.k.n > 0) p_.add_block(b, h, in.first, in.k, ws, state);
+    if (in.k.n > 0) p_.add_block(in.k, ws, state);
   }
 
   void recompute(int64_t b, int64_t h, int64_t t, int64_t i, const typename Problem<T>::Inner& in,
@@ -87,8 +89,7 @@ class Forward {
       for (int64_t e = 0; e < p_.dv; ++e) y[e] += static_cast<T>(f) * values[e];
     };
     const double s = p_.exact_row(
-        b, h, t, i, in, ws,
-        [&](int64_t m, double f) { add(f, state.fsum[m], state.kv + m * p_.dv); },
+        i, in, ws, [&](int64_t m, double f) { add(f, state.fsum[m], state.kv + m * p_.dv); },
         [&](int64_t j, int64_t, double f) { add(f, 1.0, in.k.v + j * in.k.ldv); });
     ws.shift[i] = s;
     ws.den[i] = static_cast<T>(den);
@@ -124,39 +125,58 @@ class Forward {
   Plan<T>& plan_;
   Rows<T> out_;
   double* sums_;
+  Kept<T> kept_;
 };
+
+template <class T>
+void run(const Problem<T>& problem, const Tensor& out, const Tensor& sums, const Tensor& stats,
+         const Kept<T>& kept, const Scratch& scratch) {
+  Arena arena(scratch.data());
+  Plan<T> plan(arena, problem, false);
+  Forward<T>(problem, plan, out, sums, kept).run();
+  rmfa::write_statistics(plan.workspaces, stats.data<double>());
+  for (const Workspace<T>& ws : plan.workspaces)
+    stats.data<double>()[2] += static_cast<double>(ws.recomputed);
+}
+
+Support supports_dtype(const Tensor& q) {
+  if (q.dtype() == DType::float32 || q.dtype() == DType::float64) return {};
+  return {false, std::string("the CPU kernel takes float32 and float64, not ") + name(q.dtype())};
+}
 
 }  // namespace
 
-void linear_attention_forward(In phi_q, In phi_k, In v, In log_weight, In key_valid, In query_valid,
-                              const LinearAttentionArgs& args, bool causal, Out out, Out sums,
-                              Out stats, Scratch scratch) {
-  rmfa::dispatch(phi_q->dtype(), [&](auto zero) {
+void linear_attention_forward(const LinearAttentionForward& x) {
+  rmfa::dispatch(x.in.phi_q->dtype(), [&](auto zero) {
     using T = decltype(zero);
-    const Problem<T> problem(phi_q, phi_k, v, log_weight, key_valid, query_valid, args, causal);
-    Arena arena(scratch.data());
-    Plan<T> plan(arena, problem, false);
-    Forward<T>(problem, plan, out, sums).run();
-    rmfa::write_statistics(plan.workspaces, stats->data<double>());
-    for (const Workspace<T>& ws : plan.workspaces)
-      stats->data<double>()[2] += static_cast<double>(ws.recomputed);
+    run(Problem<T>(x.in), x.out, x.sums, x.stats, Kept<T>(), x.scratch);
   });
 }
 
-Support linear_attention_forward_supports(In phi_q, In, In, In, In, In, const LinearAttentionArgs&,
-                                          bool, Out, Out, Out, Scratch) {
-  if (phi_q->dtype() == DType::float32 || phi_q->dtype() == DType::float64) return {};
-  return {false,
-          std::string("the CPU kernel takes float32 and float64, not ") + name(phi_q->dtype())};
+Support linear_attention_forward_supports(const LinearAttentionOperands& in) {
+  return supports_dtype(in.phi_q);
 }
 
-size_t linear_attention_forward_scratch(In phi_q, In phi_k, In v, In log_weight, In key_valid,
-                                        In query_valid, const LinearAttentionArgs& args,
-                                        bool causal, Out, Out, Out, Scratch) {
-  return rmfa::dispatch(phi_q->dtype(), [&](auto zero) {
+size_t linear_attention_forward_scratch(const LinearAttentionOperands& in) {
+  return rmfa::dispatch(in.phi_q->dtype(),
+                        [&](auto zero) { return scratch_of(Problem<decltype(zero)>(in), false); });
+}
+
+void projected_attention_forward(const ProjectedAttentionForward& x) {
+  rmfa::dispatch(x.in.q->dtype(), [&](auto zero) {
     using T = decltype(zero);
-    return scratch_of(Problem<T>(phi_q, phi_k, v, log_weight, key_valid, query_valid, args, causal),
-                      false);
+    run(projected_problem<T>(x.in), x.out, x.sums, x.stats, Kept<T>(x.state, x.state_sums),
+        x.scratch);
+  });
+}
+
+Support projected_attention_forward_supports(const ProjectedAttentionOperands& in) {
+  return supports_dtype(in.q);
+}
+
+size_t projected_attention_forward_scratch(const ProjectedAttentionOperands& in) {
+  return rmfa::dispatch(in.q->dtype(), [&](auto zero) {
+    return scratch_of(projected_problem<decltype(zero)>(in), false);
   });
 }
 

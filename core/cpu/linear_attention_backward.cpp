@@ -1,6 +1,7 @@
-// Linear attention on given features, backward. With G = [g, u], g = dO/den and u = -(dO·O)/den (0
-// where the denominator was floored): dΦ_q = G·stateᵀ, R = Φ_qᵀ G, dΦ_k = V̄ Rᵀ, dV = Φ_k R. The
-// gradient of log φ is φ times that of φ, and that of ℓ_j is that of key j's weight times it.
+// Linear attention, backward, on given features or on functions of projections. With G = [g, u], g
+// = dO/den and u = -(dO·O)/den (0 where the denominator was floored): dΦ_q = G·stateᵀ, R = Φ_qᵀ G,
+// dΦ_k = V̄ Rᵀ, dV = Φ_k R. The gradient of log φ is φ times that of φ, and that of ℓ_j is that of
+// key j's weight times it.
 //
 // Causal: a forward scan with the state of earlier keys gives dΦ_q; a reverse scan with the state R
 // of later queries gives the keys' gradients. R is kept in units of the shift c of the keys that it
@@ -16,18 +17,20 @@ using namespace linear;
 template <class T>
 class Backward {
  public:
-  Backward(const Problem<T>& problem, Plan<T>& plan, const Tensor& out, const Tensor& sums,
-           const Tensor& grad, const Tensor& dq, const Tensor& dk, const Tensor& dv,
-           const Tensor& dl)
+  /// Gradients of the rows go to dq and dk: features, or what features are computed from.
+  template <class Call>
+  Backward(const Problem<T>& problem, Plan<T>& plan, const Call& x, const Tensor& dq,
+           const Tensor& dk, const Kept<T>& kept)
       : p_(problem),
         plan_(plan),
-        out_(out),
-        grad_(grad),
-        sums_(sums.data<double>()),
+        out_(x.out),
+        grad_(x.grad),
+        sums_(x.sums->template data<double>()),
         dq_(dq),
         dk_(dk),
-        dv_(dv),
-        dl_(problem.weighted ? dl.data<double>() : nullptr) {}
+        dv_(x.dv),
+        dl_(problem.weighted ? x.dlog_weight->template data<double>() : nullptr),
+        kept_(kept) {}
 
   void run() {
     rmfa::for_tasks(p_.B * p_.H, [&](int64_t head, size_t slot) {
@@ -38,7 +41,10 @@ class Backward {
       task.queries.reset();
       ws.floored = 0.0;
       const int64_t early = p_.causal ? p_.keys_before(0) : p_.S;
-      p_.add_keys(task.b, task.h, 0, early, ws, task.keys);
+      if (kept_)
+        kept_.read(head, task.keys, ws);
+      else
+        p_.add_keys(task.b, task.h, 0, early, ws, task.keys);
       if (p_.causal) {
         for (int64_t t = 0; t < p_.Tn; t += p_.block) scan_queries(task, t);
         remember(ws, p_.blocks());
@@ -108,11 +114,19 @@ class Backward {
     return sums_[((task.b * p_.H + task.h) * p_.Tn + t + i) * 3 + 2] == kRecomputed;
   }
 
-  /// Writes dφ (n, C) as the gradient of a block's features, which are `x` with log-features.
-  void write_features(const Rows<T>& d, int64_t b, int64_t h, int64_t t, int64_t n, const T* dphi,
+  /// Writes dφ (n, C), times `x` unless it is null, as the gradient of a block's features or, where
+  /// they are computed here, of its rows; dφ is then overwritten.
+  void write_features(const Rows<T>& d, const Task& task, int64_t t, const Block<T>& block, T* dphi,
                       const T* x) const {
-    for (int64_t i = 0; i < n; ++i) {
-      T* y = d.at(b, h, t + i);
+    if (p_.projection) {
+      if (x)
+#pragma omp simd
+        for (int64_t i = 0; i < block.n * p_.C; ++i) dphi[i] *= x[i];
+      p_.projection.pull(task.h, block.n, block.x, dphi, d.at(task.b, task.h, t), d.ld());
+      return;
+    }
+    for (int64_t i = 0; i < block.n; ++i) {
+      T* y = d.at(task.b, task.h, t + i);
       const T* from = dphi + i * p_.C;
       if (!x) {
         std::copy_n(from, p_.M, y);
@@ -132,10 +146,10 @@ class Backward {
     const int64_t n = std::min(p_.block, p_.Tn - t);
     Block<T> q;
     p_.load_queries(task.b, task.h, t, n, ws, q);
-    p_.shift_queries(task.b, task.h, t, n, ws);
+    p_.shift_queries(task.b, t, q, ws);
     if (*task.keys.usum > 0.0 && load_cotangents(task, t, q)) {
       rmfa::pull_inputs(p_.map, q, task.keys, static_cast<T*>(nullptr), ws.dphi, width(), ws.row);
-      write_features(dq_, task.b, task.h, t, n, ws.dphi, p_.log ? ws.query : nullptr);
+      write_features(dq_, task, t, q, ws.dphi, p_.log ? ws.query : nullptr);
       rmfa::accumulate(p_.map, q, task.queries, ws.row);
       for (int64_t i = 0; i < n; ++i) ws.floored += ws.gh[i];
     }
@@ -156,8 +170,7 @@ class Backward {
   /// The state's part: dv, dφ_k into ws.dphi and, of plain features, dℓ.
   void read_queries(const Task& task, int64_t s, const Block<T>& k) const {
     Workspace<T>& ws = task.ws;
-    if (p_.log)
-      p_.key_features(task.b, task.h, s, k.n, ws, p_.weighted ? ws.l : nullptr, ws.c, ws.key);
+    if (p_.log) p_.key_features(k, ws, p_.weighted ? ws.l : nullptr, ws.c, ws.key);
     T* dv = dv_.at(task.b, task.h, s);
     rmfa::read(p_.map, k, task.queries, dv, dv_.ld(), ws.den, ws.row);
     rmfa::pull_inputs(p_.map, k, task.queries, static_cast<T*>(nullptr), ws.dphi, width(), ws.row);
@@ -176,8 +189,11 @@ class Backward {
   /// the denominator, which ws.total holds.
   void finish_keys(const Task& task, int64_t s, const Block<T>& k) const {
     Workspace<T>& ws = task.ws;
-    write_features(dk_, task.b, task.h, s, k.n, ws.dphi, nullptr);
-    if (!p_.weighted) return;
+    if (p_.weighted) write_weights(task, s, k);
+    write_features(dk_, task, s, k, ws.dphi, nullptr);
+  }
+  void write_weights(const Task& task, int64_t s, const Block<T>& k) const {
+    Workspace<T>& ws = task.ws;
     double* dl = dl_ + (task.b * p_.H + task.h) * p_.S + s;
     for (int64_t j = 0; j < k.n; ++j) {
       double sum = p_.log ? 0.0 : ws.total[j];
@@ -284,7 +300,7 @@ class Backward {
       std::fill_n(d, p_.C, T(0));
       double cotangent = 0;
       p_.exact_row(
-          task.b, task.h, t, i, in, ws,
+          i, in, ws,
           [&](int64_t m, double f) {
             d[m] += static_cast<T>(f * pulled(g, u, keys.kv + m * p_.dv, keys.fsum[m]));
           },
@@ -293,9 +309,9 @@ class Backward {
             d[m] += static_cast<T>(f * cotangent);
           });
     });
-    write_features(dq_, task.b, task.h, t, n, ws.dphi, nullptr);
+    write_features(dq_, task, t, in.q, ws.dphi, nullptr);
     zero_queries(task, t, n);
-    if (in.k.n > 0) p_.add_block(task.b, task.h, in.first, in.k, ws, task.keys);
+    if (in.k.n > 0) p_.add_block(in.k, ws, task.keys);
   }
 
   /// Gradients of the keys that begin to be seen in a causal block; `queries` holds the queries
@@ -329,7 +345,7 @@ class Backward {
     for_each_lost(task, t, n, [&](int64_t i, const T* g, double u) {
       double cotangent = 0;
       p_.exact_row(
-          task.b, task.h, t, i, in, ws,
+          i, in, ws,
           [&](int64_t m, double f) {
             for (int64_t e = 0; e < p_.dv; ++e)
               queries.kv[m * p_.dv + e] += static_cast<T>(f) * g[e];
@@ -353,13 +369,13 @@ class Backward {
 
   void zero_queries(const Task& task, int64_t t, int64_t n) const {
     for (int64_t i = 0; i < n; ++i)
-      if (!live(task, t + i)) std::fill_n(dq_.at(task.b, task.h, t + i), p_.M, T(0));
+      if (!live(task, t + i)) std::fill_n(dq_.at(task.b, task.h, t + i), dq_.columns, T(0));
   }
   /// After load_keys of the same block.
   void zero_keys(const Task& task, int64_t s, int64_t n) const {
     for (int64_t j = 0; j < n; ++j) {
       if (task.ws.u[j] != T(0)) continue;
-      std::fill_n(dk_.at(task.b, task.h, s + j), p_.M, T(0));
+      std::fill_n(dk_.at(task.b, task.h, s + j), dk_.columns, T(0));
       std::fill_n(dv_.at(task.b, task.h, s + j), p_.dv, T(0));
       if (p_.weighted) dl_[(task.b * p_.H + task.h) * p_.S + s + j] = 0.0;
     }
@@ -371,31 +387,47 @@ class Backward {
   const double* sums_;
   Rows<T> dq_, dk_, dv_;
   double* dl_;
+  Kept<T> kept_;
 };
 
 }  // namespace
 
-void linear_attention_backward(In phi_q, In phi_k, In v, In log_weight, In key_valid,
-                               In query_valid, In out, In sums, In grad,
-                               const LinearAttentionArgs& args, bool causal, Out dphi_q, Out dphi_k,
-                               Out dv, Out dlog_weight, Scratch scratch) {
-  rmfa::dispatch(phi_q->dtype(), [&](auto zero) {
+void linear_attention_backward(const LinearAttentionBackward& x) {
+  rmfa::dispatch(x.in.phi_q->dtype(), [&](auto zero) {
     using T = decltype(zero);
-    const Problem<T> problem(phi_q, phi_k, v, log_weight, key_valid, query_valid, args, causal);
-    Arena arena(scratch.data());
+    const Problem<T> problem(x.in);
+    Arena arena(x.scratch.data());
     Plan<T> plan(arena, problem, true);
-    Backward<T>(problem, plan, out, sums, grad, dphi_q, dphi_k, dv, dlog_weight).run();
+    Backward<T>(problem, plan, x, x.dphi_q, x.dphi_k, {}).run();
   });
 }
 
-size_t linear_attention_backward_scratch(In phi_q, In phi_k, In v, In log_weight, In key_valid,
-                                         In query_valid, In, In, In,
-                                         const LinearAttentionArgs& args, bool causal, Out, Out,
-                                         Out, Out, Scratch) {
-  return rmfa::dispatch(phi_q->dtype(), [&](auto zero) {
+Support linear_attention_backward_supports(const LinearAttentionOperands& in) {
+  return linear_attention_forward_supports(in);
+}
+
+size_t linear_attention_backward_scratch(const LinearAttentionOperands& in) {
+  return rmfa::dispatch(in.phi_q->dtype(),
+                        [&](auto zero) { return scratch_of(Problem<decltype(zero)>(in), true); });
+}
+
+void projected_attention_backward(const ProjectedAttentionBackward& x) {
+  rmfa::dispatch(x.in.q->dtype(), [&](auto zero) {
     using T = decltype(zero);
-    return scratch_of(Problem<T>(phi_q, phi_k, v, log_weight, key_valid, query_valid, args, causal),
-                      true);
+    const Problem<T> problem = projected_problem<T>(x.in);
+    Arena arena(x.scratch.data());
+    Plan<T> plan(arena, problem, true);
+    Backward<T>(problem, plan, x, x.dq, x.dk, Kept<T>(x.state, x.state_sums)).run();
+  });
+}
+
+Support projected_attention_backward_supports(const ProjectedAttentionOperands& in) {
+  return projected_attention_forward_supports(in);
+}
+
+size_t projected_attention_backward_scratch(const ProjectedAttentionOperands& in) {
+  return rmfa::dispatch(in.q->dtype(), [&](auto zero) {
+    return scratch_of(projected_problem<decltype(zero)>(in), true);
   });
 }
 

@@ -1,7 +1,7 @@
-// What both directions of linear attention on given features share: the state that keys are added
-// to, and causal blocks, both shifted so that log-features and key weights stay in range. Sums
-// are the state of the RMFA kernel (core/cpu/rmfa_state.h), whose linear block takes features as
-// they stand in memory.
+// What both directions of linear attention share, whether features are given or computed here: the
+// state that keys are added to, and causal blocks, both shifted so that log-features and key
+// weights stay in range. Sums are the state of the RMFA kernel (core/cpu/rmfa_state.h), whose
+// linear block takes features as they stand in memory.
 //
 // With a_jm = log φ_k,jm + ℓ_j and b_im = log φ_q,im the state's row m holds sums of
 // exp(a_jm - c_m), c_m the largest a_jm so far, and is rescaled when c_m grows; a query reads it
@@ -10,8 +10,9 @@
 // shifted by the block's largest log φ_k and the score of (i, j) is multiplied by
 // exp(ℓ_j - max_{j' <= i} ℓ_j'). A row whose shifted denominator is below kSmallest has lost its
 // terms to that shift and is summed again in log space.
-// Derivation: nn/README.md, linear attention. Shape letters: B batch, H heads, T queries, S keys,
-// M features, C columns (M, and one more for κ with log-features), dv values, n rows of a block.
+// Derivation: nn/README.md, other maps. Shape letters: B batch, H heads, T queries, S keys,
+// M features, C columns (M, and one more for κ with log-features), dv values, n rows of a block, d
+// columns of projected rows.
 #pragma once
 
 #include <vector>
@@ -54,15 +55,14 @@ class Problem : public Operands<T> {
   }
 
   /// state += a block of keys, in the units of the shift after it, which becomes the workspace's.
-  void add_block(int64_t b, int64_t h, int64_t s, const Block<T>& keys, Workspace<T>& ws,
-                 const State<T>& state) const {
+  void add_block(const Block<T>& keys, Workspace<T>& ws, const State<T>& state) const {
     Block<T> added = keys;
     if (log) {
       std::copy_n(ws.c, C, ws.c_next);
-      key_maxima(b, h, s, keys.n, ws, weighted ? ws.l : nullptr, ws.c_next);
+      key_maxima(keys, ws, weighted ? ws.l : nullptr, ws.c_next);
       scale(state, [&](int64_t m) { return growth(ws.c[m], ws.c_next[m]); });
       std::swap(ws.c, ws.c_next);
-      key_features(b, h, s, keys.n, ws, weighted ? ws.l : nullptr, ws.c, ws.key);
+      key_features(keys, ws, weighted ? ws.l : nullptr, ws.c, ws.key);
     } else if (weighted) {
       const double before = ws.level;
       for (int64_t j = 0; j < keys.n; ++j) ws.level = std::max(ws.level, ws.l[j]);
@@ -88,8 +88,7 @@ class Problem : public Operands<T> {
                 const State<T>& state) const {
     for (int64_t s = begin; s < end; s += block) {
       Block<T> keys;
-      if (load_keys(b, h, s, std::min(block, end - s), ws, keys) > 0)
-        add_block(b, h, s, keys, ws, state);
+      if (load_keys(b, h, s, std::min(block, end - s), ws, keys) > 0) add_block(keys, ws, state);
     }
   }
 
@@ -109,12 +108,12 @@ class Problem : public Operands<T> {
   }
 
   /// Shifts of a block of queries that all see the keys so far: their features into ws.query.
-  void shift_queries(int64_t b, int64_t h, int64_t t, int64_t n, const Workspace<T>& ws) const {
-    std::fill_n(ws.shift, n, ws.level == -kInfinity ? 0.0 : ws.level);
+  void shift_queries(int64_t b, int64_t t, const Block<T>& q, const Workspace<T>& ws) const {
+    std::fill_n(ws.shift, q.n, ws.level == -kInfinity ? 0.0 : ws.level);
     if (!log) return;
-    query_maxima(b, h, t, n, ws, ws.c, ws.shift);
-    for (int64_t i = 0; i < n; ++i) ws.top[i] = -ws.shift[i];
-    query_features(b, h, t, n, ws, ws.c, ws.top, ws.query);
+    query_maxima(b, t, q, ws, ws.c, ws.shift);
+    for (int64_t i = 0; i < q.n; ++i) ws.top[i] = -ws.shift[i];
+    query_features(b, t, q, ws, ws.c, ws.top, ws.query);
   }
 
   /// A causal block: queries from t on, and the keys that begin to be seen inside it.
@@ -139,10 +138,10 @@ class Problem : public Operands<T> {
     load_keys(b, h, in.first, nk, ws, in.k);
     if (log) {
       std::fill_n(ws.inner_c, C, kLowest);
-      key_maxima(b, h, in.first, nk, ws, nullptr, ws.inner_c);
+      key_maxima(in.k, ws, nullptr, ws.inner_c);
       std::fill_n(ws.shift, n, 0.0);
-      query_maxima(b, h, t, n, ws, ws.c, ws.shift);
-      query_maxima(b, h, t, n, ws, ws.inner_c, ws.gh);
+      query_maxima(b, t, in.q, ws, ws.c, ws.shift);
+      query_maxima(b, t, in.q, ws, ws.inner_c, ws.gh);
     }
     double top = -kInfinity, count = 0;
     int64_t j = 0;
@@ -175,9 +174,9 @@ class Problem : public Operands<T> {
     if (log) {
       in.qx = ws.inner_query, in.kx = ws.inner_key;
       for (int64_t i = 0; i < n; ++i) ws.top[i] -= ws.shift[i], ws.gh[i] = -ws.shift[i];
-      query_features(b, h, t, n, ws, ws.inner_c, ws.top, ws.inner_query);
-      query_features(b, h, t, n, ws, ws.c, ws.gh, ws.query);
-      key_features(b, h, in.first, nk, ws, nullptr, ws.inner_c, ws.inner_key);
+      query_features(b, t, in.q, ws, ws.inner_c, ws.top, ws.inner_query);
+      query_features(b, t, in.q, ws, ws.c, ws.gh, ws.query);
+      key_features(in.k, ws, nullptr, ws.inner_c, ws.inner_key);
     }
     return in;
   }
@@ -211,23 +210,74 @@ class Problem : public Operands<T> {
   /// state(m, φ) is called with exp(b_im + c_m - s), pair(j, m, φ) with exp(b_im + a_jm - s).
   /// Returns s.
   template <class OfState, class OfPair>
-  double exact_row(int64_t b, int64_t h, int64_t t, int64_t i, const Inner& in,
-                   const Workspace<T>& ws, OfState&& of_state, OfPair&& of_pair) const {
+  double exact_row(int64_t i, const Inner& in, const Workspace<T>& ws, OfState&& of_state,
+                   OfPair&& of_pair) const {
     double s = kLowest;
-    for (int64_t m = 0; m < C; ++m) s = std::max(s, query_log(b, h, t + i, m) + ws.c[m]);
+    for (int64_t m = 0; m < C; ++m) s = std::max(s, query_log(in.q, i, m) + ws.c[m]);
     const auto pairs = [&](auto&& f) {
       for (int64_t j = 0; j < in.end(i); ++j) {
         if (ws.u[j] == T(0)) continue;
         for (int64_t m = 0; m < C; ++m)
-          f(j, m, query_log(b, h, t + i, m) + key_log(b, h, in.first + j, m) + ws.l[j]);
+          f(j, m, query_log(in.q, i, m) + key_log(in.k, j, m) + ws.l[j]);
       }
     };
     pairs([&](int64_t, int64_t, double x) { s = std::max(s, x); });
-    for (int64_t m = 0; m < C; ++m) of_state(m, std::exp(query_log(b, h, t + i, m) + ws.c[m] - s));
+    for (int64_t m = 0; m < C; ++m) of_state(m, std::exp(query_log(in.q, i, m) + ws.c[m] - s));
     pairs([&](int64_t j, int64_t m, double x) { of_pair(j, m, std::exp(x - s)); });
     return s;
   }
 };
+
+/// The state of each head's keys between the two kernels, with its shifts: state (B,H,M,dv) and
+/// state_sums (B,H,2,M+1) of the projected kernels, which have no constant; empty: not kept.
+template <class T>
+class Kept {
+ public:
+  Kept() = default;
+  Kept(const Tensor& state, const Tensor& sums) {
+    if (!state.defined()) return;
+    kv_ = state.data<T>();
+    sums_ = sums.data<double>();
+    count_ = state.size(2) * state.size(3);
+    M_ = state.size(2);
+  }
+  explicit operator bool() const { return kv_ != nullptr; }
+
+  void write(int64_t head, const State<T>& state, const Workspace<T>& ws) const {
+    std::copy_n(state.kv, count_, kv_ + head * count_);
+    double* sums = sums_ + head * 2 * (M_ + 1);
+    *std::copy_n(state.fsum, M_, sums) = *state.usum;
+    *std::copy_n(ws.c, M_, sums + M_ + 1) = ws.level;
+  }
+  void read(int64_t head, const State<T>& state, Workspace<T>& ws) const {
+    std::copy_n(kv_ + head * count_, count_, state.kv);
+    const double* sums = sums_ + head * 2 * (M_ + 1);
+    std::copy_n(sums, M_, state.fsum);
+    *state.usum = sums[M_];
+    std::copy_n(sums + M_ + 1, M_, ws.c);
+    ws.level = sums[2 * M_ + 1];
+  }
+
+ private:
+  T* kv_ = nullptr;
+  double* sums_ = nullptr;
+  int64_t count_ = 0, M_ = 0;
+};
+
+/// The operands of a call whose features the kernel computes.
+template <class T>
+Problem<T> projected_problem(const ProjectedAttentionOperands& in) {
+  const LinearAttentionArgs linear = linear_args(in.args);
+  return Problem<T>({.phi_q = in.q,
+                     .phi_k = in.k,
+                     .v = in.v,
+                     .log_weight = in.log_weight,
+                     .key_valid = in.key_valid,
+                     .query_valid = in.query_valid,
+                     .args = linear,
+                     .causal = in.causal},
+                    Projection<T>(in.omega, in.args));
+}
 
 /// Workspaces and states in one scratch buffer: one per thread.
 template <class T>
@@ -238,7 +288,9 @@ struct Plan {
   Plan(Arena& arena, const Problem<T>& p, bool backward) {
     const int threads = omp_in_parallel() ? 1 : omp_get_max_threads();
     for (int i = 0; i < threads; ++i) {
-      workspaces.emplace_back(arena, p.block, p.C, p.dv, p.causal, backward ? p.blocks() : 0);
+      workspaces.emplace_back(arena, p.block, p.C, p.dv, p.causal, backward ? p.blocks() : 0,
+                              p.projection ? p.projection.head_dim() : 0,
+                              p.projection && p.log ? p.M : 0);
       keys.emplace_back(arena, p.C, p.dv);
       if (backward) queries.emplace_back(arena, p.C, p.dv);
     }

@@ -6,8 +6,9 @@
 #include <vector>
 
 #include "macgrad/core/cpu/parallel.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/optimizer.h"
 #include "macgrad/core/optimizer_lists.h"
+#include "macgrad/core/vector_math.h"
 
 namespace macgrad::cpu {
 namespace {

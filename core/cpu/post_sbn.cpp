@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "macgrad/core/cpu/sbn_blocks.h"
+#include "macgrad/core/vector_math.h"
 
 namespace macgrad::cpu {
 namespace {
@@ -80,17 +81,17 @@ void post_sbn_forward(In x, In gamma, In beta, double eps, Out y) {
 }
 
 // With u = s² + eps², p = u^((beta-1)/2): dy/ds = p (1 + (beta-1) s²/u), dy/dbeta = y log(u)/2.
-void post_sbn_backward(In x, In gamma, In beta, In grad, double eps, Out dx, Out dgamma,
-                       Out dbeta) {
-  dispatch_floating(x->dtype(), "post_sbn_backward", [&]<class T>() {
+void post_sbn_backward(const PostSbnBackward& call) {
+  dispatch_floating(call.x->dtype(), "post_sbn_backward", [&]<class T>() {
     using C = compute_t<T>;
-    const int64_t d = x->size(-1);
-    const std::vector<C> gammas = per_channel<C>(gamma, d), betas = per_channel<C>(beta, d);
+    const int64_t d = call.x->size(-1);
+    const std::vector<C> gammas = per_channel<C>(call.gamma, d),
+                         betas = per_channel<C>(call.beta, d);
     const C* g = gammas.data();
     const C* b = betas.data();
-    const C small = static_cast<C>(eps * eps);
-    const LeadingRows<T> from(x), gradient(grad), to(dx);
-    const int64_t rows = d > 0 ? x->numel() / d : 0;
+    const C small = static_cast<C>(call.eps * call.eps);
+    const LeadingRows<T> from(call.x), gradient(call.grad), to(call.dx);
+    const int64_t rows = d > 0 ? call.x->numel() / d : 0;
     const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
     // (blocks, 2, d): gradients of gamma and of beta.
     std::vector<C> partial(static_cast<size_t>(blocks * 2 * d));
@@ -129,8 +130,8 @@ void post_sbn_backward(In x, In gamma, In beta, In grad, double eps, Out dx, Out
       }
       store(sums, out);
     };
-    finish(dg, dgamma);
-    finish(db, dbeta);
+    finish(dg, call.dgamma);
+    finish(db, call.dbeta);
   });
 }
 

@@ -9,6 +9,7 @@
 
 #include "macgrad/core/cpu/row_moments.h"
 #include "macgrad/core/cpu/sbn_blocks.h"
+#include "macgrad/core/vector_math.h"
 
 namespace macgrad::cpu {
 namespace {
@@ -194,28 +195,27 @@ void unnormalise(const C* z, C inverse, const T* g, int64_t d, C* dz) {
 
 }  // namespace
 
-void pre_sbn_forward(In x, In valid, SbnStatistics statistics, double eps, InOut mean, InOut var,
-                     InOut running_mean, InOut running_var, double momentum, Out y) {
-  dispatch_floating(x->dtype(), "pre_sbn_forward", [&]<class T>() {
+void pre_sbn_forward(const PreSbnForward& call) {
+  dispatch_floating(call.x->dtype(), "pre_sbn_forward", [&]<class T>() {
     using C = compute_t<T>;
-    const Rows rows(x, valid);
-    const Heads<T> from(x), to(y);
+    const Rows rows(call.x, call.valid);
+    const Heads<T> from(call.x), to(call.y);
     const int64_t d = rows.d;
     Standard<C> standard;
-    if (statistics == SbnStatistics::batch) {
+    if (call.statistics == SbnStatistics::batch) {
       std::vector<C> variance(static_cast<size_t>(rows.heads * d));
       standard.mean.resize(variance.size());
       batch_moments(from, rows, standard.mean, variance);
-      store(standard.mean, mean);
-      store(variance, var);
-      follow(running_mean, standard.mean, momentum);
-      follow(running_var, variance, momentum);
-      standard.set_scale(variance, eps);
-    } else if (statistics == SbnStatistics::fixed) {
-      standard.mean = values_of<C>(mean);
-      standard.set_scale(values_of<C>(var), eps);
+      store(standard.mean, call.mean);
+      store(variance, call.var);
+      follow(call.running_mean, standard.mean, call.momentum);
+      follow(call.running_var, variance, call.momentum);
+      standard.set_scale(variance, call.eps);
+    } else if (call.statistics == SbnStatistics::fixed) {
+      standard.mean = values_of<C>(call.mean);
+      standard.set_scale(values_of<C>(call.var), call.eps);
     }
-    const bool by_row = statistics == SbnStatistics::row;
+    const bool by_row = call.statistics == SbnStatistics::row;
     rows.for_blocks([&](int64_t h, int64_t, int64_t begin, int64_t end) {
       std::vector<C> z(static_cast<size_t>(d));
       const C* m = by_row ? nullptr : standard.mean.data() + h * d;
@@ -224,7 +224,7 @@ void pre_sbn_forward(In x, In valid, SbnStatistics statistics, double eps, InOut
         T* out = to.row(i, h);
         C inverse = 0;
         if (rows.valid(i)) {
-          inverse = standardise(from.row(i, h), m, scale, static_cast<C>(eps), d, z.data());
+          inverse = standardise(from.row(i, h), m, scale, static_cast<C>(call.eps), d, z.data());
         } else {
           std::fill(z.begin(), z.end(), C(0));
         }
@@ -239,23 +239,22 @@ void pre_sbn_forward(In x, In valid, SbnStatistics statistics, double eps, InOut
 // Over n valid positions (batch), with z the standardised x: dx = scale (dz - mean(dz) -
 // z mean(dz z)); fixed statistics leave dx = scale dz; over the d channels of a row (row), with z
 // the centred x: dx = dz - mean(dz), since dz is orthogonal to z.
-void pre_sbn_backward(In x, In valid, In mean, In var, In grad, SbnStatistics statistics,
-                      double eps, Out dx) {
-  dispatch_floating(x->dtype(), "pre_sbn_backward", [&]<class T>() {
+void pre_sbn_backward(const PreSbnBackward& call) {
+  dispatch_floating(call.x->dtype(), "pre_sbn_backward", [&]<class T>() {
     using C = compute_t<T>;
-    const Rows rows(x, valid);
-    const Heads<T> from(x), gradient(grad), to(dx);
+    const Rows rows(call.x, call.valid);
+    const Heads<T> from(call.x), gradient(call.grad), to(call.dx);
     const int64_t d = rows.d;
-    const bool by_row = statistics == SbnStatistics::row;
+    const bool by_row = call.statistics == SbnStatistics::row;
     const auto size = static_cast<size_t>(rows.heads * d);
     Standard<C> standard;
     // (H, d): mean(dz) and mean(dz z) over the batch; 0 unless statistics are the batch's.
     std::vector<C> mean_dz(size), mean_dz_z(size);
     if (!by_row) {
-      standard.mean = values_of<C>(mean);
-      standard.set_scale(values_of<C>(var), eps);
+      standard.mean = values_of<C>(call.mean);
+      standard.set_scale(values_of<C>(call.var), call.eps);
     }
-    if (statistics == SbnStatistics::batch) {
+    if (call.statistics == SbnStatistics::batch) {
       std::vector<C> partial(static_cast<size_t>(rows.blocks * 2) * size);
       rows.for_blocks([&](int64_t h, int64_t block, int64_t begin, int64_t end) {
         std::vector<C> buffer(static_cast<size_t>(2 * d));
@@ -265,8 +264,9 @@ void pre_sbn_backward(In x, In valid, In mean, In var, In grad, SbnStatistics st
         C* dots = sums + d;
         for (int64_t i = begin; i < end; ++i) {
           if (!rows.valid(i)) continue;
-          const C inverse = standardise(from.row(i, h), standard.mean.data() + h * d,
-                                        standard.scale.data() + h * d, static_cast<C>(eps), d, z);
+          const C inverse =
+              standardise(from.row(i, h), standard.mean.data() + h * d,
+                          standard.scale.data() + h * d, static_cast<C>(call.eps), d, z);
           unnormalise(z, inverse, gradient.row(i, h), d, dz);
 #pragma omp simd
           for (int64_t c = 0; c < d; ++c) {
@@ -302,7 +302,7 @@ void pre_sbn_backward(In x, In valid, In mean, In var, In grad, SbnStatistics st
           std::fill(out, out + d, T(0));
           continue;
         }
-        const C inverse = standardise(from.row(i, h), m, scale, static_cast<C>(eps), d, z);
+        const C inverse = standardise(from.row(i, h), m, scale, static_cast<C>(call.eps), d, z);
         unnormalise(z, inverse, gradient.row(i, h), d, dz);
         if (by_row) {
           C sum = 0;

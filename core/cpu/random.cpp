@@ -10,7 +10,8 @@
 #include <type_traits>
 
 #include "macgrad/core/cpu/parallel.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/random.h"
+#include "macgrad/core/vector_math.h"
 
 namespace macgrad::cpu {
 namespace {

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "macgrad/core/cpu/parallel.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/arrays.h"
 
 namespace macgrad::cpu {
 namespace {

@@ -52,13 +52,14 @@ class Forward {
  private:
   void keys(int64_t head, int64_t begin, int64_t end, size_t slot, const State<T>& state) {
     const int64_t b = head / p_.H, h = head % p_.H;
-    p_.add_keys(b, h, begin, end, p_.map_of_head(h), plan_.workspaces[slot], state, /*keep=*/false);
+    Workspace<T>& ws = plan_.workspaces[slot];
+    p_.add_keys(b, h, begin, end, p_.map_of_head(h, ws), ws, state, /*keep=*/false);
   }
 
   void queries(int64_t head, int64_t begin, int64_t end, size_t slot, const State<T>& state) {
     const int64_t b = head / p_.H, h = head % p_.H;
-    const FeatureMap<T> map = p_.map_of_head(h);
     Workspace<T>& ws = plan_.workspaces[slot];
+    const FeatureMap<T> map = p_.map_of_head(h, ws);
     std::fill_n(ws.counts, p_.block, *state.usum);
     for (int64_t t = begin; t < end; t += p_.block) {
       const int64_t n = std::min(p_.block, end - t);
@@ -75,8 +76,8 @@ class Forward {
 
   void scan(int64_t head, int64_t begin, int64_t end, size_t slot, const State<T>& state) {
     const int64_t b = head / p_.H, h = head % p_.H;
-    const FeatureMap<T> map = p_.map_of_head(h);
     Workspace<T>& ws = plan_.workspaces[slot];
+    const FeatureMap<T> map = p_.map_of_head(h, ws);
     for (int64_t t = begin; t < end; t += p_.block) {
       const int64_t n = std::min(p_.block, end - t);
       const int64_t first = p_.keys_before(t), nk = p_.keys_before(t + n) - first;
@@ -148,40 +149,34 @@ class Forward {
 
 }  // namespace
 
-void rmfa_forward(In q, In k, In v, In key_valid, In query_valid, In omega, In weight,
-                  const RmfaArgs& args, Out out, Out den, Out stats, Scratch scratch) {
-  dispatch(q->dtype(), [&](auto zero) {
+void rmfa_forward(const RmfaForward& x) {
+  dispatch(x.in.q->dtype(), [&](auto zero) {
     using T = decltype(zero);
-    const Problem<T> problem(q, k, v, key_valid, query_valid, omega, weight, args);
-    Arena arena(scratch.data());
+    Problem<T> problem(x.in);
+    problem.find_signs();
+    Arena arena(x.scratch.data());
     Plan<T> plan(arena, problem, false);
-    Forward<T>(problem, plan, out, den).run();
-    write_statistics(plan.workspaces, stats->data<double>());
+    Forward<T>(problem, plan, x.out, x.den).run();
+    write_statistics(plan.workspaces, x.stats->data<double>());
   });
 }
 
-Support rmfa_forward_supports(In q, In k, In v, In, In, In omega, In weight, const RmfaArgs& args,
-                              Out, Out, Out, Scratch) {
-  if (q->dtype() != DType::float32 && q->dtype() != DType::float64) {
-    return {false,
-            std::string("the CPU kernel takes float32 and float64, not ") + name(q->dtype())};
+Support rmfa_forward_supports(const RmfaOperands& in) {
+  const DType dtype = in.q->dtype();
+  if (dtype != DType::float32 && dtype != DType::float64) {
+    return {false, std::string("the CPU kernel takes float32 and float64, not ") + name(dtype)};
   }
-  for (const Tensor* t : {&k.t, &v.t}) {
-    if (t->dtype() != q->dtype()) return {false, "operands differ in dtype"};
-  }
-  if (!args.levels.empty() && args.levels[0] > 0 &&
-      (omega->dtype() != q->dtype() || weight->dtype() != q->dtype())) {
+  if (in.k->dtype() != dtype || in.v->dtype() != dtype) return {false, "operands differ in dtype"};
+  if (!in.args.levels.empty() && in.args.levels[0] > 0 &&
+      (in.omega->dtype() != dtype || in.weight->dtype() != dtype)) {
     return {false, "the draw's dtype differs from the operands'"};
   }
   return {};
 }
 
-size_t rmfa_forward_scratch(In q, In k, In v, In key_valid, In query_valid, In omega, In weight,
-                            const RmfaArgs& args, Out, Out, Out, Scratch) {
-  return dispatch(q->dtype(), [&](auto zero) {
-    using T = decltype(zero);
-    return scratch_of(Problem<T>(q, k, v, key_valid, query_valid, omega, weight, args), false);
-  });
+size_t rmfa_forward_scratch(const RmfaOperands& in) {
+  return dispatch(in.q->dtype(),
+                  [&](auto zero) { return scratch_of(Problem<decltype(zero)>(in), false); });
 }
 
 }  // namespace macgrad::cpu

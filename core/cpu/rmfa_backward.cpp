@@ -14,19 +14,23 @@ namespace {
 
 using namespace rmfa;
 
+// Rows and elements of prefetches.
+constexpr int64_t kAhead = 8;
+template <class T>
+constexpr int64_t kCacheLine = 64 / static_cast<int64_t>(sizeof(T));
+
 template <class T>
 class Backward {
  public:
-  Backward(const Problem<T>& problem, Plan<T>& plan, const Tensor& out, const Tensor& den,
-           const Tensor& grad, const Tensor& dq, const Tensor& dk, const Tensor& dv)
+  Backward(const Problem<T>& problem, Plan<T>& plan, const RmfaBackward& x)
       : p_(problem),
         plan_(plan),
-        out_(out),
-        grad_(grad),
-        den_(den.data<T>()),
-        dq_(dq),
-        dk_(dk),
-        dv_(dv) {}
+        out_(x.out),
+        grad_(x.grad),
+        den_(x.den->data<T>()),
+        dq_(x.dq),
+        dk_(x.dk),
+        dv_(x.dv) {}
 
   void run() {
     if (plan_.cut) {
@@ -58,7 +62,8 @@ class Backward {
     Workspace<T>& ws;
   };
   Task make_task(int64_t head, size_t slot) {
-    return {head / p_.H, head % p_.H, p_.map_of_head(head % p_.H), plan_.workspaces[slot]};
+    Workspace<T>& ws = plan_.workspaces[slot];
+    return {head / p_.H, head % p_.H, p_.map_of_head(head % p_.H, ws), ws};
   }
 
   void run_cut() {
@@ -121,6 +126,11 @@ class Backward {
         std::fill_n(g, dv, T(0));
         continue;
       }
+      // Rows of (B, T, H, d) lie too far apart for a processor to foresee the next ones.
+      for (int64_t c = 0; c < dv && i + kAhead < block.n; c += kCacheLine<T>) {
+        __builtin_prefetch(grad_.at(task.b, task.h, t + i + kAhead) + c);
+        __builtin_prefetch(out_.at(task.b, task.h, t + i + kAhead) + c);
+      }
       const T bound = static_cast<T>(p_.floor * count);
       const bool floored = p_.floor > 0.0 && den[i] < bound;
       const T inverse = T(1) / (floored ? bound : den[i]);
@@ -148,7 +158,7 @@ class Backward {
         load_cotangents(task, t, q);
         project(task.map, n, q.x, q.ldx, q.p, q.ld);
         multiply(task.map, n, q.p, q.phi, q.ld);
-        pull_features(task.map, q, keys, ws.dphi);
+        pull_features(task.map, q, keys, ws.dphi, ws.panel);
         accumulate(task.map, q, sums, ws.row);
         multiply_backward(task.map, n, ws.dphi, q.p, ws.dp, ws.suffix, q.ld);
         pull_inputs(task.map, q, keys, ws.dp, dq_.at(task.b, task.h, t), dq_.ld(), ws.row);
@@ -171,7 +181,7 @@ class Backward {
         multiply(task.map, n, k.p, k.phi, k.ld);
         read(task.map, k, sums, dv_.at(task.b, task.h, s), dv_.ld(), static_cast<T*>(nullptr),
              ws.row);
-        pull_features(task.map, k, sums, ws.dphi);
+        pull_features(task.map, k, sums, ws.dphi, ws.panel);
         multiply_backward(task.map, n, ws.dphi, k.p, ws.dp, ws.suffix, k.ld);
         pull_inputs(task.map, k, sums, ws.dp, dk_.at(task.b, task.h, s), dk_.ld(), ws.row);
       }
@@ -226,7 +236,7 @@ class Backward {
       multiply(map, n, q.p, q.phi, q.ld);
       project(map, k.n, k.x, k.ldx, k.p, k.ld);
       multiply(map, k.n, k.p, k.phi, k.ld);
-      pull_features(map, q, state, ws.dphi);
+      pull_features(map, q, state, ws.dphi, ws.panel);
       gemm(false, true, map.M, n, k.n, T(1), k.phi, k.ld, ws.cotangents, p_.block, T(1), ws.dphi,
            q.ld);
       if (sums) accumulate(map, q, *sums, ws.row);
@@ -264,7 +274,7 @@ class Backward {
         T* dv = dv_.at(task.b, task.h, in.first);
         read(map, k, sums, dv, dv_.ld(), static_cast<T*>(nullptr), ws.row);
         gemm(true, false, k.n, p_.dv, n, T(1), ws.scores, p_.block, q.v, q.ldv, T(1), dv, dv_.ld());
-        pull_features(map, k, sums, ws.dphi);
+        pull_features(map, k, sums, ws.dphi, ws.panel);
         gemm(false, false, map.M, k.n, n, T(1), q.phi, q.ld, ws.cotangents, p_.block, T(1), ws.dphi,
              k.ld);
         multiply_backward(map, k.n, ws.dphi, k.p, ws.dp, ws.suffix, k.ld);
@@ -303,23 +313,24 @@ class Backward {
 
 }  // namespace
 
-void rmfa_backward(In q, In k, In v, In key_valid, In query_valid, In omega, In weight, In out,
-                   In den, In grad, const RmfaArgs& args, Out dq, Out dk, Out dv, Scratch scratch) {
-  dispatch(q->dtype(), [&](auto zero) {
+void rmfa_backward(const RmfaBackward& x) {
+  dispatch(x.in.q->dtype(), [&](auto zero) {
     using T = decltype(zero);
-    const Problem<T> problem(q, k, v, key_valid, query_valid, omega, weight, args);
-    Arena arena(scratch.data());
+    Problem<T> problem(x.in);
+    problem.find_signs();
+    Arena arena(x.scratch.data());
     Plan<T> plan(arena, problem, true);
-    Backward<T>(problem, plan, out, den, grad, dq, dk, dv).run();
+    Backward<T>(problem, plan, x).run();
   });
 }
 
-size_t rmfa_backward_scratch(In q, In k, In v, In key_valid, In query_valid, In omega, In weight,
-                             In, In, In, const RmfaArgs& args, Out, Out, Out, Scratch) {
-  return dispatch(q->dtype(), [&](auto zero) {
-    using T = decltype(zero);
-    return scratch_of(Problem<T>(q, k, v, key_valid, query_valid, omega, weight, args), true);
-  });
+Support rmfa_backward_supports(const RmfaOperands& in) {
+  return rmfa_forward_supports(in);
+}
+
+size_t rmfa_backward_scratch(const RmfaOperands& in) {
+  return dispatch(in.q->dtype(),
+                  [&](auto zero) { return scratch_of(Problem<decltype(zero)>(in), true); });
 }
 
 }  // namespace macgrad::cpu

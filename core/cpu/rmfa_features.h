@@ -10,9 +10,11 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <vector>
+#include <span>
+#include <type_traits>
 
 #include "macgrad/core/cpu/gemm.h"
+#include "macgrad/core/cpu/sign_tables.h"
 
 namespace macgrad::cpu::rmfa {
 
@@ -22,25 +24,28 @@ struct FeatureMap {
   int64_t M = 0;
   int64_t P = 0;
   int64_t width = 0;  // of omega, at least P
-  std::vector<int64_t> levels;
-  std::vector<int64_t> first_row;  // of each level
-  const T* omega = nullptr;        // (d, width)
-  const T* weight = nullptr;       // (M)
+  std::span<const int64_t> levels;
+  std::span<const int64_t> first_row;  // of each level
+  const T* omega = nullptr;            // (d, width)
+  const T* weight = nullptr;           // (M)
   T linear = 0;
   T constant = 0;
+  /// Of an Ω of ±1, for float: codes of its columns and of its rows (core/cpu/sign_tables.h), and
+  /// the scratch memory of products with them.
+  const signs::Code* column_codes = nullptr;
+  const signs::Code* row_codes = nullptr;
+  T* sign_scratch = nullptr;
 
-  FeatureMap(int64_t dim, const std::vector<int64_t>& level_sizes, double linear_weight,
-             double constant_weight)
+  /// Refers to both lists.
+  FeatureMap(int64_t dim, std::span<const int64_t> level_sizes, std::span<const int64_t> first_rows,
+             double linear_weight, double constant_weight)
       : d(dim),
+        M(level_sizes.empty() ? 0 : level_sizes[0]),
+        P(level_sizes.empty() ? 0 : first_rows.back() + level_sizes.back()),
         levels(level_sizes),
+        first_row(first_rows),
         linear(static_cast<T>(linear_weight)),
-        constant(static_cast<T>(constant_weight)) {
-    M = levels.empty() ? 0 : levels[0];
-    for (int64_t count : levels) {
-      first_row.push_back(P);
-      P += count;
-    }
-  }
+        constant(static_cast<T>(constant_weight)) {}
 
   int64_t max_degree() const { return static_cast<int64_t>(levels.size()); }
   bool has_linear() const { return linear > T(0); }
@@ -58,9 +63,26 @@ void for_each_feature(const FeatureMap<T>& map, F&& f) {
   }
 }
 
-/// p (P, n) = (x Ω)ᵀ.
+/// dx (n, d) = (Ω dp)ᵀ of dp (P, n).
+template <class T>
+void project_back(const FeatureMap<T>& map, int64_t n, const T* dp, int64_t ld, T* dx,
+                  int64_t lddx) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (map.row_codes)
+      return signs::multiply_to_rows(map.row_codes, map.P, map.d, n, dp, ld, dx, lddx,
+                                     map.sign_scratch);
+  }
+  gemm(true, true, n, map.d, map.P, T(1), dp, ld, map.omega, map.width, T(0), dx, lddx);
+}
+
+/// p (P, n) = (x Ω)ᵀ, perhaps written up to the next multiple of signs::kTokens.
 template <class T>
 void project(const FeatureMap<T>& map, int64_t n, const T* x, int64_t ldx, T* p, int64_t ld) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (map.column_codes)
+      return signs::multiply_rows(map.column_codes, map.d, map.P, n, x, ldx, p, ld,
+                                  map.sign_scratch);
+  }
   gemm(true, true, map.P, n, map.d, T(1), map.omega, map.width, x, ldx, T(0), p, ld);
 }
 

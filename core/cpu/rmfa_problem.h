@@ -9,13 +9,15 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 #include "macgrad/core/cpu/parallel.h"
 #include "macgrad/core/cpu/rmfa_state.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/rmfa.h"
 
 namespace macgrad::cpu::rmfa {
 
@@ -29,6 +31,8 @@ inline constexpr int64_t kCausalBlock = 64;
 inline constexpr int64_t kKeptShare = 512;
 inline constexpr int64_t kKeptLeast = 512 << 10;
 inline constexpr int64_t kKeptMost = 4 << 20;
+/// Tokens per Ω below which encoding its signs costs more than it saves.
+inline constexpr int64_t kFewTokens = 64;
 inline constexpr int64_t kMinPiece = 512;
 inline constexpr int64_t kPieces = 64;
 
@@ -114,6 +118,7 @@ struct Workspace {
   Side query, key;
   T *dphi, *dp, *suffix, *scores, *cotangents, *den, *row;
   double* counts;
+  T *panel, *sign_scratch;
   int64_t rows = 0, unsafe = 0;
   double smallest = std::numeric_limits<double>::infinity();
 
@@ -128,7 +133,9 @@ struct Workspace {
         cotangents(causal && backward ? arena.take<T>(n * n) : nullptr),
         den(arena.take<T>(n)),
         row(arena.take<T>(std::max(map.d, dv))),
-        counts(arena.take<double>(n)) {}
+        counts(arena.take<double>(n)),
+        panel(backward ? arena.take<T>(dv * n) : nullptr),
+        sign_scratch(arena.take<T>(std::is_same_v<T, float> ? signs::scratch_size(map.d) : 0)) {}
 };
 /// The statistics that threads collected, as the kernel's result.
 template <class Workspaces>
@@ -147,36 +154,65 @@ inline constexpr int64_t kUnkept = std::numeric_limits<int64_t>::max();
 template <class T>
 class Problem {
  public:
-  Problem(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& key_valid,
-          const Tensor& query_valid, const Tensor& omega, const Tensor& weight,
-          const RmfaArgs& args)
-      : B(q.size(0)),
-        H(q.size(1)),
-        Tn(q.size(2)),
-        S(k.size(2)),
-        dv(v.size(3)),
-        causal(args.causal),
-        floor(args.floor),
-        block(args.causal ? kCausalBlock : kFullBlock),
+  explicit Problem(const RmfaOperands& in)
+      : B(in.q->size(0)),
+        H(in.q->size(1)),
+        Tn(in.q->size(2)),
+        S(in.k->size(2)),
+        dv(in.v->size(3)),
+        causal(in.args.causal),
+        floor(in.args.floor),
+        block(causal ? kCausalBlock : kFullBlock),
         query_pieces(B * H, Tn, block),
         key_pieces(B * H, S, block),
-        q_(q),
-        k_(k),
-        v_(v),
-        key_valid_(key_valid.defined() ? key_valid.data<bool>() : nullptr),
-        query_valid_(query_valid.defined() ? query_valid.data<bool>() : nullptr),
-        map_(q.size(3), args.levels, args.linear, args.constant),
-        omega_(map_.P > 0 ? omega.data<T>() : nullptr),
-        omega_head_(omega.rank() == 3 ? omega.stride(0) : 0) {
-    if (omega_) map_.width = omega.size(-1);
-    map_.weight = map_.M > 0 ? weight.data<T>() : nullptr;
+        q_(in.q),
+        k_(in.k),
+        v_(in.v),
+        key_valid_(in.key_valid->defined() ? in.key_valid->data<bool>() : nullptr),
+        query_valid_(in.query_valid->defined() ? in.query_valid->data<bool>() : nullptr),
+        first_row_(first_rows(in.args.levels)),
+        map_(in.q->size(3), in.args.levels, first_row_, in.args.linear, in.args.constant),
+        omega_(map_.P > 0 ? in.omega->data<T>() : nullptr),
+        omega_head_(in.omega->rank() == 3 ? in.omega->stride(0) : 0) {
+    if (omega_) map_.width = in.omega->size(-1);
+    map_.weight = map_.M > 0 ? in.weight->data<T>() : nullptr;
   }
 
+  Problem(const Problem&) = delete;  // map_ refers to first_row_
+  Problem& operator=(const Problem&) = delete;
+
   const FeatureMap<T>& map() const { return map_; }
-  FeatureMap<T> map_of_head(int64_t h) const {
+  FeatureMap<T> map_of_head(int64_t h, const Workspace<T>& ws) const {
     FeatureMap<T> map = map_;
     map.omega = omega_ ? omega_ + h * omega_head_ : nullptr;
+    map.sign_scratch = ws.sign_scratch;
+    if (codes_.empty()) return map;
+    map.column_codes = codes_.data() + (omega_head_ > 0 ? h : 0) * codes_of_head();
+    map.row_codes = map.column_codes + map.P * signs::groups_of(map.d);
     return map;
+  }
+  /// Prepares products by table lookup if all entries of Ω are ±1 and enough tokens share the
+  /// codes.
+  void find_signs() {
+    if constexpr (std::is_same_v<T, float>) {
+      const int64_t matrices = omega_head_ > 0 ? H : 1;
+      const int64_t tokens = B * H * (Tn + S);
+      if (map_.P == 0 || tokens < matrices * kFewTokens) return;
+      if (tokens * map_.P > kMostTileWork) return;
+      for (int64_t h = 0; h < matrices; ++h)
+        for (int64_t k = 0; k < map_.d; ++k) {
+          const T* row = omega_ + h * omega_head_ + k * map_.width;
+          if (!std::all_of(row, row + map_.P, [](T x) { return std::abs(x) == T(1); })) return;
+        }
+      codes_.resize(static_cast<size_t>(matrices * codes_of_head()));
+      for (int64_t h = 0; h < matrices; ++h) {
+        signs::Code* codes = codes_.data() + h * codes_of_head();
+        const float* omega = omega_ + h * omega_head_;
+        signs::encode(omega, map_.width, 1, map_.d, map_.P, codes);
+        signs::encode(omega, 1, map_.width, map_.P, map_.d,
+                      codes + map_.P * signs::groups_of(map_.d));
+      }
+    }
   }
   bool query_visible(int64_t b, int64_t t) const {
     return !query_valid_ || query_valid_[b * Tn + t];
@@ -273,11 +309,22 @@ class Problem {
   const Pieces query_pieces, key_pieces;
 
  private:
+  int64_t codes_of_head() const {
+    return map_.P * signs::groups_of(map_.d) + map_.d * signs::groups_of(map_.P);
+  }
+  static std::vector<int64_t> first_rows(const std::vector<int64_t>& levels) {
+    std::vector<int64_t> first(levels.size());
+    std::exclusive_scan(levels.begin(), levels.end(), first.begin(), int64_t{0});
+    return first;
+  }
+
   Rows<const T> q_, k_, v_;
   const bool *key_valid_, *query_valid_;
+  std::vector<int64_t> first_row_;
   FeatureMap<T> map_;
   const T* omega_;
   int64_t omega_head_;
+  std::vector<signs::Code> codes_;  // of each Ω: columns, then rows; empty: not of signs
 };
 
 /// Workspaces and states in one scratch buffer.
@@ -341,8 +388,8 @@ void key_states(const Problem<T>& p, Plan<T>& plan) {
     }
     const State<T>& state = plan.forward_states[static_cast<size_t>(task)];
     state.reset();
-    p.add_keys(head / p.H, head % p.H, begin, end, p.map_of_head(head % p.H), plan.workspaces[slot],
-               state, /*keep=*/false);
+    p.add_keys(head / p.H, head % p.H, begin, end, p.map_of_head(head % p.H, plan.workspaces[slot]),
+               plan.workspaces[slot], state, /*keep=*/false);
   });
   for_tasks(heads, [&](int64_t head, size_t) {
     const State<T>* states = &plan.forward_states[static_cast<size_t>(head * pieces.count)];

@@ -13,6 +13,7 @@
 
 #include "macgrad/core/cpu/arena.h"
 #include "macgrad/core/cpu/rmfa_features.h"
+#include "macgrad/core/cpu/tile_gemm.h"
 
 namespace macgrad::cpu::rmfa {
 
@@ -68,8 +69,8 @@ void accumulate(const FeatureMap<T>& map, const Block<T>& block, const State<T>&
   if (n == 0) return;
   const T* u = block.u;
   if (map.M > 0) {
-    gemm(false, false, map.M, dv, n, T(1), block.phi, block.ld, block.v, block.ldv, T(1), state.kv,
-         dv);
+    block_gemm(false, map.M, dv, n, T(1), block.phi, block.ld, block.v, block.ldv, T(1), state.kv,
+               dv);
     for (int64_t m = 0; m < map.M; ++m) {
       const T* phi = block.phi + m * block.ld;
       T sum = 0;
@@ -78,8 +79,8 @@ void accumulate(const FeatureMap<T>& map, const Block<T>& block, const State<T>&
       state.fsum[m] += sum;
     }
   }
-  // Sums down the columns of a block stay in T: 128 terms; float64 carries them from block to
-  // block.
+  // Sums down the columns of a block stay in T: at most 256 terms; float64 carries them from block
+  // to block.
   auto add_columns = [&](const T* values, int64_t stride, int64_t columns, const T* factor,
                          double* total) {
     for (int64_t j = 0; j < columns; ++j) row[j] = T(0);
@@ -92,8 +93,8 @@ void accumulate(const FeatureMap<T>& map, const Block<T>& block, const State<T>&
     for (int64_t j = 0; j < columns; ++j) total[j] += row[j];
   };
   if (map.has_linear()) {
-    gemm(true, false, d, dv, n, T(1), block.x, block.ldx, block.v, block.ldv, T(1),
-         state.kv + map.M * dv, dv);
+    block_gemm(true, d, dv, n, T(1), block.x, block.ldx, block.v, block.ldv, T(1),
+               state.kv + map.M * dv, dv);
     add_columns(block.x, block.ldx, d, u, state.fsum + map.M);
   }
   add_columns(block.v, block.ldv, dv, nullptr, state.vsum);
@@ -109,10 +110,13 @@ void read(const FeatureMap<T>& map, const Block<T>& block, const State<T>& state
           int64_t ldnum, T* den, T* row) {
   const int64_t n = block.n, d = map.d, dv = state.dv;
   if (n == 0) return;
-  gemm(true, false, n, dv, map.M, T(1), block.phi, block.ld, state.kv, dv, T(0), num, ldnum);
+  // Without other features the first product would only write zeros for the second to add to.
+  const bool only_linear = map.M == 0 && map.has_linear();
+  if (!only_linear)
+    block_gemm(true, n, dv, map.M, T(1), block.phi, block.ld, state.kv, dv, T(0), num, ldnum);
   if (map.has_linear()) {
-    gemm(false, false, n, dv, d, map.linear, block.x, block.ldx, state.kv + map.M * dv, dv, T(1),
-         num, ldnum);
+    block_gemm(false, n, dv, d, map.linear, block.x, block.ldx, state.kv + map.M * dv, dv,
+               only_linear ? T(0) : T(1), num, ldnum);
   }
   if (map.constant != T(0)) {
     for (int64_t j = 0; j < dv; ++j) row[j] = map.constant * static_cast<T>(state.vsum[j]);
@@ -142,13 +146,17 @@ void read(const FeatureMap<T>& map, const Block<T>& block, const State<T>& state
   }
 }
 
-/// dphi (M, n) = state·v̄ᵀ: gradient of the features of a block whose cotangent is (v, u).
+/// dphi (M, n) = state·v̄ᵀ: gradient of the features of a block whose cotangent is (v, u). `panel`
+/// holds (dv, ld).
 template <class T>
-void pull_features(const FeatureMap<T>& map, const Block<T>& block, const State<T>& state,
-                   T* dphi) {
+void pull_features(const FeatureMap<T>& map, const Block<T>& block, const State<T>& state, T* dphi,
+                   T* panel) {
   if (map.M == 0 || block.n == 0) return;
-  gemm(false, true, map.M, block.n, state.dv, T(1), state.kv, state.dv, block.v, block.ldv, T(0),
-       dphi, block.ld);
+  const int64_t columns = attention::whole_vectors<T>(block.n);
+  attention::rows_to_panel([&](int64_t i) { return block.v + i * block.ldv; }, block.n, state.dv,
+                           T(1), panel, block.ld, columns);
+  block_gemm(false, map.M, columns, state.dv, T(1), state.kv, state.dv, panel, block.ld, T(0), dphi,
+             block.ld);
   for (int64_t m = 0; m < map.M; ++m) {
     const T f = static_cast<T>(state.fsum[m]);
     T* out = dphi + m * block.ld;
@@ -163,10 +171,11 @@ void pull_inputs(const FeatureMap<T>& map, const Block<T>& block, const State<T>
                  const T* dp, T* dx, int64_t lddx, T* row) {
   const int64_t n = block.n, d = map.d;
   if (n == 0) return;
-  gemm(true, true, n, d, map.P, T(1), dp, block.ld, map.omega, map.width, T(0), dx, lddx);
+  const bool only_linear = map.P == 0 && map.has_linear();
+  if (!only_linear) project_back(map, n, dp, block.ld, dx, lddx);
   if (!map.has_linear()) return;
   gemm(false, true, n, d, state.dv, map.linear, block.v, block.ldv, state.kv + map.M * state.dv,
-       state.dv, T(1), dx, lddx);
+       state.dv, only_linear ? T(0) : T(1), dx, lddx);
   for (int64_t j = 0; j < d; ++j) row[j] = map.linear * static_cast<T>(state.fsum[map.M + j]);
   for (int64_t t = 0; t < n; ++t) {
     const T u = block.u[t];

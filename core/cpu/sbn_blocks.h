@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "macgrad/core/cpu/parallel.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/sbn.h"
 
 namespace macgrad::cpu::sbn {
 

@@ -8,7 +8,8 @@
 #include <vector>
 
 #include "macgrad/core/cpu/parallel.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/rows.h"
+#include "macgrad/core/vector_math.h"
 
 namespace macgrad::cpu {
 namespace {
@@ -242,25 +243,24 @@ void cross_entropy_forward(In logits, In target, double smoothing, int64_t ignor
 
 // dlogits = g (softmax - target distribution). Softmax comes from the maximum and the sum apart: as
 // one rounded log-sum-exp they would put an error of |max|/2^24 on every logarithm.
-void cross_entropy_backward(In logits, In target, In statistics, In grad, double smoothing,
-                            int64_t ignore, Out dlogits) {
-  check_targets(target, logits->size(1), ignore);
-  dispatch_floating(logits->dtype(), "cross_entropy_backward", [&]<class T>() {
+void cross_entropy_backward(const CrossEntropyBackward& call) {
+  check_targets(call.target, call.logits->size(1), call.ignore);
+  dispatch_floating(call.logits->dtype(), "cross_entropy_backward", [&]<class T>() {
     using C = compute_t<T>;
-    const int64_t rows = logits->size(0), v = logits->size(1);
-    const C s = static_cast<C>(smoothing);
+    const int64_t rows = call.logits->size(0), v = call.logits->size(1);
+    const C s = static_cast<C>(call.smoothing);
     const C everywhere = v > 0 ? s / static_cast<C>(v) : C(0);
-    const T* inputs = logits->data<T>();
-    const int64_t* targets = target->data<int64_t>();
-    const C* kept = statistics->data<C>();
-    const C* gradients = grad->data<C>();
-    T* results = dlogits->data<T>();
+    const T* inputs = call.logits->data<T>();
+    const int64_t* targets = call.target->data<int64_t>();
+    const C* kept = call.statistics->data<C>();
+    const C* gradients = call.grad->data<C>();
+    T* results = call.dlogits->data<T>();
     parallel_blocks(rows, rows_per_block(v), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const T* x = inputs + row * v;
         T* out = results + row * v;
         const int64_t t = targets[row];
-        if (t == ignore) {
+        if (t == call.ignore) {
           std::fill(out, out + v, T(0));
           continue;
         }

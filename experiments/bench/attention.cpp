@@ -1,7 +1,7 @@
 // Rows of softmax attention, RMFA and other feature maps at the same sizes, lengths 200 to 4000
-// (16,000 on a GPU), compared with each other, and the memory that RMFA takes besides its operands;
-// linear attention on as many given features, compared with RMFA; softmax attention at the size of
-// a translation batch.
+// (16,000 on a GPU), compared with each other, and the memory that they take besides their
+// operands; linear attention on as many given features, compared with RMFA; softmax attention at
+// the size of a translation batch.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -10,7 +10,10 @@
 #include "macgrad/autograd/engine.h"
 #include "macgrad/autograd/linear_attention.h"
 #include "macgrad/autograd/ops.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/generator.h"
+#include "macgrad/core/kernels/linear_attention.h"
+#include "macgrad/core/kernels/rmfa.h"
+#include "macgrad/core/kernels/sbn.h"
 #include "macgrad/experiments/bench/groups.h"
 #include "macgrad/nn/attention_settings.h"
 #include "macgrad/nn/maclaurin_draw.h"
@@ -28,7 +31,14 @@ using Attention = std::function<Variable(const Variable&, const Variable&, const
 class AttentionRows {
  public:
   AttentionRows(BenchTable& table, const Precision& precision)
-      : table_(table), sizes_(table.place().sizes), precision_(precision) {
+      : AttentionRows(table, precision, table.place().sizes.head_dim, "") {}
+  /// `of_size` is part of the names of rows of another head dimension.
+  AttentionRows(BenchTable& table, const Precision& precision, int64_t head_dim,
+                std::string of_size)
+      : table_(table),
+        sizes_(with_head_dim(table.place().sizes, head_dim)),
+        of_size_(std::move(of_size)),
+        precision_(precision) {
     const nn::DotProductKernel kernel = nn::dot_product_kernel("exp");
     nn::FeatureSettings settings;
     settings.features = sizes_.features;
@@ -36,8 +46,6 @@ class AttentionRows {
     draw_ = nn::draw_features(kernel, settings, DrawKey{1, 2, 0, 0}, precision.dtype);
     draw_.omega = draw_.omega.to(table.place().device);
     draw_.weight = draw_.weight.to(table.place().device);
-    // A device without the kernel runs the composite, which these rows do not measure.
-    if (!kernels::linear_attention_forward.has(table.place().device.type)) return;
     for (const auto& [map, matrix] : {std::pair{"positive", "orf"}, {"trig", "iid"}}) {
       nn::AttentionSettings s;
       s.map = nn::feature_map(map);
@@ -55,11 +63,11 @@ class AttentionRows {
   // Both attentions at length n.
   void length(int64_t n, bool causal) const {
     const char* kind = causal ? " causal" : "";
-    const std::string softmax_name = fmt::format("softmax_attention{} n={}", kind, n);
-    const std::string rmfa_name = fmt::format("rmfa{} D={} n={}", kind, sizes_.features, n);
+    const std::string softmax_name = fmt::format("softmax_attention{}{} n={}", of_size_, kind, n);
+    const std::string size = fmt::format("{}{} D={} n={}", of_size_, kind, sizes_.features, n);
+    const std::string rmfa_name = "rmfa" + size;
     std::vector<std::pair<std::string, nn::FeatureMap*>> maps;  // rows of other feature maps
-    for (const auto& [name, map] : maps_)
-      maps.emplace_back(fmt::format("{}{} D={} n={}", name, kind, sizes_.features, n), map.get());
+    for (const auto& [name, map] : maps_) maps.emplace_back(name + size, map.get());
     AttentionMask mask;
     mask.causal = causal;
     const double product = 2e-9 * static_cast<double>(sizes_.batch * sizes_.heads) *
@@ -77,11 +85,12 @@ class AttentionRows {
       rmfa_rows(rmfa_name, in, n, mask);
       compare(rmfa_name, softmax_name);
       for (const auto& [name, map] : maps) {
-        forward_and_backward(
-            name, in, 0, 0,
-            [&, map = map](const Variable& q, const Variable& k, const Variable& v) {
-              return map->attend(q, k, v, Variable(), mask, 0.0, nullptr);
-            });
+        const Attention attention = [&, map = map](const Variable& q, const Variable& k,
+                                                   const Variable& v) {
+          return map->attend(q, k, v, Variable(), mask, 0.0, nullptr);
+        };
+        forward_and_backward(name, in, 0, 0, attention);
+        note_memory(name, in, attention);
         compare(name, rmfa_name);
       }
     }
@@ -100,6 +109,10 @@ class AttentionRows {
   }
 
  private:
+  static BenchSizes with_head_dim(BenchSizes sizes, int64_t head_dim) {
+    sizes.head_dim = head_dim;
+    return sizes;
+  }
   // The precision stands last: "rmfa D=128 n=200 forward tf32".
   std::string part_name(const std::string& name, const std::string& part) const {
     return row_name(name + " " + part, precision_);
@@ -158,7 +171,7 @@ class AttentionRows {
                });
   }
 
-  // Largest memory while f runs, beside what lived before and what it returns.
+  // Largest memory while f runs, in addition to what lived before and what it returns.
   double extra_bytes(const std::function<Variables()>& f) const {
     const Device device = table_.place().device;
     const size_t before = memory_stats(device).current_bytes;
@@ -187,41 +200,46 @@ class AttentionRows {
     const double gflop = 1e-9 * tokens * (4 * d * P + 4 * (M + 1) * (d + 1));
     forward_and_backward(name, in, gflop, 2 * gflop, attention);
     const std::string forward_name = part_name(name, "forward");
+    const BenchRow* forward = table_.find(forward_name);
+    const std::string reached = forward ? shares(*forward) : "";
+    if (!reached.empty()) table_.note(forward_name, reached);
+    note_memory(name, in, attention);
+  }
+
+  // Memory besides operands and results, and the time of the backward pass.
+  void note_memory(const std::string& name, const Inputs& in, const Attention& attention) const {
+    const std::string forward_name = part_name(name, "forward");
     const std::string both_name = part_name(name, "forward+backward");
     const BenchRow* forward = table_.find(forward_name);
     const BenchRow* both = table_.find(both_name);
-    const std::string reached = forward ? shares(*forward) : "";
-    if (!reached.empty()) table_.note(forward_name, reached);
-    if (forward && both) {
-      const Variable q(in.q.value(), true), k(in.k.value(), true), v(in.v.value(), true);
-      const double in_out = 4.0 * static_cast<double>(in.q.value().bytes());
-      const double extra_forward = extra_bytes([&] {
-        const NoGrad off;
-        return Variables{attention(q, k, v)};
-      });
-      const double extra_both = extra_bytes([&] {
-        return grad({attention(q, k, v)}, {q, k, v}, {in.grad});
-      });
-      table_.set_extra_bytes(forward_name, extra_forward);
-      table_.set_extra_bytes(both_name, extra_both);
-      // The output is alive during the backward pass and is one of the operands.
-      const double extra_backward = extra_both - in_out / 4;
-      table_.note(both_name,
-                  fmt::format("backward = {:.2f} x forward; memory beside inputs and outputs: "
-                              "forward {:.1f} %, backward {:.1f} %",
-                              both->ms / forward->ms - 1, 100 * extra_forward / in_out,
-                              100 * extra_backward / (2 * in_out)));
-    }
+    if (!forward || !both) return;
+    const Variable q(in.q.value(), true), k(in.k.value(), true), v(in.v.value(), true);
+    const double in_out = 4.0 * static_cast<double>(in.q.value().bytes());
+    const double extra_forward = extra_bytes([&] {
+      const NoGrad off;
+      return Variables{attention(q, k, v)};
+    });
+    const double extra_both = extra_bytes([&] {
+      return grad({attention(q, k, v)}, {q, k, v}, {in.grad});
+    });
+    table_.set_extra_bytes(forward_name, extra_forward);
+    table_.set_extra_bytes(both_name, extra_both);
+    // The output is alive during the backward pass and is one of the operands.
+    const double extra_backward = extra_both - in_out / 4;
+    table_.note(both_name,
+                fmt::format("backward = {:.2f} x forward; memory besides inputs and outputs: "
+                            "forward {:.1f} %, backward {:.1f} %",
+                            both->ms / forward->ms - 1, 100 * extra_forward / in_out,
+                            100 * extra_backward / (2 * in_out)));
   }
 
   // As many given features as the rows of RMFA draw, or their logarithms.
   void linear_rows(int64_t n, const AttentionMask& mask, bool log,
                    const std::string& rmfa_name) const {
-    const std::string name = fmt::format("linear_attention{}{} M={} n={}", log ? " log" : "",
-                                         mask.causal ? " causal" : "", sizes_.features, n);
-    // A device without the kernel runs the composite, which these rows do not measure.
-    if (!wants_either(name) || !kernels::linear_attention_forward.has(table_.place().device.type))
-      return;
+    const std::string name =
+        fmt::format("linear_attention{}{}{} M={} n={}", log ? " log" : "", of_size_,
+                    mask.causal ? " causal" : "", sizes_.features, n);
+    if (!wants_either(name)) return;
     Inputs in = normal_inputs(sizes_.batch, n, sizes_.features);
     LinearAttentionArgs args;
     args.log_features = log;
@@ -252,7 +270,8 @@ class AttentionRows {
   }
 
   BenchTable& table_;
-  const BenchSizes& sizes_;
+  const BenchSizes sizes_;
+  const std::string of_size_;
   const Precision& precision_;
   nn::FeatureDraw draw_;
   nn::ModelRandom random_{1};
@@ -273,6 +292,10 @@ void bench_attention(BenchTable& table) {
     };
     for (int64_t n : place.sizes.lengths) attempt(n, false);
     for (int64_t n : place.sizes.causal_lengths) attempt(n, true);
+    // Features cost more next to the products of smaller heads.
+    if (place.device.type == DeviceType::cpu)
+      table.attempt(row_name("attention d=32 n=1000", precision),
+                    [&] { AttentionRows(table, precision, 32, " d=32").length(1000, false); });
     table.attempt(row_name("attention of short sentences", precision),
                   [&] { rows.short_sentences(); });
   });

@@ -4,7 +4,8 @@
 
 #include "macgrad/autograd/ops.h"
 #include "macgrad/core/cpu/gemm.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/arrays.h"
+#include "macgrad/core/kernels/random.h"
 #include "macgrad/experiments/bench/groups.h"
 
 namespace macgrad::experiments {

@@ -6,7 +6,10 @@
 
 #include "macgrad/autograd/attention.h"
 #include "macgrad/autograd/ops.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/optimizer.h"
+#include "macgrad/core/kernels/random.h"
+#include "macgrad/core/kernels/rows.h"
+#include "macgrad/core/kernels/sbn.h"
 #include "macgrad/experiments/bench/groups.h"
 
 namespace macgrad::experiments {
@@ -52,8 +55,16 @@ class Rows {
     if (!sizes_.backward_rows) return;
     const Tensor mean = normal({rows, 2}, 3), rstd = normal({rows}, 4);
     const Tensor dx = like(t), dw = like(w), db = like(b);
-    row("layer_norm_backward " + shape, t, 3,
-        [&] { kernels::layer_norm_backward(t, w, mean, rstd, t, dx, dw, db); });
+    row("layer_norm_backward " + shape, t, 3, [&] {
+      kernels::layer_norm_backward({.x = t,
+                                    .weight = w,
+                                    .mean = mean,
+                                    .rstd = rstd,
+                                    .grad = t,
+                                    .dx = dx,
+                                    .dweight = dw,
+                                    .dbias = db});
+    });
     // Heads of 64 with statistics over batch and positions: one read for them, one for the result.
     const Variable heads(t.view({-1, 8, 64, 64}));
     row("pre_sbn " + size_text(static_cast<double>(t.bytes())), t, 3,
@@ -71,8 +82,15 @@ class Rows {
     row("cross_entropy " + shape, t, 1, [&] { (void)cross_entropy(x, target, 0.1); });
     if (!sizes_.backward_rows) return;
     const Tensor statistics = normal({rows, 2}, 1), grad = normal({rows}, 2), dx = like(t);
-    row("cross_entropy_backward " + shape, t, 2,
-        [&] { kernels::cross_entropy_backward(t, target, statistics, grad, 0.1, -100, dx); });
+    row("cross_entropy_backward " + shape, t, 2, [&] {
+      kernels::cross_entropy_backward({.logits = t,
+                                       .target = target,
+                                       .statistics = statistics,
+                                       .grad = grad,
+                                       .smoothing = 0.1,
+                                       .ignore = -100,
+                                       .dlogits = dx});
+    });
   }
 
  private:

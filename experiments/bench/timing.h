@@ -22,7 +22,7 @@ struct BenchRow {
   double ms_min = 0;
   double gflop = 0;          // arithmetic of one run; 0: not counted
   double gbyte = 0;          // bytes one run must move; 0: not counted
-  double extra_bytes = -1;   // memory beside operands and results while it runs; -1: not measured
+  double extra_bytes = -1;   // memory besides operands and results while it runs; -1: not measured
   std::string against = {};  // row or limit that `ratio` is relative to; empty: none
   double ratio = 0;          // speed of this row over speed of `against` (1 = equal, more = faster)
   std::string note = {};

@@ -62,7 +62,7 @@ int main() {
                           return cross_entropy(model.forward(batch.inputs), batch.targets,
                                                /*smoothing=*/0.0, kNoIgnore, Reduction::sum);
                         },
-                        {.lr = nn::constant_schedule(2e-3), .clip_norm = 1.0});
+                        {.lr = nn::constant_schedule(1e-3), .clip_norm = 1.0});
   for (uint32_t number = 1; number <= 400; ++number) {
     const nn::StepReport report = step(make_batch(64, number));  // draws new features first
     if (number % 100 != 0) continue;

@@ -167,7 +167,8 @@ Json to_json(const RecordedStep& step, bool details) {
     const GraphRecord::Op& op = step.graph.ops()[i];
     const uint64_t id = op.node->id;
     Json one{{"key", keys[i]}, {"scope", *op.node->scope}, {"op", op.node->op}};
-    one["attributes"] = op.node->attributes;
+    one["attributes"] = Json::array();
+    for (const Attribute& a : op.node->attributes) one["attributes"].push_back({a.name, a.text()});
     one["inputs"] = Json::array();
     for (size_t k = 0; k < op.leaves.size(); ++k)
       one["inputs"].push_back(input_json(step.graph, op, k));

@@ -21,8 +21,8 @@ std::map<std::string, Tensor> parameter_gradients(nn::Transformer& model) {
 }
 
 bool is_composite(const Node& node) {
-  for (const auto& [name, value] : node.attributes)
-    if (name == "path" && value == "composite") return true;
+  for (const Attribute& a : node.attributes)
+    if (a.name == "path" && a.text() == "composite") return true;
   return false;
 }
 

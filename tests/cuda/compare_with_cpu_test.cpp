@@ -3,7 +3,8 @@
 
 #include "macgrad/autograd/scope.h"
 #include "macgrad/core/compare_with_cpu.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/arrays.h"
+#include "macgrad/core/kernels/elementwise.h"
 #include "macgrad/tests/cuda/device.h"
 #include "macgrad/tests/op_cases.h"
 

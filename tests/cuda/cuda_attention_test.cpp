@@ -7,7 +7,7 @@
 #include <limits>
 #include <string>
 
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/attention.h"
 #include "macgrad/cuda/math_mode.h"
 #include "macgrad/cuda/step_values.h"
 #include "macgrad/tests/cuda/device.h"
@@ -83,10 +83,26 @@ Results run(const Case& c, const Operands& o) {
             Tensor::full({c.B, c.H, c.T, 2}, kNan, compute_dtype(dtype), device),
             allocate(c, c.T, c.d, dtype, device), allocate(c, c.S, c.d, dtype, device),
             allocate(c, c.S, c.dv, dtype, device)};
-  kernels::softmax_attention_forward(o.q, o.k, o.v, o.key_valid, o.query_valid, o.args, r.out,
-                                     r.statistics, Scratch{});
-  kernels::softmax_attention_backward(o.q, o.k, o.v, o.key_valid, o.query_valid, r.out,
-                                      r.statistics, o.grad, o.args, r.dq, r.dk, r.dv, Scratch{});
+  kernels::softmax_attention_forward({.in = {.q = o.q,
+                                             .k = o.k,
+                                             .v = o.v,
+                                             .key_valid = o.key_valid,
+                                             .query_valid = o.query_valid,
+                                             .args = o.args},
+                                      .out = r.out,
+                                      .statistics = r.statistics});
+  kernels::softmax_attention_backward({.in = {.q = o.q,
+                                              .k = o.k,
+                                              .v = o.v,
+                                              .key_valid = o.key_valid,
+                                              .query_valid = o.query_valid,
+                                              .args = o.args},
+                                       .out = r.out,
+                                       .statistics = r.statistics,
+                                       .grad = o.grad,
+                                       .dq = r.dq,
+                                       .dk = r.dk,
+                                       .dv = r.dv});
   return r;
 }
 
@@ -211,8 +227,8 @@ TEST_CASE("cuda attention: what it refuses, and why") {
     const Tensor q = Tensor::empty({1, 1, 2, d}, dtype, kGpu),
                  v = Tensor::empty({1, 1, 2, dv}, dtype, kGpu);
     const Tensor none;
-    return kernels::softmax_attention_forward.supports(kGpu, q, q, v, none, none, {}, none, none,
-                                                       Scratch{});
+    return kernels::softmax_attention_forward.supports(
+        kGpu, {.q = q, .k = q, .v = v, .key_valid = none, .query_valid = none, .args = {}});
   };
   CHECK(support(128, 128, DType::float32).ok);
   CHECK(support(128, 1, DType::bfloat16).ok);

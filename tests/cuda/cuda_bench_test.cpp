@@ -5,7 +5,7 @@
 #include <cmath>
 #include <set>
 
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/arrays.h"
 #include "macgrad/cuda/register.h"
 #include "macgrad/experiments/bench/groups.h"
 #include "macgrad/tests/cuda/device.h"
@@ -67,8 +67,9 @@ TEST_CASE("cuda bench: every row runs in every precision") {
        {"limit/copy 0 MiB", "limit/sgemm 16x16x16 tf32", "adam 0 MiB",
         "linear 8x4 -> 8 bf16 storage", "layer_norm_backward 512x64",
         "rmfa D=16 n=20 forward+backward bf16 storage", "rmfa causal D=16 n=9 forward",
-        "softmax_attention n=20 forward tf32", "training step small rmfa+ppsbn D=16 bf16",
-        "training step small softmax replayed tf32",
+        "linear_attention M=16 n=20 forward+backward", "positive/orf D=16 n=20 forward+backward",
+        "linear_attention log causal M=16 n=9 forward tf32", "softmax_attention n=20 forward tf32",
+        "training step small rmfa+ppsbn D=16 bf16", "training step small softmax replayed tf32",
         "training step small softmax replayed bf16 storage",
         "training step small rmfa+ppsbn D=16 bf16 storage", "recording norms small softmax",
         "recording everything small rmfa+ppsbn", "decoding softmax n=3",

@@ -9,7 +9,9 @@
 #include "macgrad/autograd/attention.h"
 #include "macgrad/autograd/engine.h"
 #include "macgrad/autograd/fused.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/attention.h"
+#include "macgrad/core/kernels/linear_attention.h"
+#include "macgrad/core/kernels/rmfa.h"
 #include "macgrad/cuda/math_mode.h"
 #include "macgrad/cuda/register.h"
 #include "macgrad/cuda/runtime.h"
@@ -103,7 +105,7 @@ struct Shapes {
 };
 constexpr int64_t kLength = 3, kKeys = 5;  // some keys lie before all queries
 
-/// Operands of both kinds of attention.
+/// Operands of attention.
 struct Operands {
   Tensor q, k, v, grad, out, dq, dk, dv;
   Tensor statistics, den;  // kept by softmax attention and by RMFA
@@ -133,18 +135,36 @@ std::vector<Pass> attention_passes(const Shapes& s, DType dtype, bool causal) {
   const Tensor none;
   return {
       {"softmax attention forward",
-       kernels::softmax_attention_forward.supports(kGpu, x->q, x->k, x->v, none, none, args, none,
-                                                   none, Scratch{}),
+       kernels::softmax_attention_forward.supports(
+           kGpu,
+           {.q = x->q, .k = x->k, .v = x->v, .key_valid = none, .query_valid = none, .args = args}),
        [=] {
-         kernels::softmax_attention_forward(x->q, x->k, x->v, none, none, args, x->out,
-                                            x->statistics, Scratch{});
+         kernels::softmax_attention_forward({.in = {.q = x->q,
+                                                    .k = x->k,
+                                                    .v = x->v,
+                                                    .key_valid = none,
+                                                    .query_valid = none,
+                                                    .args = args},
+                                             .out = x->out,
+                                             .statistics = x->statistics});
        }},
       {"softmax attention backward",
-       kernels::softmax_attention_backward.supports(kGpu, x->q, x->k, x->v, none, none, none, none,
-                                                    none, args, none, none, none, Scratch{}),
+       kernels::softmax_attention_backward.supports(
+           kGpu,
+           {.q = x->q, .k = x->k, .v = x->v, .key_valid = none, .query_valid = none, .args = args}),
        [=] {
-         kernels::softmax_attention_backward(x->q, x->k, x->v, none, none, x->out, x->statistics,
-                                             x->grad, args, x->dq, x->dk, x->dv, Scratch{});
+         kernels::softmax_attention_backward({.in = {.q = x->q,
+                                                     .k = x->k,
+                                                     .v = x->v,
+                                                     .key_valid = none,
+                                                     .query_valid = none,
+                                                     .args = args},
+                                              .out = x->out,
+                                              .statistics = x->statistics,
+                                              .grad = x->grad,
+                                              .dq = x->dq,
+                                              .dk = x->dk,
+                                              .dv = x->dv});
        }}};
 }
 
@@ -157,29 +177,115 @@ std::vector<Pass> rmfa_passes(const Shapes& s, DType dtype, bool causal) {
   args.causal = causal;
   const Tensor omega = exact_signs({s.d, 4}, 9, dtype).to(kGpu);
   const Tensor weight = exact_values({3}, 10, dtype).to(kGpu);
-  const Tensor seen = Tensor::empty({2}, DType::float64, kGpu);
+  const Tensor seen = Tensor::empty({4}, DType::float64, kGpu);
   const Tensor none;
   return {{"rmfa forward",
-           kernels::rmfa_forward.supports(kGpu, x->q, x->k, x->v, none, none, omega, weight, args,
-                                          none, none, none, Scratch{}),
+           kernels::rmfa_forward.supports(kGpu, {.q = x->q,
+                                                 .k = x->k,
+                                                 .v = x->v,
+                                                 .key_valid = none,
+                                                 .query_valid = none,
+                                                 .omega = omega,
+                                                 .weight = weight,
+                                                 .args = args}),
            [=] {
-             kernels::rmfa_forward(x->q, x->k, x->v, none, none, omega, weight, args, x->out,
-                                   x->den, seen, Scratch{});
+             kernels::rmfa_forward({.in = {.q = x->q,
+                                           .k = x->k,
+                                           .v = x->v,
+                                           .key_valid = none,
+                                           .query_valid = none,
+                                           .omega = omega,
+                                           .weight = weight,
+                                           .args = args},
+                                    .out = x->out,
+                                    .den = x->den,
+                                    .stats = seen});
            }},
           {"rmfa backward",
-           kernels::rmfa_backward.supports(kGpu, x->q, x->k, x->v, none, none, omega, weight, none,
-                                           none, none, args, none, none, none, Scratch{}),
+           kernels::rmfa_backward.supports(kGpu, {.q = x->q,
+                                                  .k = x->k,
+                                                  .v = x->v,
+                                                  .key_valid = none,
+                                                  .query_valid = none,
+                                                  .omega = omega,
+                                                  .weight = weight,
+                                                  .args = args}),
            [=] {
-             kernels::rmfa_backward(x->q, x->k, x->v, none, none, omega, weight, x->out, x->den,
-                                    x->grad, args, x->dq, x->dk, x->dv, Scratch{});
+             kernels::rmfa_backward({.in = {.q = x->q,
+                                            .k = x->k,
+                                            .v = x->v,
+                                            .key_valid = none,
+                                            .query_valid = none,
+                                            .omega = omega,
+                                            .weight = weight,
+                                            .args = args},
+                                     .out = x->out,
+                                     .den = x->den,
+                                     .grad = x->grad,
+                                     .dq = x->dq,
+                                     .dk = x->dk,
+                                     .dv = x->dv});
            }}};
 }
 
-TEST_CASE("supports accepts a call exactly when its launches go through, whatever the card") {
+std::vector<Pass> linear_passes(const Shapes& s, DType dtype, bool causal) {
+  const auto x = std::make_shared<Operands>(s, dtype);
+  const Tensor sums = Tensor::full({1, 1, kLength, 3}, 1.0, DType::float64, kGpu);
+  const Tensor seen = Tensor::empty({4}, DType::float64, kGpu), none;
+  static const LinearAttentionArgs args{.constant = 1.0};
+  const auto with_operands = [=](const auto& f) {
+    return f(LinearAttentionOperands{.phi_q = x->q,
+                                     .phi_k = x->k,
+                                     .v = x->v,
+                                     .log_weight = none,
+                                     .key_valid = none,
+                                     .query_valid = none,
+                                     .args = args,
+                                     .causal = causal});
+  };
+  const auto supports = [&](const auto& slot) {
+    return with_operands(
+        [&](const LinearAttentionOperands& in) { return slot.supports(kGpu, in); });
+  };
+  return {{"linear attention forward", supports(kernels::linear_attention_forward),
+           [=] {
+             with_operands([&](const LinearAttentionOperands& in) {
+               kernels::linear_attention_forward(
+                   {.in = in, .out = x->out, .sums = sums, .stats = seen});
+             });
+           }},
+          {"linear attention backward", supports(kernels::linear_attention_backward), [=] {
+             with_operands([&](const LinearAttentionOperands& in) {
+               kernels::linear_attention_backward({.in = in,
+                                                   .out = x->out,
+                                                   .sums = sums,
+                                                   .grad = x->grad,
+                                                   .dphi_q = x->dq,
+                                                   .dphi_k = x->dk,
+                                                   .dv = x->dv,
+                                                   .dlog_weight = none});
+             });
+           }}};
+}
+
+TEST_CASE("supports accepts a call exactly when its launches go through, on every card") {
   int accepted = 0, refused = 0;
+  const auto check = [&](const Pass& pass) {
+    const std::string failure = failure_of(pass.call);
+    CHECK((failure == "") == pass.support.ok);
+    CHECK((failure == "" || failure.find("bytes of shared memory per block") != std::string::npos));
+    (pass.support.ok ? accepted : refused)++;
+  };
   for (const int kibibytes : {99, 163, 227}) {
     if (!has_shared_memory(kibibytes)) continue;
     const CardWith card(size_t{1024} * static_cast<size_t>(kibibytes));
+    for (const DType dtype : {DType::float32, DType::float64})
+      for (const bool causal : {false, true})
+        for (const Pass& pass : linear_passes({65, 130}, dtype, causal)) {
+          INFO(kibibytes, " KiB, ", pass.name, " ", std::string(name(dtype)), " causal ", causal);
+          CHECK(pass.support.ok == (dtype == DType::float32 || kibibytes > 99));
+          check(pass);
+        }
     for (const auto mode : {cuda::MathMode::exact, cuda::MathMode::tf32, cuda::MathMode::bf16}) {
       const MathModeScope scope(mode);
       for (const DType dtype : {DType::float32, DType::bfloat16}) {
@@ -191,12 +297,7 @@ TEST_CASE("supports accepts a call exactly when its launches go through, whateve
               for (const Pass& pass : passes) {
                 INFO(kibibytes, " KiB, ", pass.name, " ", std::string(name(dtype)), " mode ",
                      static_cast<int>(mode), " d ", s.d, " dv ", s.dv, " causal ", causal);
-                const std::string failure = failure_of(pass.call);
-                CHECK((failure == "") == pass.support.ok);
-                const bool of_memory =
-                    failure.find("bytes of shared memory per block") != std::string::npos;
-                CHECK((failure == "" || of_memory));
-                (pass.support.ok ? accepted : refused)++;
+                check(pass);
               }
             }
           }
@@ -234,8 +335,14 @@ TEST_CASE("a fused op whose backward pass does not fit runs its composite when i
     const NoGrad inference;
     const Tensor none;
     CHECK(kernels::rmfa_forward
-              .supports(kGpu, x.q, x.k, x.v, none, none, omega, weight, args, none, none, none,
-                        Scratch{})
+              .supports(kGpu, {.q = x.q,
+                               .k = x.k,
+                               .v = x.v,
+                               .key_valid = none,
+                               .query_valid = none,
+                               .omega = omega,
+                               .weight = weight,
+                               .args = args})
               .ok);
     CHECK(difference(call().value().to(kCpu), recorded.value().to(kCpu)) < 1e-4);
   }

@@ -5,7 +5,8 @@
 #include <cmath>
 #include <cstring>
 
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/arrays.h"
+#include "macgrad/core/kernels/elementwise.h"
 #include "macgrad/cuda/strided.h"
 #include "macgrad/tests/cuda/device.h"
 #include "macgrad/tests/cuda/orders.h"
@@ -100,13 +101,13 @@ TEST_CASE("cuda elementwise: every slot, dtype and layout gives the CPU's values
         };
         const auto first = std::pair<const Tensor&, const Tensor&>(a, x);
         const auto second = std::pair<const Tensor&, const Tensor&>(b, y);
-#define MACGRAD_TRY(op) agree(kernels::op, dtype, first);
+#define MACGRAD_TRY(op, ...) agree(kernels::op, dtype, first);
         MACGRAD_UNARY_OPS(MACGRAD_TRY)
 #undef MACGRAD_TRY
-#define MACGRAD_TRY(op) agree(kernels::op, dtype, first, second);
+#define MACGRAD_TRY(op, ...) agree(kernels::op, dtype, first, second);
         MACGRAD_BINARY_OPS(MACGRAD_TRY)
 #undef MACGRAD_TRY
-#define MACGRAD_TRY(op) agree(kernels::op, DType::boolean, first, second);
+#define MACGRAD_TRY(op, ...) agree(kernels::op, DType::boolean, first, second);
         MACGRAD_COMPARE_OPS(MACGRAD_TRY)
 #undef MACGRAD_TRY
         const Tensor condition = random_mask({n, 6}, 3), mask = on_gpu(condition);

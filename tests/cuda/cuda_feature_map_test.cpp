@@ -6,7 +6,8 @@
 
 #include "macgrad/autograd/engine.h"
 #include "macgrad/autograd/ops.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/generator.h"
+#include "macgrad/core/kernels/rmfa.h"
 #include "macgrad/cuda/step_values.h"
 #include "macgrad/nn/attention_core.h"
 #include "macgrad/nn/maclaurin_features.h"

@@ -2,7 +2,7 @@
 // runs of one row (a padding token), the same bits in any order of threads, indices outside.
 #include <doctest/doctest.h>
 
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/arrays.h"
 #include "macgrad/cuda/index_fault.h"
 #include "macgrad/tests/cuda/device.h"
 #include "macgrad/tests/cuda/orders.h"

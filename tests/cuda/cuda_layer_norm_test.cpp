@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/rows.h"
 #include "macgrad/cuda/row_chunks.h"
 #include "macgrad/tests/cuda/device.h"
 #include "macgrad/tests/cuda/rounding.h"
@@ -41,8 +41,21 @@ Tensors run(const Operands& o, double eps = 1e-5) {
   const int64_t rows = o.x.size(0);
   const Tensors r{like(o.x), statistic({rows, 2}), statistic({rows}),
                   like(o.x), like(o.weight),       like(o.bias)};
-  kernels::layer_norm_forward(o.x, o.weight, o.bias, eps, r[0], r[1], r[2]);
-  kernels::layer_norm_backward(o.x, o.weight, r[1], r[2], o.grad, r[3], r[4], r[5]);
+  kernels::layer_norm_forward({.x = o.x,
+                               .weight = o.weight,
+                               .bias = o.bias,
+                               .eps = eps,
+                               .y = r[0],
+                               .mean = r[1],
+                               .rstd = r[2]});
+  kernels::layer_norm_backward({.x = o.x,
+                                .weight = o.weight,
+                                .mean = r[1],
+                                .rstd = r[2],
+                                .grad = o.grad,
+                                .dx = r[3],
+                                .dweight = r[4],
+                                .dbias = r[5]});
   return r;
 }
 

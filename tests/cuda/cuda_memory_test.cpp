@@ -6,7 +6,8 @@
 
 #include "macgrad/autograd/scope.h"
 #include "macgrad/core/allocator.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/arrays.h"
+#include "macgrad/core/kernels/elementwise.h"
 #include "macgrad/core/step_graph.h"
 #include "macgrad/cuda/register.h"
 #include "macgrad/cuda/runtime.h"

@@ -24,9 +24,10 @@ Tensors moved(const Tensors& list, Device device) {
   return result;
 }
 
-// Linear attention has no CUDA kernel; a GPU runs its composite.
-bool on_cpu_only(const OpCase& row) {
-  return row.op == "linear_attention";
+// On a GPU the fused kernels of these ops take float32 and bfloat16; in float64 their composites
+// run.
+bool has_no_float64_kernel(const OpCase& row) {
+  return row.op == "softmax_attention" || row.op == "rmfa";
 }
 
 TEST_CASE("cuda op table: every dtype agrees with float64 on the CPU, values and derivatives") {
@@ -35,8 +36,7 @@ TEST_CASE("cuda op table: every dtype agrees with float64 on the CPU, values and
     for (const DType dtype : {DType::float64, DType::float32, DType::bfloat16}) {
       if (dtype == DType::bfloat16 && !row.bfloat16) continue;
       guarded(row, [&] {
-        // Fused kernels in float64 are the CPU's alone; on a GPU those ops run their composites.
-        const CompositesAllowed allowed(dtype == DType::float64 || on_cpu_only(row));
+        const CompositesAllowed allowed(dtype == DType::float64 && has_no_float64_kernel(row));
         const Tensors inputs = make_inputs(row.inputs, dtype);
         const int order = dtype == DType::bfloat16 ? std::min(1, order_of(row)) : order_of(row);
         const Worst worst = compare(evaluate(row, moved(inputs, kGpu), order),
@@ -50,7 +50,6 @@ TEST_CASE("cuda op table: every dtype agrees with float64 on the CPU, values and
 TEST_CASE("cuda op table: strided operands and odd sizes") {
   const Threads one(1);
   for (const OpCase& row : op_cases()) {
-    const CompositesAllowed allowed(on_cpu_only(row));
     guarded(row, [&] {
       const Tensors inputs = make_inputs(row.inputs, DType::float32);
       Tensors views;
@@ -83,7 +82,6 @@ TEST_CASE("cuda op table: poisoned memory and other orders of threads change no 
   [[maybe_unused]] const OpenMemory open;
   const uint64_t before = guard_violations();
   for (const OpCase& row : op_cases()) {
-    const CompositesAllowed allowed(on_cpu_only(row));
     guarded(row, [&] {
       const Tensors inputs = moved(make_inputs(row.inputs, DType::float32), kGpu);
       const int order = std::min(1, order_of(row));

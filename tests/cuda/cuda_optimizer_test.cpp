@@ -5,7 +5,8 @@
 #include <cmath>
 #include <limits>
 
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/elementwise.h"
+#include "macgrad/core/kernels/optimizer.h"
 #include "macgrad/cuda/step_values.h"
 #include "macgrad/tests/cuda/device.h"
 #include "macgrad/tests/cuda/orders.h"

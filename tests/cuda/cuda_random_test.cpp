@@ -2,7 +2,7 @@
 // step that device memory names.
 #include <doctest/doctest.h>
 
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/random.h"
 #include "macgrad/cuda/runtime.h"
 #include "macgrad/cuda/step_values.h"
 #include "macgrad/tests/cuda/device.h"

@@ -5,7 +5,8 @@
 #include <cmath>
 #include <limits>
 
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/arrays.h"
+#include "macgrad/core/kernels/random.h"
 #include "macgrad/cuda/reduce_tiling.h"
 #include "macgrad/tests/cuda/device.h"
 #include "macgrad/tests/cuda/orders.h"

@@ -6,7 +6,7 @@
 #include <numeric>
 
 #include "macgrad/core/generator.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/rmfa.h"
 #include "macgrad/cuda/rmfa_memory.h"
 
 namespace macgrad::testing {

@@ -5,7 +5,7 @@
 
 #include <cmath>
 
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/sbn.h"
 #include "macgrad/tests/cuda/device.h"
 #include "macgrad/tests/cuda/rounding.h"
 #include "macgrad/tests/op_cases.h"
@@ -55,8 +55,24 @@ Tensors run(const PreSbn& c, Device device, bool in_float64 = false) {
         .transpose(1, 2);
   };
   const Tensor y = result(), dx = result();
-  kernels::pre_sbn_forward(x, valid, c.statistics, c.eps, mean, var, Tensor(), Tensor(), 0.0, y);
-  kernels::pre_sbn_backward(x, valid, mean, var, grad, c.statistics, c.eps, dx);
+  kernels::pre_sbn_forward({.x = x,
+                            .valid = valid,
+                            .statistics = c.statistics,
+                            .eps = c.eps,
+                            .mean = mean,
+                            .var = var,
+                            .running_mean = Tensor(),
+                            .running_var = Tensor(),
+                            .momentum = 0.0,
+                            .y = y});
+  kernels::pre_sbn_backward({.x = x,
+                             .valid = valid,
+                             .mean = mean,
+                             .var = var,
+                             .grad = grad,
+                             .statistics = c.statistics,
+                             .eps = c.eps,
+                             .dx = dx});
   Tensors results{y.clone(), dx.clone()};
   if (mean.defined()) results.insert(results.end(), {mean, var});
   for (Tensor& t : results) t = t.to(kCpu);
@@ -214,8 +230,16 @@ TEST_CASE("cuda preSBN: running statistics follow those of the batch as on the C
                      var = Tensor::empty({2, 40}, compute_dtype(dtype), device);
         Tensors running{exact_values({2, 40}, 4, kept).to(device),
                         exact_values({2, 40}, 5, kept).to(device)};
-        kernels::pre_sbn_forward(moved(x, device), moved(valid, device), SbnStatistics::batch, 1e-5,
-                                 mean, var, running[0], running[1], 0.3, y);
+        kernels::pre_sbn_forward({.x = moved(x, device),
+                                  .valid = moved(valid, device),
+                                  .statistics = SbnStatistics::batch,
+                                  .eps = 1e-5,
+                                  .mean = mean,
+                                  .var = var,
+                                  .running_mean = running[0],
+                                  .running_var = running[1],
+                                  .momentum = 0.3,
+                                  .y = y});
         return Tensors{running[0].to(kCpu), running[1].to(kCpu)};
       };
       const Tensors got = followed(kGpu), expected = followed(kCpu);
@@ -242,7 +266,14 @@ Tensors run(const PostSbn& c, Device device) {
                  .transpose(1, 2);
   }
   kernels::post_sbn_forward(x, gamma, beta, 1e-6, r[0]);
-  kernels::post_sbn_backward(x, gamma, beta, grad, 1e-6, r[1], r[2], r[3]);
+  kernels::post_sbn_backward({.x = x,
+                              .gamma = gamma,
+                              .beta = beta,
+                              .grad = grad,
+                              .eps = 1e-6,
+                              .dx = r[1],
+                              .dgamma = r[2],
+                              .dbeta = r[3]});
   for (Tensor& t : r) t = t.clone().to(kCpu);
   return r;
 }

@@ -8,7 +8,7 @@
 #include <limits>
 
 #include "macgrad/core/error.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/rows.h"
 #include "macgrad/tests/cuda/device.h"
 #include "macgrad/tests/cuda/rounding.h"
 #include "macgrad/tests/op_cases.h"
@@ -50,7 +50,13 @@ Tensors cross_entropies(const Tensor& x, const Tensor& target, const Tensor& g, 
                         int64_t ignore, const Tensor& at = {}) {
   const Tensors r{like(g), Tensor::empty({g.size(0), 2}, g.dtype(), g.device()), like(x)};
   kernels::cross_entropy_forward(x, target, smoothing, ignore, r[0], r[1]);
-  kernels::cross_entropy_backward(x, target, at.defined() ? at : r[1], g, smoothing, ignore, r[2]);
+  kernels::cross_entropy_backward({.logits = x,
+                                   .target = target,
+                                   .statistics = at.defined() ? at : r[1],
+                                   .grad = g,
+                                   .smoothing = smoothing,
+                                   .ignore = ignore,
+                                   .dlogits = r[2]});
   return r;
 }
 

@@ -7,7 +7,7 @@
 
 #include "macgrad/autograd/engine.h"
 #include "macgrad/autograd/ops.h"
-#include "macgrad/core/kernels.h"
+#include "macgrad/core/kernels/random.h"
 #include "macgrad/nn/dropout.h"
 #include "macgrad/nn/linear.h"
 #include "macgrad/nn/training_step.h"
