@@ -62,6 +62,9 @@ class ProjectedAttention : public WeightedAttentionOp {
   Support supports(const Tensors& x) const override {
     return kernels::projected_attention_forward.supports(x[0].device(), operands(x));
   }
+  Support supports_backward(const Tensors& x) const override {
+    return kernels::projected_attention_backward.supports(x[0].device(), operands(x));
+  }
   Result forward(const Tensors& x) override {
     const Device device = x[0].device();
     const Tensors rows = rows_with_weight(x);
@@ -151,10 +154,11 @@ Variable projected_attention(const Variable& q, const Variable& k, const Variabl
                                     omega.to(DType::float32), args, statistics),
                 DType::bfloat16);
   }
+  const Variable weight = log_weight.defined() ? wide_log_weight(op, log_weight, k) : Variable();
   if (!kernels::projected_attention_forward.has(q.device().type))
-    return on_features(q, k, v, log_weight, mask, omega, args, statistics);
+    return on_features(q, k, v, weight, mask, omega, args, statistics);
   Variables in{q, k, v};
-  if (log_weight.defined()) in.push_back(wide_log_weight(op, log_weight, k));
+  if (weight.defined()) in.push_back(weight);
   // With fewer keys than dv, summing the state again costs less than keeping it.
   const bool keep_state = !mask.causal && k.size(2) >= v.size(3) && wants_recording(in);
   const auto fused = std::make_shared<ProjectedAttention>(mask, omega, args, keep_state);

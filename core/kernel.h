@@ -290,9 +290,9 @@ class Kernel<void(Args...)> {
 }  // namespace macgrad
 
 // A family's list, LIST(KERNEL) with KERNEL(name, operands) or LIST(KERNEL, SCRATCH) with
-// SCRATCH(name, operand struct), becomes the functions of both backends and the slots. Fused
-// kernels have an operand struct with a member `in`, on which `name_supports` and `name_scratch`
-// depend, and a member `scratch`.
+// SCRATCH(name, operand struct), becomes the functions of both backends and the slots. The operand
+// struct of SCRATCH has a member `in`, on which `name_supports` and `name_scratch` depend, and a
+// member `scratch`.
 #define MACGRAD_DECLARE_KERNEL(name, ...) void name(__VA_ARGS__);
 #define MACGRAD_DECLARE_SCRATCH(name, Call)           \
   void name(const Call& x);                           \

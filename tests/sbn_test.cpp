@@ -206,31 +206,25 @@ TEST_CASE(
         return add(mul(before, 1.0 - 0.3), mul(Variable(now), 0.3)).value().to(kept);
       };
       const Tensor old_mean = running_mean.clone(), old_var = running_var.clone();
-      kernels::pre_sbn_forward({.x = x,
-                                .valid = Tensor(),
-                                .statistics = SbnStatistics::batch,
-                                .eps = 1e-5,
-                                .mean = mean,
-                                .var = var,
-                                .running_mean = running_mean,
-                                .running_var = running_var,
-                                .momentum = 0.3,
-                                .y = y});
+      const auto forward = [&](SbnStatistics statistics) {
+        kernels::pre_sbn_forward({.x = x,
+                                  .valid = Tensor(),
+                                  .statistics = statistics,
+                                  .eps = 1e-5,
+                                  .mean = mean,
+                                  .var = var,
+                                  .running_mean = running_mean,
+                                  .running_var = running_var,
+                                  .momentum = 0.3,
+                                  .y = y});
+      };
+      forward(SbnStatistics::batch);
       CHECK(max_abs_difference(running_mean, followed(old_mean, mean)) == 0);
       CHECK(max_abs_difference(running_var, followed(old_var, var)) == 0);
       CHECK(max_abs_difference(running_mean, old_mean) > 0.01);
       // Other statistics leave them alone.
       const Tensor after = running_mean.clone();
-      kernels::pre_sbn_forward({.x = x,
-                                .valid = Tensor(),
-                                .statistics = SbnStatistics::fixed,
-                                .eps = 1e-5,
-                                .mean = mean,
-                                .var = var,
-                                .running_mean = running_mean,
-                                .running_var = running_var,
-                                .momentum = 0.3,
-                                .y = y});
+      forward(SbnStatistics::fixed);
       CHECK(max_abs_difference(running_mean, after) == 0);
     }
   }

@@ -129,10 +129,14 @@ inline void multiply(const Code* codes, int64_t K, int64_t C, const float* x, in
   }
 }
 
-/// Rows far apart are no stream that a processor recognises.
+/// The rows after x, which need not exist: rows far apart are no stream that a processor
+/// recognises.
 inline void prefetch_rows(const float* x, int64_t ldx, int64_t width) {
-  for (int64_t i = 0; i < kTokens; ++i)
-    for (int64_t c = 0; c < width; c += 16) __builtin_prefetch(x + i * ldx + c);
+  const auto address = reinterpret_cast<uintptr_t>(x);
+  for (int64_t i = kTokens; i < 2 * kTokens; ++i)
+    for (int64_t c = 0; c < width; c += 16)
+      __builtin_prefetch(reinterpret_cast<const void*>(
+          address + static_cast<uintptr_t>(i * ldx + c) * sizeof(float)));
 }
 
 /// p (C, n), stride ldp, = (x signs)ᵀ of rows x (n, K), stride ldx. p is written up to the next
@@ -143,7 +147,7 @@ inline void multiply_rows(const Code* codes, int64_t K, int64_t C, int64_t n, co
   for (int64_t t = 0; t < n; t += kTokens) {
     attention::rows_to_panel([&](int64_t i) { return x + (t + i) * ldx; }, std::min(kTokens, n - t),
                              K, 1.0f, panel, kTokens, kTokens);
-    prefetch_rows(x + (t + kTokens) * ldx, ldx, K);
+    prefetch_rows(x + t * ldx, ldx, K);
     multiply(codes, K, C, panel, kTokens, p + t, ldp, scratch);
   }
 }

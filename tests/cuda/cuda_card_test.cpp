@@ -179,52 +179,35 @@ std::vector<Pass> rmfa_passes(const Shapes& s, DType dtype, bool causal) {
   const Tensor weight = exact_values({3}, 10, dtype).to(kGpu);
   const Tensor seen = Tensor::empty({4}, DType::float64, kGpu);
   const Tensor none;
-  return {{"rmfa forward",
-           kernels::rmfa_forward.supports(kGpu, {.q = x->q,
-                                                 .k = x->k,
-                                                 .v = x->v,
-                                                 .key_valid = none,
-                                                 .query_valid = none,
-                                                 .omega = omega,
-                                                 .weight = weight,
-                                                 .args = args}),
+  const auto with_operands = [=](const auto& f) {
+    return f(RmfaOperands{.q = x->q,
+                          .k = x->k,
+                          .v = x->v,
+                          .key_valid = none,
+                          .query_valid = none,
+                          .omega = omega,
+                          .weight = weight,
+                          .args = args});
+  };
+  const auto supports = [&](const auto& slot) {
+    return with_operands([&](const RmfaOperands& in) { return slot.supports(kGpu, in); });
+  };
+  return {{"rmfa forward", supports(kernels::rmfa_forward),
            [=] {
-             kernels::rmfa_forward({.in = {.q = x->q,
-                                           .k = x->k,
-                                           .v = x->v,
-                                           .key_valid = none,
-                                           .query_valid = none,
-                                           .omega = omega,
-                                           .weight = weight,
-                                           .args = args},
-                                    .out = x->out,
-                                    .den = x->den,
-                                    .stats = seen});
+             with_operands([&](const RmfaOperands& in) {
+               kernels::rmfa_forward({.in = in, .out = x->out, .den = x->den, .stats = seen});
+             });
            }},
-          {"rmfa backward",
-           kernels::rmfa_backward.supports(kGpu, {.q = x->q,
-                                                  .k = x->k,
-                                                  .v = x->v,
-                                                  .key_valid = none,
-                                                  .query_valid = none,
-                                                  .omega = omega,
-                                                  .weight = weight,
-                                                  .args = args}),
-           [=] {
-             kernels::rmfa_backward({.in = {.q = x->q,
-                                            .k = x->k,
-                                            .v = x->v,
-                                            .key_valid = none,
-                                            .query_valid = none,
-                                            .omega = omega,
-                                            .weight = weight,
-                                            .args = args},
-                                     .out = x->out,
-                                     .den = x->den,
-                                     .grad = x->grad,
-                                     .dq = x->dq,
-                                     .dk = x->dk,
-                                     .dv = x->dv});
+          {"rmfa backward", supports(kernels::rmfa_backward), [=] {
+             with_operands([&](const RmfaOperands& in) {
+               kernels::rmfa_backward({.in = in,
+                                       .out = x->out,
+                                       .den = x->den,
+                                       .grad = x->grad,
+                                       .dq = x->dq,
+                                       .dk = x->dk,
+                                       .dv = x->dv});
+             });
            }}};
 }
 

@@ -118,36 +118,22 @@ Results run(const Operands& x, const RmfaArgs& args, bool backward, bool cancell
   r.out = heads(x.q, x.v.size(3));
   r.den = Tensor::empty({x.q.size(0), x.q.size(1), x.q.size(2)}, compute_dtype(dtype), device);
   r.stats = Tensor::empty({4}, DType::float64, device);
-  kernels::rmfa_forward({.in = {.q = x.q,
-                                .k = x.k,
-                                .v = x.v,
-                                .key_valid = x.key_valid,
-                                .query_valid = x.query_valid,
-                                .omega = x.omega,
-                                .weight = x.weight,
-                                .args = args},
-                         .out = r.out,
-                         .den = r.den,
-                         .stats = r.stats});
+  const RmfaOperands in{.q = x.q,
+                        .k = x.k,
+                        .v = x.v,
+                        .key_valid = x.key_valid,
+                        .query_valid = x.query_valid,
+                        .omega = x.omega,
+                        .weight = x.weight,
+                        .args = args};
+  kernels::rmfa_forward({.in = in, .out = r.out, .den = r.den, .stats = r.stats});
   if (backward) {
     r.dq = heads(x.q, x.q.size(3));
     r.dk = heads(x.k, x.k.size(3));
     r.dv = heads(x.v, x.v.size(3));
     if (!cancelling) r.out.fill(0.0);
-    kernels::rmfa_backward({.in = {.q = x.q,
-                                   .k = x.k,
-                                   .v = x.v,
-                                   .key_valid = x.key_valid,
-                                   .query_valid = x.query_valid,
-                                   .omega = x.omega,
-                                   .weight = x.weight,
-                                   .args = args},
-                            .out = r.out,
-                            .den = r.den,
-                            .grad = x.grad,
-                            .dq = r.dq,
-                            .dk = r.dk,
-                            .dv = r.dv});
+    kernels::rmfa_backward(
+        {.in = in, .out = r.out, .den = r.den, .grad = x.grad, .dq = r.dq, .dk = r.dk, .dv = r.dv});
   }
   return r;
 }
